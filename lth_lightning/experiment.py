@@ -1,0 +1,71 @@
+"""The plan of an experiment: which networks are trained, in which order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.results import VARIANTS
+
+CONTROLS = tuple(variant for variant in VARIANTS if variant != "ticket")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network to train: the round, what it is in that round, and which of several alike."""
+
+    round: int
+    variant: str
+    replicate: int = 0
+
+    def title(self, density: float) -> str:
+        """A name that reads well in a legend and sorts by round: `round_07 21.1% ticket`."""
+        again = f" #{self.replicate + 1}" if self.replicate else ""
+        return f"round_{self.round:02d} {100 * density:.3g}% {self.variant}{again}"
+
+
+def plan_networks(
+    rounds: Sequence[int],
+    controls: Sequence[str],
+    control_rounds: Sequence[int] | None,
+    replicates: int,
+    *,
+    found: bool,
+) -> list[Network]:
+    """The networks in the order of training: round by round, the ticket and then its controls.
+
+    Only `pruned_only` comes before the ticket: it shows the weights as the last round left them.
+
+    Args:
+        rounds: the rounds there are.
+        controls: variants to train beside the ticket.
+        control_rounds: rounds that have controls; None: all but round 0, whose ticket is the dense network.
+        replicates: how many networks of each random control a round.
+        found: whether tickets are found here, and not read from files.
+
+    Raises:
+        SettingError: an unknown or repeated control, a round that there is not, replicates < 1, or
+            `pruned_only` for tickets from files, where there is no last round.
+    """
+    for control in controls:
+        if control not in CONTROLS:
+            raise unknown_name("lottery.controls", control, CONTROLS)
+    if len(set(controls)) < len(controls):
+        raise SettingError(f"lottery.controls: {list(controls)} names a control twice; see control_replicates.")
+    if replicates < 1:
+        raise SettingError(f"lottery.control_replicates: {replicates}; a control needs at least 1.")
+    if not found and "pruned_only" in controls:
+        raise SettingError("lottery.controls: pruned_only prunes a round's trained weights; tickets are not pruned.")
+    possible = [round for round in rounds if round > 0 or not found]
+    chosen = possible if control_rounds is None else control_rounds
+    if odd := [round for round in chosen if round not in possible]:
+        raise SettingError(
+            f"lottery.control_rounds: there is no round {odd[0]} to control; "
+            f"rounds are {', '.join(map(str, possible)) or 'only the dense one'}."
+        )
+    plan = []
+    for round in rounds:
+        here = controls if round in chosen else ()
+        plan += [Network(round, "pruned_only")] if "pruned_only" in here else []
+        plan += [Network(round, "ticket")]
+        plan += [Network(round, control, i) for control in here if control != "pruned_only" for i in range(replicates)]
+    return plan

@@ -1,0 +1,208 @@
+"""The papers' figures, drawn from rows; readable in black and white and by the colour-blind.
+
+Nothing but this module imports matplotlib, so that whoever draws nothing does not wait for it.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from lth_lightning.results import LayerRow, Row, Spread, by_round, curves, dense_rows, densities, of_variant, spread
+
+Curve = dict[int, Spread]
+"""What was measured, by round."""
+
+
+class Style(NamedTuple):
+    """How a variant looks; colours of Okabe and Ito (2008), and a marker and a line of its own without colour."""
+
+    color: str
+    marker: str
+    line: str | tuple[int, tuple[float, ...]]
+
+
+STYLES = {
+    "ticket": Style("#0072B2", "o", "-"),
+    "random_reinit": Style("#D55E00", "s", (0, (5, 1.5))),
+    "random_mask": Style("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
+    "pruned_only": Style("#CC79A7", "D", (0, (1, 1.5))),
+}
+
+
+def accuracy_figure(rows: Sequence[Row], title: str) -> Figure | None:
+    """Test accuracy at the end of training over density, per variant; the dense network is a line.
+
+    The frame is that of the trained networks: `pruned_only`, which soon falls to chance, may leave it.
+
+    Returns:
+        The figure, or None where no test accuracy is known.
+    """
+    found = curves(rows, lambda row: row.test_acc)
+    if not found:
+        return None
+    figure, axes = _over_density(rows, found, spread(row.test_acc for row in dense_rows(rows)), title)
+    axes.set_ylabel("test accuracy (%)")
+    axes.yaxis.set_major_formatter(_percent)
+    framed = {variant: curve for variant, curve in found.items() if variant != "pruned_only"} or found
+    lowest = min(value.low for curve in framed.values() for value in curve.values())
+    highest = max(value.high for curve in found.values() for value in curve.values())
+    margin = 0.05 * (highest - lowest) or 0.01
+    axes.set_ylim(lowest - margin, highest + margin)
+    return figure
+
+
+def early_stop_figure(rows: Sequence[Row], title: str) -> Figure | None:
+    """The step of the lowest validation loss over density, per variant: how soon each has learned.
+
+    Returns:
+        The figure, or None where no such step is known.
+    """
+    found = curves(rows, lambda row: row.early_stop_step)
+    if not found:
+        return None
+    figure, axes = _over_density(rows, found, spread(row.early_stop_step for row in dense_rows(rows)), title)
+    axes.set_ylabel("early stop (step of lowest validation loss)")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def layers_figure(layers: Sequence[LayerRow], title: str) -> Figure | None:
+    """The density of each prunable layer of the tickets over the rounds; layers that shrink alike share a curve.
+
+    Returns:
+        The figure, or None where there is no ticket.
+    """
+    tickets = of_variant(layers, "ticket")
+    if not tickets:
+        return None
+    groups = _alike(tickets)
+    legend_columns = math.ceil(len(groups) / 20)
+    figure, axes = _frame(title, width=5.2 + 2 * legend_columns)
+    for number, (label, curve) in enumerate(groups.items()):
+        _draw(axes, list(curve), list(curve.values()), _layer_style(number, len(groups)), label)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("weights kept in the layer (%, log scale)")
+    axes.set_yscale("log")
+    _percent_ticks(axes.yaxis, [value.low for curve in groups.values() for value in curve.values()])
+    figure.legend(loc="outside right upper", ncols=legend_columns, fontsize="small", title="layer (weights)")
+    return figure
+
+
+def image_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as the content of a file of this kind, "png" or "svg"; the same rows give the same bytes."""
+    out = io.BytesIO()
+    with rc_context({"svg.hashsalt": "lth_lightning"}):
+        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()
+
+
+def _frame(title: str, width: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize="medium")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _over_density(
+    rows: Sequence[Row], found: dict[str, Curve], dense: Spread | None, title: str
+) -> tuple[Figure, Axes]:
+    """A curve a variant over a density axis that falls to the right, and the dense network's mean as a line."""
+    figure, axes = _frame(title, width=7)
+    density = densities(rows)
+    for variant, curve in found.items():
+        label = f"{variant.replace('_', ' ')} ({_count(curve)})"
+        _draw(axes, [density[number] for number in curve], list(curve.values()), STYLES[variant], label)
+    if dense:
+        axes.axhline(dense.mean, color="black", linestyle="--", linewidth=1, label=f"dense network (n = {dense.n})")
+    axes.set_xlabel("weights kept (%, log scale)")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    _percent_ticks(axes.xaxis, list(density.values()))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure, axes
+
+
+def _draw(axes: Axes, x: Sequence[float], values: Sequence[Spread], style: Style, label: str) -> None:
+    """Means as a line with markers, and from least to greatest as a band."""
+    means = [value.mean for value in values]
+    axes.plot(
+        x, means, color=style.color, marker=style.marker, linestyle=style.line,
+        markersize=5, markerfacecolor="white", label=label,
+    )  # fmt: skip
+    if any(value.n > 1 for value in values):
+        low, high = [value.low for value in values], [value.high for value in values]
+        axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
+
+
+def _alike(tickets: Sequence[LayerRow]) -> dict[str, Curve]:
+    """The layers' curves by label. Layers within 3 % of each other in every round, a line's width, are one curve."""
+    sizes = {row.layer: row.size for row in tickets}
+    groups: list[tuple[Curve, list[str]]] = []
+    for layer, short in zip(sizes, _short(list(sizes)), strict=True):
+        # a layer pruned to nothing has no place on a log axis: its curve ends
+        curve = by_round([row for row in tickets if row.layer == layer], lambda row: row.density or None)
+        group = next((names for other, names in groups if _close(curve, other)), None)
+        if group is None:
+            groups.append((curve, group := []))
+        group.append(f"{short} ({sizes[layer]:,})")
+    return {
+        ",\n".join(names) if len(names) < 4 else f"{names[0]} …\n{names[-1]}: {len(names)} layers": curve
+        for curve, names in groups
+    }
+
+
+def _close(one: Curve, other: Curve) -> bool:
+    return one.keys() == other.keys() and all(math.isclose(one[n].mean, other[n].mean, rel_tol=0.03) for n in one)
+
+
+def _short(names: list[str]) -> list[str]:
+    """The names without the dotted parts that all of them begin with (`model.net.`) or end in (`.weight`)."""
+    parts = [name.split(".") for name in names]
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                del part[end]
+    return [".".join(part) for part in parts]
+
+
+def _layer_style(number: int, of: int) -> Style:
+    """From dark (the first layer) to light, so that the order of many layers shows without colour too."""
+    lines = [style.line for style in STYLES.values()]
+    color = to_hex(colormaps["viridis"](0.85 * number / max(1, of - 1)))
+    return Style(color, "osD^v<>pX*"[number % 10], lines[number % len(lines)])
+
+
+def _count(curve: Curve) -> str:
+    """How many networks a point of the curve stands for: "n = 3", or "n = 1 to 3" where points differ."""
+    counts = {value.n for value in curve.values()}
+    return "n = " + " to ".join(map(str, sorted({min(counts), max(counts)})))
+
+
+def _percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
+    """Ticks at 100, 50, 20, 10 … percent, finer where fewer than three of them fall among the densities `shown`."""
+    least = min(shown) * 0.95
+    for digits in ((1, 2, 5), range(1, 10)):
+        ticks = [digit * 10.0**exponent for exponent in range(-6, 1) for digit in digits]
+        ticks = [tick for tick in ticks if least <= tick <= 1]
+        if len(ticks) >= 3:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(_percent)
+
+
+def _percent(fraction: float, position: float) -> str:
+    return f"{100 * fraction:g}"

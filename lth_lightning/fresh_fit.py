@@ -1,0 +1,245 @@
+"""One `Trainer.fit`, many networks: every network finds the trainer as a fit of its own would.
+
+All knowledge of Lightning's loops stands here, so that `lottery.py` can speak of rounds. The functions reset
+counters that Lightning has no public way to reset; each was checked against Lightning 2.6.
+"""
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.loops import _EvaluationLoop
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+NEVER = 10**12  # a number of epochs that no fit reaches
+
+
+class FreshFit:
+    """What a fit starts with and training changes: given back at the start of each network.
+
+    Counters restart too (`global_step`, `current_epoch`, …), so that warm-ups, epoch-wise schedules, samplers
+    and loggers in other people's modules behave in every round as they do in the first.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        """Copy the states of stopping callbacks. Call it in `setup`: a resumed fit restores them soon after."""
+        self._stoppers = [
+            (callback, copy.deepcopy(callback.state_dict()))
+            for callback in trainer.callbacks
+            if isinstance(callback, EarlyStopping)
+        ]
+        self._optimizers: list[Any] = []
+        self._schedulers: list[Any] = []
+        self._precision: Any = None
+        self._whole_epoch: tuple[Any, Any, Any] | None = None
+
+    def capture(self, trainer: L.Trainer) -> None:
+        """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
+        even in a resumed fit: the checkpoint's are restored after it."""
+        self._optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
+        self._configs = list(trainer.lr_scheduler_configs)
+        self._schedulers = [copy.deepcopy(config.scheduler.state_dict()) for config in self._configs]
+        self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
+
+    def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> None:
+        """Make the trainer new, as if `step` optimizer steps in `batch` batches and `epoch` epochs lay behind it.
+
+        Call it in `on_train_epoch_start`; weights are the caller's business.
+        """
+        for optimizer, state in zip(trainer.optimizers, self._optimizers, strict=True):
+            optimizer.load_state_dict(copy.deepcopy(state))  # in place: with the CLI no new one can be made
+        trainer.strategy.lr_scheduler_configs = list(self._configs)
+        for config, state in zip(self._configs, self._schedulers, strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+        if self._precision:
+            trainer.precision_plugin.load_state_dict(copy.deepcopy(self._precision))
+        for parameter in trainer.lightning_module.parameters():
+            parameter.grad = None
+        for callback, state in self._stoppers:
+            callback.load_state_dict(copy.deepcopy(state))
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, ModelCheckpoint):
+                checkpoint._last_global_step_saved = 0  # else it takes the same step of another round for saved
+        self._restart_counters(trainer, step, epoch, batch)
+        trainer.should_stop = False
+        trainer._logger_connector.reset_metrics()  # no metric of the last network may pass for one of this
+
+    def _restart_counters(self, trainer: L.Trainer, step: int, epoch: int, batch: int) -> None:
+        fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        for tracker in (fit_loop.epoch_progress.total, fit_loop.epoch_progress.current):
+            tracker.reset()
+            tracker.increment_by(epoch)
+            tracker.ready += 1  # Lightning has counted the epoch that starts now
+        for progress in (epoch_loop.batch_progress, epoch_loop.scheduler_progress, epoch_loop.val_loop.batch_progress):
+            progress.reset()
+        epoch_loop.batch_progress.total.increment_by(batch)
+        steps = epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        for optimization in (steps, epoch_loop.manual_optimization.optim_step_progress):
+            optimization.reset()
+            optimization.total.increment_by(step)
+        epoch_loop._batches_that_stepped = step
+
+    def advance_schedulers(self, trainer: L.Trainer, step: int, epoch: int) -> None:
+        """Bring new schedulers to where they stand after `step` steps and `epoch` whole epochs of training.
+
+        ReduceLROnPlateau, which follows metrics, starts new.
+        """
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                continue
+            with warnings.catch_warnings():  # torch warns of a schedule that moves before its optimizer: here it must
+                warnings.simplefilter("ignore", UserWarning)
+                for _ in range((step if config.interval == "step" else epoch) // config.frequency):
+                    config.scheduler.step()
+
+    def hold_learning_rates(self, trainer: L.Trainer, rates: list[list[float]]) -> None:
+        """Set each optimizer's groups to `rates` and put the schedules to sleep, until `restore`."""
+        trainer.strategy.lr_scheduler_configs = []
+        for optimizer, groups in zip(trainer.optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = rate
+
+    def limit_epoch(self, trainer: L.Trainer, already: int, batches: int) -> None:
+        """Let the epoch that starts now, `already` batches of which are done, end after `batches` at the latest.
+
+        Natively: validation, accumulation and epoch-wise schedules see an epoch of that length. Undone by the
+        next call.
+        """
+        fit_loop = trainer.fit_loop
+        loader = fit_loop._combined_loader
+        assert loader is not None and loader.limits is not None
+        if self._whole_epoch is not None:
+            loader.limits, fit_loop.max_batches, trainer.val_check_batch = self._whole_epoch
+            self._whole_epoch = None
+        if batches >= fit_loop.max_batches - already and not already:
+            return
+        self._whole_epoch = (list(loader.limits), fit_loop.max_batches, trainer.val_check_batch)
+        batches = int(min(batches, fit_loop.max_batches - already))
+        loader.limits = [min(limit, batches) for limit in loader.limits]
+        fit_loop.max_batches = batches
+        if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
+            trainer.val_check_batch = max(1, int(min(batches, trainer.val_check_batch)))
+
+
+def show_length_of_one_round(trainer: L.Trainer, steps: int | None = None, epochs: int | None = None) -> None:
+    """Let `configure_optimizers` see one round as the length of training: OneCycle and others plan by it."""
+    trainer.fit_loop.max_epochs = epochs if epochs is not None else -1
+    trainer.fit_loop.epoch_loop.max_steps = steps if steps is not None else -1
+
+
+def lift_length(trainer: L.Trainer) -> None:
+    """Take limits off the fit: who calls this ends it. `should_stop` then ends an epoch, not the fit."""
+    trainer.fit_loop.max_epochs = -1
+    trainer.fit_loop.epoch_loop.max_steps = -1
+    trainer.fit_loop.min_epochs = NEVER
+
+
+def end_epoch_here(trainer: L.Trainer) -> None:
+    """Make the batch that is running the last of its epoch."""
+    trainer.fit_loop.max_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def out_of_time(trainer: L.Trainer) -> bool:
+    """Whether `Trainer(max_time=...)` has run out."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return any((timer.time_remaining() or 0) <= 0 for timer in timers if timer.time_remaining() is not None)
+
+
+def learning_rates(trainer: L.Trainer) -> list[list[float]]:
+    """The learning rate of each group of each optimizer."""
+    return [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+
+
+def train_loaders(trainer: L.Trainer) -> list[Any]:
+    """The training loaders, as the fit loop holds them."""
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    return list(loader.flattened)
+
+
+def steps_per_epoch(trainer: L.Trainer) -> int | None:
+    """Optimizer steps in a whole epoch, None for loaders without a length. Lightning steps on the last batch too."""
+    batches = trainer.fit_loop.max_batches
+    return None if math.isinf(batches) else math.ceil(batches / batches_per_step(trainer))
+
+
+def batches_per_step(trainer: L.Trainer) -> int:
+    """Batches that make one optimizer step; in manual optimization every batch counts as a step."""
+    return trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+
+
+def steps_done(trainer: L.Trainer) -> int:
+    """Optimizer steps (manual optimization: batches) since the network started."""
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+
+def renew_iterator(trainer: L.Trainer) -> None:
+    """Have the loaders iterated anew where Lightning does not: its first iterator is made before any hook, so it
+    would draw from the generators as they were before the epoch was seeded."""
+    fit_loop = trainer.fit_loop
+    if trainer.current_epoch == 0 or fit_loop.is_resuming:
+        assert fit_loop._data_fetcher is not None
+        iter(fit_loop._data_fetcher)
+
+
+def validate(trainer: L.Trainer) -> None:
+    """Run the validation loop between epochs."""
+    if trainer.enable_validation:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+
+class TestLoop:
+    """Runs Lightning's test loop inside a fit, which `Trainer.test` cannot do without destroying its state.
+
+    The module's `test_step` does the work, so that any LightningModule's test metrics can be had.
+    """
+
+    __test__ = False  # not a test case of pytest's
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        """Call it in `on_fit_start`, when strategy and data source are set."""
+        self._outer = trainer.test_loop
+        source = self._outer._data_source
+        module = trainer.lightning_module
+        self.available = is_overridden("test_step", module) and source.is_defined()
+        if not self.available:
+            return
+        if trainer.datamodule is not None:
+            trainer.datamodule.setup("test")
+        # Fitting, not testing: loaders are made once and kept. No inference mode: its tensors cannot train.
+        self._loop = _EvaluationLoop(
+            trainer, TrainerFn.FITTING, RunningStage.TESTING, verbose=False, inference_mode=False
+        )
+        self._loop._data_source = source
+
+    def run(self, trainer: L.Trainer) -> None:
+        """Evaluate on the test data; the metrics are in `trainer.callback_metrics` afterwards."""
+        if not self.available:
+            return
+        function, stage = trainer.state.fn, trainer.state.stage
+        trainer.test_loop = self._loop
+        trainer.state.fn, trainer.state.stage = TrainerFn.TESTING, RunningStage.TESTING
+        try:
+            self._loop.run()
+        finally:
+            trainer.test_loop = self._outer
+            trainer.state.fn, trainer.state.stage = function, stage
+
+
+def between_epochs(checkpoint: dict[str, Any]) -> None:
+    """Edit a checkpoint made in `on_train_epoch_start` so that a resumed fit starts with this very epoch.
+
+    As saved, the epoch counts as begun, and Lightning would go on in the middle of an epoch of no batches.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for tracker in (progress["total"], progress["current"]):
+        tracker["ready"] = tracker["started"]

@@ -1,0 +1,673 @@
+"""LotteryTicket: the callback that turns one `Trainer.fit` into the whole lottery ticket experiment.
+
+Frankle & Carbin 2019 (arXiv:1803.03635): train a network, prune its smallest weights, rewind the survivors to
+what they were before training, train again, and so on. Late rewinding: Frankle et al. 2020 (arXiv:1912.05671);
+learning-rate rewinding and fine-tuning: Renda et al. 2020 (arXiv:2003.02389).
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+import torch
+from torch import nn
+
+from lth_lightning import fresh_fit
+from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.experiment import Network, plan_networks
+from lth_lightning.lengths import Length
+from lth_lightning.masks import (
+    MaskHooks,
+    Masks,
+    State,
+    check_masks,
+    count_kept,
+    count_prunable,
+    dense_masks,
+    density,
+    fingerprint,
+    masked,
+    prunable_weights,
+    shuffled,
+    stable_name,
+)
+from lth_lightning.models import reset
+from lth_lightning.pruning import Evidence, Pruning
+from lth_lightning.results import Evaluation, LayerRow, Row, early_stop, write_layers, write_rows
+from lth_lightning.run_folder import RunFolder, free_folder
+from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
+from lth_lightning.tensorboard import SummaryCurves, enter_sub_run, leave_sub_run
+from lth_lightning.ticket import Ticket, full_state, load_state
+
+REWINDS = ("weights", "learning_rate", "nothing")
+DATA_ORDERS = ("fresh", "same")
+METRICS = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc")
+
+
+@runtime_checkable
+class SeekableLoader(Protocol):
+    """A loader whose order is a function of a seed and an epoch; it can start in the middle of one."""
+
+    def seek(self, *, seed: int, epoch: int, batch: int) -> None:
+        """Let the next iteration give this epoch's batches, from `batch` on."""
+
+
+class LotteryTicket(L.Callback):
+    """Find winning tickets in any LightningModule: train, prune, rewind, repeat, inside one `Trainer.fit`.
+
+    Every network, dense, ticket or control, starts with new optimizers, schedules and counters, from the
+    rewind point times its mask. The fit ends by itself: `Trainer(max_epochs=-1)`. Other callbacks may follow by
+    defining `on_network_start(trainer, module, network, density)` and `on_network_end(trainer, module, row)`.
+
+    Args:
+        train_for: length of a round, in optimizer steps (`50000it`) or passes over the training data (`20ep`).
+        rounds: how often to prune; round 0 is the dense network. Left out with `pruning.densities` or `tickets`.
+        rewind_to: the rewind point in round 0: `0it` (the initial weights), `500it`, `2ep`, or `5%` of a round.
+            Later rounds start there and train what is left of a round.
+        rewind: `weights`: every round starts from the rewind point; `learning_rate`: from the last round's
+            trained weights, with the schedule rewound; `nothing`: from the trained weights, at the learning rate
+            that round 0 ended with, held constant (fine-tuning).
+        pruning: which weights go.
+        controls: networks to compare the ticket with, in the same fit, on the same batches: `random_reinit`
+            (the ticket's mask, fresh weights), `random_mask` (the ticket's weights, its mask shuffled within each
+            layer), `pruned_only` (the last trained weights times the new mask, not trained).
+        control_rounds: the rounds that have controls; by default every round but the dense one.
+        control_replicates: how many random_reinit and random_mask networks a round, each drawn anew.
+        data_order: `fresh`: a new order of the data each round; `same`: round 0's order in every round.
+        tickets: a ticket file, or a folder of them, to train in place of finding new ones.
+        prunable: the rule that says which weights may be pruned, a function from a module to its weights by name.
+        metrics: names under which the module logs `train_loss`, `val_loss`, `val_acc`, `test_loss` and
+            `test_acc`, where it uses others, e.g. `{"val_loss": "valid/ce"}`.
+        evaluate_test: evaluate the test data too at each validation (it never selects anything).
+        seed: what data order, dropout and controls hang on; by default that of `seed_everything`.
+        run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the logger's folder.
+
+    Attributes:
+        results: a `Row` for each trained network, as they came.
+        layers: a `LayerRow` for each trained network and prunable weight.
+        folder: the run's folder, once a fit has started.
+
+    Raises:
+        SettingError: a value out of range, or settings that contradict each other.
+
+    Example:
+        >>> lottery = LotteryTicket(rounds=10, train_for="3ep", pruning=Pruning(rate=0.2))
+    """
+
+    def __init__(
+        self,
+        *,
+        train_for: str,
+        rounds: int | None = None,
+        rewind_to: str = "0it",
+        rewind: str = "weights",
+        pruning: Pruning = Pruning(),  # noqa: B008 (frozen)
+        controls: Sequence[str] = (),
+        control_rounds: Sequence[int] | None = None,
+        control_replicates: int = 1,
+        data_order: str = "fresh",
+        tickets: str | os.PathLike[str] | None = None,
+        prunable: Callable[[nn.Module], dict[str, nn.Parameter]] = prunable_weights,
+        metrics: dict[str, str] | None = None,
+        evaluate_test: bool = True,
+        seed: int | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.train_for = Length.parse(train_for, "lottery.train_for", ("it", "ep"))
+        self.rewind_to = Length.parse(rewind_to, "lottery.rewind_to", ("it", "ep", "%"))
+        _check_lengths(self.train_for, self.rewind_to)
+        for setting, given, allowed in (("rewind", rewind, REWINDS), ("data_order", data_order, DATA_ORDERS)):
+            if given not in allowed:
+                raise unknown_name(f"lottery.{setting}", given, allowed)
+        if odd := sorted((metrics or {}).keys() - set(METRICS)):
+            raise unknown_name("lottery.metrics", odd[0], METRICS)
+        self.rewind = rewind
+        self.pruning = pruning
+        self.data_order = data_order
+        self.tickets = None if tickets is None else ticket_files(Path(tickets), rounds)
+        found = self.tickets is None
+        all_rounds = _rounds(rounds, pruning) if self.tickets is None else list(self.tickets)
+        self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=found)
+        self.prunable = prunable
+        self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
+        self.evaluate_test = evaluate_test
+        self._given_seed = seed
+        self._given_run_dir = run_dir
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start over: one callback may serve several fits."""
+        self.results: list[Row] = []
+        self.layers: list[LayerRow] = []
+        self._position = 0  # in the plan
+        self._begun = False  # whether the network at that position is in training
+        self._stopped = False  # whether another callback has ended it early
+        self._run_seed = 0
+        self._rewind_step = 0
+        self._seed = 0  # everything random in this round's networks hangs on it, and on …
+        self._order = 0  # … the round whose data order they see
+        self._masks: Masks = {}  # the ticket's, this round
+        self._rewind_point: State | None = None
+        self._before: State | None = None  # trained weights that the last ticket started from, if it did
+        self._trained: State | None = None  # the last ticket after training
+        self._dense: State | None = None  # round 0 after training, for one-shot pruning
+        self._rates: list[list[float]] | None = None  # the learning rates that fine-tuning holds
+        self._curve: list[Evaluation] = []
+        self._seconds = 0.0
+        self._since = 0.0
+        self._resumed_settings: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------------ what a fit does, in its order
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot work, and let `configure_optimizers` see one round as the length of training."""
+        leave_sub_run(trainer)
+        if stage != "fit":
+            return
+        self._forget()
+        if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
+            raise SettingError(
+                f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
+                "ends the fit itself, after its rounds. Leave both at -1 and set lottery.train_for."
+            )
+        # Last of all, so as to see what the other callbacks did to a batch or an epoch. A new list, as Lightning
+        # is going through the old one.
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
+        self._fresh = fresh_fit.FreshFit(trainer)
+        whole = int(self.train_for.amount)
+        fresh_fit.show_length_of_one_round(trainer, **{"steps" if self.train_for.unit == "it" else "epochs": whole})
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
+        fresh_fit.lift_length(trainer)
+        self._fresh.capture(trainer)
+        self._weights = self.prunable(pl_module)
+        self._hooks = MaskHooks(self._weights, trainer.optimizers)
+        self._check_plan(pl_module)
+        if self._resumed_settings is None:
+            self._run_seed = trainer.strategy.broadcast(self._own_seed())
+            self._masks = dense_masks(self._weights)
+            if self.rewind_to.amount == 0:
+                self._rewind_point = _copy(full_state(pl_module))
+        self._test_loop = fresh_fit.TestLoop(trainer) if self.evaluate_test else None
+        self.folder = self._claim_folder(trainer)
+        self._summary = SummaryCurves(trainer, self.results)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Turn lengths into steps, now that the length of an epoch is known."""
+        per_epoch = fresh_fit.steps_per_epoch(trainer)
+        if per_epoch is None and (self.train_for.unit, self.rewind_to.unit) != ("it", "it"):
+            raise SettingError(
+                f"lottery.train_for is {self.train_for} and lottery.rewind_to {self.rewind_to}, but the training "
+                "loader has no length to count epochs by; give both in steps, e.g. 5000it."
+            )
+        self._steps_per_epoch = per_epoch or fresh_fit.NEVER
+        self.round_steps = self.train_for.steps(self._steps_per_epoch)
+        if self.tickets is None:
+            self._rewind_step = self.rewind_to.steps(self._steps_per_epoch, self.round_steps)
+        latest = max([self._rewind_step, *self._given_rewind_steps])
+        if latest >= self.round_steps:
+            raise SettingError(
+                f"lottery.rewind_to: the rewind point is step {latest}, not before the end of a round of "
+                f"{self.round_steps} steps ({self.train_for})."
+            )
+        if self._begun:  # a resumed network: its weights came with the checkpoint, its hooks do not
+            self._open_network(trainer, pl_module, resumed_at=trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Between epochs, where nothing of the last one is pending: end a network, start the next.
+
+        After the last network it ends the fit: Lightning's loop takes `StopIteration` for that.
+        """
+        if self._begun and self._network_is_over(trainer):
+            self._finish_network(trainer, pl_module)
+        while not self._begun and self._position < len(self.plan):
+            self._begin_network(trainer, pl_module)
+        self._save_checkpoint(trainer)
+        if self._position == len(self.plan):
+            raise StopIteration
+        self._begin_epoch(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Take the rewind point when its step is done, and a wish to stop as the end of this network."""
+        if self._rewind_point is None and fresh_fit.steps_done(trainer) == self._rewind_step:
+            self._rewind_point = _copy(full_state(pl_module))
+        self._hear_stop(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep what validation draws (a shuffling loader, say) from changing what training draws next."""
+        self._generators = preserved_generators()
+        self._generators.__enter__()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add a point to the learning curve, test data included."""
+        if not trainer.sanity_checking:
+            self._record(trainer)
+            self._hear_stop(trainer)
+        self._generators.__exit__(None, None, None)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the last ticket, trained, in the module: not whichever control happened to come last."""
+        self._hooks.remove()
+        if self._position == len(self.plan) and self._trained is not None:
+            load_state(pl_module, self._trained)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take off what the fit put on."""
+        if stage != "fit" or not hasattr(self, "_summary"):
+            return
+        self._hooks.remove()
+        self._summary.close()
+        trainer.fit_loop.min_epochs = 0
+
+    # ------------------------------------------------------------------------ one network
+
+    @property
+    def network(self) -> Network:
+        """The network that is in training, or comes next."""
+        return self.plan[self._position]
+
+    def _begin_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start from the rewind point times the mask, with everything else new."""
+        network = self.network
+        if self._position == 0 or self.plan[self._position - 1].round != network.round:
+            self._begin_round(trainer, module, network.round)
+        masks = self._masks_of(network)
+        load_state(module, masked(self._start_of(network, module), masks))
+        step = self._first_step(network)
+        epoch = step // self._steps_per_epoch
+        self._fresh.restore(trainer, step, epoch, step * fresh_fit.batches_per_step(trainer))
+        self._fresh.advance_schedulers(trainer, step, epoch)
+        self._curve, self._stopped, self._seconds, self._begun = [], False, 0.0, True
+        self._open_network(trainer, module)
+        if network.variant == "pruned_only":
+            self._finish_network(trainer, module)
+
+    def _begin_round(self, trainer: L.Trainer, module: L.LightningModule, round: int) -> None:
+        """The masks of this round: pruned from what the last round trained, or read from the ticket's file."""
+        self._seed = self._run_seed
+        self._order = round if self.data_order == "fresh" else 0
+        if self.tickets is not None:
+            self._take_ticket(Ticket.load(self.tickets[round]).fit_to(module))
+        elif round > 0:
+            self._masks = self._pruned(round)
+        if trainer.strategy.broadcast(fingerprint(self._masks)) != fingerprint(self._masks):
+            raise RuntimeError(f"round {round}: the masks of process {trainer.global_rank} differ from process 0's.")
+
+    def _open_network(self, trainer: L.Trainer, module: L.LightningModule, resumed_at: int | None = None) -> None:
+        """What a network needs that no checkpoint holds."""
+        network, masks = self.network, self._masks_of(self.network)
+        self._hooks.enforce(masks)
+        if self._rates is not None:
+            self._fresh.hold_learning_rates(trainer, self._rates)
+        self._since = time.monotonic()
+        enter_sub_run(trainer, network.title(density(masks)), resumed_at)
+        self._announce(trainer, "on_network_start", network, density(masks))
+
+    def _network_is_over(self, trainer: L.Trainer) -> bool:
+        return self._stopped or trainer.should_stop or fresh_fit.steps_done(trainer) >= self.round_steps
+
+    def _finish_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
+        network, masks = self.network, self._masks_of(self.network)
+        if not self._curve or self._curve[-1].step != fresh_fit.steps_done(trainer):
+            self._evaluate(trainer)
+        row = self._row(trainer, network, masks)
+        self.results.append(row)
+        self.layers += _layer_rows(network, masks)
+        if network.variant == "ticket":
+            self._keep_trained(trainer, module, row)
+        if trainer.is_global_zero:
+            write_rows(self.folder.results, self.results)
+            write_layers(self.folder.layers, self.layers)
+        self._summary.add(row)
+        self._position += 1
+        self._begun = False
+        self._announce(trainer, "on_network_end", row)
+
+    def _keep_trained(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
+        trained = _copy(full_state(module))
+        if trainer.is_global_zero:
+            start = masked(self._start_of(self.network, module), self._masks)
+            info = self._ticket_info(trainer, module, row)
+            Ticket(self._masks, start, trained, info).save(self.folder.ticket(row.round))
+        self._before, self._trained = self._trained, trained
+        if self.rewind == "weights":
+            self._before = None  # every round starts from the rewind point; no need to carry it along
+        if row.round == 0:
+            self._dense = trained if self.pruning.prune_from == "dense" else None
+            if self.rewind == "nothing":
+                self._rates = fresh_fit.learning_rates(trainer)
+
+    # ------------------------------------------------------------------------ masks and weights
+
+    def _pruned(self, round: int) -> Masks:
+        """Prune what the last round trained, or, one-shot, what the dense round did."""
+        one_shot = self.pruning.prune_from == "dense"
+        trained = self._dense if one_shot else self._trained
+        start = self._rewind_point if one_shot or self._before is None else self._before
+        assert trained is not None and start is not None
+        evidence = Evidence(
+            trained={name: trained[name] for name in self._weights},
+            start=masked({name: start[name] for name in self._weights}, {} if one_shot else self._masks),
+            generator=self._generator("pruning", round),
+        )
+        return self.pruning.prune(dense_masks(self._weights) if one_shot else self._masks, evidence, round)
+
+    def _masks_of(self, network: Network) -> Masks:
+        if network.variant == "random_mask":
+            return shuffled(self._masks, self._generator("random_mask", network.round, network.replicate))
+        return self._masks
+
+    def _start_of(self, network: Network, module: L.LightningModule) -> State:
+        """The weights that a network starts from, before its mask."""
+        if network.variant == "random_reinit":
+            return self._fresh_weights(module, network)
+        if network.variant == "pruned_only" and self.pruning.prune_from == "dense":
+            state = self._dense
+        elif network.variant == "pruned_only" or self._goes_on_from_trained(network.round):
+            state = self._trained
+        else:
+            state = self._rewind_point
+        return full_state(module) if state is None else state
+
+    def _fresh_weights(self, module: L.LightningModule, network: Network) -> State:
+        """New weights for all that is trained; buffers that nothing resets, and frozen weights, as at the rewind point."""
+        before = _copy(full_state(module))
+        frozen = {stable_name(name) for name, weight in module.named_parameters() if not weight.requires_grad}
+        load_state(module, self._rewind_point or before)
+        with preserved_generators():
+            seed_global_generators(derive_seed(self._seed, "random_reinit", network.round, network.replicate))
+            reset(module)
+        fresh = {name: before[name] if name in frozen else value for name, value in _copy(full_state(module)).items()}
+        load_state(module, before)
+        return fresh
+
+    def _generator(self, *purpose: str | int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self._seed, *purpose))
+
+    def _goes_on_from_trained(self, round: int) -> bool:
+        return self.rewind != "weights" and round > 0 and self.tickets is None
+
+    def _first_step(self, network: Network) -> int:
+        """The step that a network starts at: the rewind point's, but for the network that finds it."""
+        return 0 if network.round == 0 and self.tickets is None else self._rewind_step
+
+    def _take_ticket(self, ticket: Ticket) -> None:
+        """Train this ticket as its own round did: on its seed, its data order, from its rewind point."""
+        check_masks(ticket.masks, self._weights)
+        self._masks, self._rewind_point = ticket.masks, ticket.rewind_point
+        self._seed, self._order = int(ticket.info["seed"]), int(ticket.info["data_order"])
+        self._rewind_step, self._rates = int(ticket.info["rewind_step"]), ticket.info["learning_rates"]
+
+    def _ticket_info(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> dict[str, Any]:
+        return {
+            "architecture": type(getattr(module, "net", module)).__name__,
+            "data": str(getattr(trainer.datamodule, "dataset", type(trainer.datamodule).__name__)),
+            "round": row.round,
+            "seed": self._seed,
+            "data_order": self._order,
+            "train_for": str(self.train_for),
+            "rewind_to": str(self.rewind_to),
+            "rewind_step": self._rewind_step,
+            "learning_rates": self._rates,
+            "val_acc": row.val_acc,
+            "test_acc": row.test_acc,
+        }
+
+    # ------------------------------------------------------------------------ one epoch
+
+    def _begin_epoch(self, trainer: L.Trainer) -> None:
+        """Make all that is random in this epoch a function of (seed, round, epoch), and cut it at the round's end."""
+        epoch, step = trainer.current_epoch, fresh_fit.steps_done(trainer)
+        # Ranks draw different dropout; process 0 draws what a single process would.
+        rank = [trainer.global_rank] if trainer.global_rank else []
+        seed_global_generators(derive_seed(self._seed, "epoch", self._order, epoch, *rank))
+        per_step = fresh_fit.batches_per_step(trainer)
+        # Only a network that starts at a rewind point starts inside an epoch.
+        done = (step - epoch * self._steps_per_epoch) * per_step if step == self._first_step(self.network) else 0
+        for loader in fresh_fit.train_loaders(trainer):
+            if isinstance(loader, SeekableLoader):
+                loader.seek(seed=derive_seed(self._seed, "order", self._order), epoch=epoch, batch=done)
+        self._fresh.limit_epoch(trainer, already=done, batches=(self.round_steps - step) * per_step)
+        fresh_fit.renew_iterator(trainer)
+
+    def _evaluate(self, trainer: L.Trainer) -> None:
+        """Evaluate the weights as they are, between epochs; `on_validation_end` records it where there is one."""
+        points = len(self._curve)
+        fresh_fit.validate(trainer)
+        if len(self._curve) == points:
+            with preserved_generators():
+                self._record(trainer)
+
+    def _record(self, trainer: L.Trainer) -> None:
+        if self._test_loop is not None:
+            self._test_loop.run(trainer)
+        self._curve.append(
+            Evaluation(
+                fresh_fit.steps_done(trainer),
+                *(self._metric(trainer, name) for name in ("val_loss", "val_acc", "test_loss", "test_acc")),
+            )
+        )
+
+    def _metric(self, trainer: L.Trainer, name: str) -> float | None:
+        value = trainer.callback_metrics.get(self.metrics[name])
+        return None if value is None else float(value)
+
+    def _hear_stop(self, trainer: L.Trainer) -> None:
+        """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
+        `max_time` ends the fit, to be resumed."""
+        if not trainer.should_stop:
+            return
+        if fresh_fit.out_of_time(trainer):
+            trainer.fit_loop.min_epochs = 0
+            return
+        trainer.should_stop = False
+        self._stopped = True
+        fresh_fit.end_epoch_here(trainer)
+
+    # ------------------------------------------------------------------------ results, files, checkpoints
+
+    def _row(self, trainer: L.Trainer, network: Network, masks: Masks) -> Row:
+        last = self._curve[-1]
+        steps = fresh_fit.steps_done(trainer) - self._first_step(network)
+        best = early_stop(self._curve) if steps else None
+        return Row(
+            round=network.round,
+            variant=network.variant,
+            replicate=network.replicate,
+            density=density(masks),
+            kept=count_kept(masks),
+            prunable=count_prunable(masks),
+            steps=steps,
+            seconds=round(self._elapsed(), 3),
+            train_loss=self._metric(trainer, "train_loss"),
+            val_loss=last.val_loss,
+            val_acc=last.val_acc,
+            test_loss=last.test_loss,
+            test_acc=last.test_acc,
+            early_stop_step=best.step if best else None,
+            early_stop_val_loss=best.val_loss if best else None,
+            early_stop_test_acc=best.test_acc if best else None,
+        )
+
+    def _elapsed(self) -> float:
+        return self._seconds + time.monotonic() - self._since
+
+    def _announce(self, trainer: L.Trainer, hook: str, *args: Any) -> None:
+        for callback in trainer.callbacks:
+            if (method := getattr(callback, hook, None)) is not None:
+                method(trainer, trainer.lightning_module, *args)
+
+    def _own_seed(self) -> int:
+        if self._given_seed is not None:
+            return self._given_seed
+        return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+
+    def _claim_folder(self, trainer: L.Trainer) -> RunFolder:
+        """The folder of this run, the same on all ranks; a folder that holds another run is refused."""
+        chosen = None
+        logger_folder = trainer.log_dir if trainer.loggers else os.path.join(trainer.default_root_dir, "runs")
+        if trainer.is_global_zero:
+            given = self._given_run_dir
+            resumed = self._resumed_settings is not None
+            chosen = Path(given) if given is not None else Path(logger_folder or ".")
+            if given is None and not resumed:
+                chosen = free_folder(chosen)
+            if not resumed:
+                RunFolder(chosen).claim()
+        return RunFolder(Path(trainer.strategy.broadcast(str(chosen))))
+
+    def _check_plan(self, module: L.LightningModule) -> None:
+        """Find out now what would otherwise fail rounds later."""
+        sizes = {name: weight.numel() for name, weight in self._weights.items()}
+        self.pruning.check(sizes, 0 if self.tickets is not None else self.plan[-1].round)
+        self._given_rewind_steps = []
+        for path in (self.tickets or {}).values():
+            ticket = Ticket.load(path).fit_to(module)
+            check_masks(ticket.masks, self._weights)
+            self._given_rewind_steps.append(int(ticket.info["rewind_step"]))
+        if getattr(module, "masks", None) is not None:
+            raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
+        for network in self.plan:
+            if network.variant == "random_reinit":
+                self._fresh_weights(module, network)
+                break
+        if self._resumed_settings not in (None, self._settings()):
+            given, then = self._settings(), self._resumed_settings or {}
+            differ = [f"{key} was {then.get(key)}, is {given[key]}" for key in given if then.get(key) != given[key]]
+            raise SettingError(f"the checkpoint is of another run: {'; '.join(differ)}.")
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run it resumes."""
+        seed = self._given_seed if self._given_seed is not None else os.environ.get("PL_GLOBAL_SEED", self._run_seed)
+        return {
+            "seed": int(seed),
+            "train_for": str(self.train_for),
+            "rewind_to": str(self.rewind_to),
+            "rewind": self.rewind,
+            "data_order": self.data_order,
+            "networks": [[network.round, network.variant, network.replicate] for network in self.plan],
+            "pruning": {
+                **{name: getattr(self.pruning, name) for name in ("rate", "rates", "densities", "prune_from", "scope")},
+                "criterion": type(self.pruning.criterion).__name__,
+            },
+            "prunable": {name: list(weight.shape) for name, weight in self._weights.items()},
+        }
+
+    def _save_checkpoint(self, trainer: L.Trainer) -> None:
+        """Everything a resumed fit needs to go on with this very epoch, as a whole or not at all."""
+        path = self.folder.checkpoint
+        unfinished = path.with_suffix(".unfinished")
+        self._saving = True
+        try:
+            trainer.save_checkpoint(unfinished, weights_only=False)
+            if trainer.is_global_zero:
+                os.replace(unfinished, path)
+        except OSError as error:
+            raise SettingError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            self._saving = False
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Mark our own checkpoints, made between epochs, as such; other callbacks' are Lightning's business."""
+        if getattr(self, "_saving", False):
+            fresh_fit.between_epochs(checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and text only, so that checkpoints load with `weights_only`."""
+        return {
+            "settings": self._settings() if hasattr(self, "_weights") else None,
+            **{name: getattr(self, name) for name in _STATE},
+            "_seconds": self._elapsed(),
+            "_curve": [asdict(point) for point in self._curve],
+            "results": [asdict(row) for row in self.results],
+            "layers": [asdict(row) for row in self.layers],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over where a checkpoint left off."""
+        self._resumed_settings = state_dict["settings"]
+        for name in _STATE:
+            setattr(self, name, state_dict[name])
+        self._seconds = state_dict["_seconds"]
+        self._curve = [Evaluation(**point) for point in state_dict["_curve"]]
+        self.results = [Row(**row) for row in state_dict["results"]]
+        self.layers = [LayerRow(**row) for row in state_dict["layers"]]
+
+
+_STATE = (
+    "_position",
+    "_begun",
+    "_seed",
+    "_run_seed",
+    "_order",
+    "_masks",
+    "_rewind_point",
+    "_rewind_step",
+    "_before",
+    "_trained",
+    "_dense",
+    "_rates",
+)
+
+
+def ticket_files(path: Path, rounds: int | None = None) -> dict[int, Path]:
+    """The ticket at `path`, or those in that folder, by their rounds.
+
+    Raises:
+        SettingError: there is none, one cannot be read, two are of the same round, or `rounds` is given too.
+    """
+    if rounds is not None:
+        raise SettingError("lottery.rounds: tickets are read from lottery.tickets; leave one of the two out.")
+    paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not paths:
+        raise SettingError(f"lottery.tickets: there is no ticket (*.safetensors) in the folder {path}.")
+    files: dict[int, Path] = {}
+    for file in paths:
+        round = int(Ticket.load(file).info["round"])
+        if round in files:
+            raise SettingError(f"lottery.tickets: {files[round]} and {file} are both of round {round}.")
+        files[round] = file
+    return files
+
+
+def _rounds(rounds: int | None, pruning: Pruning) -> list[int]:
+    if rounds is None and pruning.densities is None:
+        raise SettingError("lottery.rounds is missing: how often to prune, e.g. 10 (or give pruning.densities).")
+    if rounds is not None and rounds < 0:
+        raise SettingError(f"lottery.rounds: {rounds} is negative; 0 trains only the dense network.")
+    if pruning.densities is not None and rounds not in (None, len(pruning.densities)):
+        raise SettingError(
+            f"lottery.rounds is {rounds}, but pruning.densities has {len(pruning.densities)} entries, one a round; "
+            "leave out lottery.rounds."
+        )
+    last = rounds if rounds is not None else len(pruning.densities or ())
+    return list(range(last + 1))
+
+
+def _check_lengths(train_for: Length, rewind_to: Length) -> None:
+    if train_for.amount == 0:
+        raise SettingError(f"lottery.train_for: a round of {train_for} trains nothing.")
+    too_late = rewind_to.unit == train_for.unit and rewind_to.amount >= train_for.amount
+    if too_late or (rewind_to.unit == "%" and rewind_to.amount >= 100):
+        raise SettingError(f"lottery.rewind_to: {rewind_to} is not before the end of a round of {train_for}.")
+
+
+def _layer_rows(network: Network, masks: Masks) -> list[LayerRow]:
+    return [
+        LayerRow(network.round, network.variant, network.replicate, name, kept, mask.numel(), kept / mask.numel())
+        for name, mask in masks.items()
+        for kept in [int(mask.sum())]
+    ]
+
+
+def _copy(state: State) -> State:
+    """Never the live tensors: a rewind point that aliases them would follow training."""
+    return {name: value.detach().clone() for name, value in state.items()}

@@ -1,0 +1,185 @@
+"""Masks: which weights may be pruned, and how those that are pruned stay at exactly 0.
+
+A mask is a bool tensor of its weight's shape, True = kept; `Masks` maps a weight's name to its mask.
+Nothing here knows of rounds, of Lightning or of a criterion.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lth_lightning.errors import SettingError
+
+Masks = dict[str, Tensor]
+State = dict[str, Tensor]
+
+
+def stable_name(name: str) -> str:
+    """`name` without the marks that `torch.compile` leaves in it, so that tickets fit with and without."""
+    return name.replace("_orig_mod.", "")
+
+
+def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that may be pruned: of Linear and convolution layers, if they are trained.
+
+    Never biases, never normalisation, never embeddings (Frankle & Carbin 2019, section 2). A weight that
+    several layers share counts once, under the first name. Any function of this signature can take its
+    place: `LotteryTicket(prunable=...)`.
+    """
+    weights: dict[str, nn.Parameter] = {}
+    for layer_name, layer in module.named_modules():
+        weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear | _ConvNd) else None
+        if weight is None or not weight.requires_grad or any(weight is other for other in weights.values()):
+            continue
+        weights[stable_name(f"{layer_name}.weight" if layer_name else "weight")] = weight
+    return weights
+
+
+def dense_masks(weights: Mapping[str, Tensor]) -> Masks:
+    """Masks that keep everything."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+
+
+def check_masks(masks: Masks, weights: Mapping[str, Tensor]) -> None:
+    """Guard the concept where masks enter: bool entries, and one mask of the same shape for each weight.
+
+    Raises:
+        SettingError: a mask is missing, superfluous, not bool, or of another shape.
+    """
+    if odd := sorted(masks.keys() ^ weights.keys()):
+        raise SettingError(f"masks and prunable weights differ in {', '.join(odd)}.")
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise SettingError(f"the mask of {name} holds {mask.dtype}; a mask is bool, True = kept.")
+        if mask.shape != weights[name].shape:
+            raise SettingError(
+                f"the mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(weights[name].shape)}."
+            )
+
+
+def count_kept(masks: Masks) -> int:
+    """How many weights survive."""
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
+def count_prunable(masks: Masks) -> int:
+    """How many weights there are, pruned or not."""
+    return sum(mask.numel() for mask in masks.values())
+
+
+def density(masks: Masks) -> float:
+    """Surviving weights over prunable weights, in [0, 1]."""
+    return count_kept(masks) / count_prunable(masks)
+
+
+def masked(state: Mapping[str, Tensor], masks: Masks) -> State:
+    """A copy of `state` (parameters and buffers by name) whose pruned weights are +0.0.
+
+    Not a product: -0.5 * 0 is -0.0, and a file that leaves pruned weights out gives +0.0 back.
+    """
+    return {
+        name: value.masked_fill(~masks[name].to(value.device), 0.0) if name in masks else value.clone()
+        for name, value in state.items()
+    }
+
+
+def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
+    """Each mask with its entries in random order: the same count in each layer, in other places.
+
+    The control `random_mask`: it keeps how sparse each layer is and nothing else of the ticket's structure
+    (the randomly sampled networks of Frankle & Carbin 2019, figure 1). `generator` lives on the CPU.
+    """
+    return {
+        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator).to(mask.device)].view_as(mask)
+        for name, mask in masks.items()
+    }
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes: equal exactly if the tensors are equal bit for bit."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class MaskHooks:
+    """Keep pruned weights and their gradients at exactly 0 while optimizers step.
+
+    Two hooks, both only where a mask prunes something, so that a dense network pays nothing:
+
+    - after a gradient is accumulated it is multiplied by the mask. This is before unscaling, clipping and
+      the step in automatic and manual optimization alike, and before DDP averages, so pruned weights do not
+      count in the clipping norm, and momentum and second moments of theirs stay 0;
+    - after an optimizer's step its weights are multiplied by their masks, for optimizers that move a weight
+      whose gradient is 0 (Muon's orthogonalisation, added noise).
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> hooks = MaskHooks({"weight": layer.weight}, [optimizer])
+        >>> hooks.enforce({"weight": torch.tensor([[True, False]])})
+        >>> layer(torch.ones(1, 2)).sum().backward(); _ = optimizer.step()
+        >>> layer.weight[0, 1].item()
+        0.0
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], optimizers: Iterable[Optimizer]) -> None:
+        self._weights = dict(weights)
+        self._optimizers = list(optimizers)
+        self._handles: list[RemovableHandle] = []
+
+    def enforce(self, masks: Masks) -> None:
+        """Set pruned weights to 0 now and keep them there, until the next call or `remove`.
+
+        Raises:
+            SettingError: the masks do not fit the weights (`check_masks`).
+        """
+        check_masks(masks, self._weights)
+        self.remove()
+        # Kept as numbers of the weight's own type: a product with bool masks takes five times as long.
+        factors = {
+            id(weight): masks[name].to(weight.device, weight.dtype)
+            for name, weight in self._weights.items()
+            if not bool(masks[name].all())
+        }
+        for name, weight in self._weights.items():
+            if id(weight) in factors:
+                with torch.no_grad():
+                    weight.masked_fill_(~masks[name].to(weight.device), 0.0)
+                self._handles.append(weight.register_post_accumulate_grad_hook(_gradient_hook(factors[id(weight)])))
+        for optimizer in self._optimizers:
+            owned = [p for group in optimizer.param_groups for p in group["params"] if id(p) in factors]
+            if owned:
+                hook = _step_hook(owned, [factors[id(weight)] for weight in owned])
+                self._handles.append(optimizer.register_step_post_hook(hook))
+
+    def remove(self) -> None:
+        """Take the hooks off; weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def _gradient_hook(factor: Tensor) -> Any:
+    def mask_gradient(weight: Tensor) -> None:
+        assert weight.grad is not None
+        weight.grad.mul_(factor)
+
+    return mask_gradient
+
+
+def _step_hook(weights: list[Tensor], factors: list[Tensor]) -> Any:
+    @torch.no_grad()
+    def mask_weights(*_: Any) -> None:
+        torch._foreach_mul_(weights, factors)
+
+    return mask_weights

@@ -1,0 +1,173 @@
+"""ImageClassifier: the LightningModule around any network that turns images into class scores."""
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.masks import MaskHooks, Masks, prunable_weights
+from lth_lightning.models import Network, initialise, reset
+
+INTERVALS = ("epoch", "step")
+
+
+class ImageClassifier(L.LightningModule):
+    """Trains a network with cross-entropy; logs `train_loss` and loss and accuracy of validation and test data.
+
+    It knows nothing of rounds. With `hold`, its optimizers keep a ticket's pruned weights at 0, so that a ticket
+    can be trained by any Trainer, without the callback.
+
+    Args:
+        net: the network, from images (N, channels, height, width) to class scores (N, classes).
+        optimizer: the optimizer, by class; its arguments but for the parameters in `init_args`.
+        lr_scheduler: the learning-rate schedule, by class; left out, the rate stays.
+        lr_scheduler_interval: whether the schedule counts `epoch` or `step`.
+        init: how weights are drawn: `glorot_normal` (Frankle & Carbin 2019), `kaiming_normal`, or null for the
+            network's own.
+        num_classes: how many classes there are; on the command line the data say so.
+        input_shape: (channels, height, width) of an image; on the command line the data say so. Given, the network
+            is tried on such an image before training.
+
+    Raises:
+        SettingError: an unknown `init` or `lr_scheduler_interval`, or, in `setup`, a network that does not take
+            the images or does not give one score a class.
+    """
+
+    def __init__(
+        self,
+        net: Network | nn.Module,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: str = "epoch",
+        init: str | None = "glorot_normal",
+        num_classes: int = 10,
+        input_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if lr_scheduler_interval not in INTERVALS:
+            raise unknown_name("model.lr_scheduler_interval", lr_scheduler_interval, INTERVALS)
+        self.net = net
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.init = init
+        self.num_classes = num_classes
+        self.input_shape = input_shape
+        self.masks: Masks | None = None
+        scores = MetricCollection(
+            {"loss": MeanMetric(), "acc": MulticlassAccuracy(num_classes, average="micro")}, compute_groups=False
+        )
+        self.val_scores = scores.clone(prefix="val_")
+        self.test_scores = scores.clone(prefix="test_")
+        if init is not None:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights from torch's global generator, the way `init` says."""
+        if self.init is None:
+            reset(self.net)
+        else:
+            initialise(self.net, self.init)
+
+    def hold(self, masks: Masks) -> None:
+        """Keep these weights pruned in any later fit: `module.hold(ticket.apply(module))`.
+
+        Args:
+            masks: by the names that `prunable_weights(self)` gives, as `Ticket.apply` returns them.
+        """
+        MaskHooks(prunable_weights(self), []).enforce(masks)
+        self.masks = masks
+
+    def setup(self, stage: str) -> None:
+        """Try the network on an image, so that one that does not fit is found before anything is trained."""
+        if self.input_shape is None:
+            return
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                shape = tuple(self.net(torch.zeros(2, *self.input_shape, device=self.device)).shape)
+        except (RuntimeError, ValueError) as error:
+            raise SettingError(
+                f"model.net: {type(self.net).__name__} does not take the data's images of shape "
+                f"{tuple(self.input_shape)} (channels, height, width): {error}"
+            ) from error
+        finally:
+            self.train(training)
+        if shape != (2, self.num_classes):
+            raise SettingError(
+                f"model.net: {type(self.net).__name__} turns 2 images into {shape}; the data's "
+                f"{self.num_classes} classes need (2, {self.num_classes})."
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (N, classes) of images (N, channels, height, width)."""
+        return self.net(images)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, its steps masked if a ticket is held, and the schedule."""
+        optimizer = self.optimizer(self.parameters())
+        if self.masks is not None:
+            MaskHooks(prunable_weights(self), [optimizer]).enforce(self.masks)
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": {**schedule, "monitor": "val_loss"}}
+
+    def on_train_start(self) -> None:
+        """A fit resumed inside an epoch has no `on_train_epoch_start`."""
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's mean of the loss; it stays on the device until it is logged."""
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._images_seen = 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean cross-entropy of a batch. Nothing is logged here: a `self.log` costs a sixth of LeNet's step."""
+        images, targets = batch
+        loss = F.cross_entropy(self(images), targets)
+        self._loss_sum += loss.detach() * len(targets)
+        self._images_seen += len(targets)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch's training images."""
+        if self._images_seen:
+            self.log("train_loss", self._loss_sum / self._images_seen, sync_dist=True)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a batch of validation images."""
+        self._count(self.val_scores, batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a batch of test images."""
+        self._count(self.test_scores, batch)
+
+    def _count(self, scores: MetricCollection, batch: tuple[Tensor, Tensor]) -> None:
+        images, targets = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, targets)
+        scores.update(preds=logits, target=targets, value=loss, weight=len(targets))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracy over all validation images."""
+        self._log_scores(self.val_scores)
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss and accuracy over all test images."""
+        self._log_scores(self.test_scores)
+
+    def _log_scores(self, scores: MetricCollection) -> None:
+        self.log_dict(scores.compute())
+        scores.reset()
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The class of each image, (N,)."""
+        return self(batch[0]).argmax(dim=1)

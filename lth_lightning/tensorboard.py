@@ -1,0 +1,91 @@
+"""TensorBoard: a sub-run for each trained network, so that the rounds' learning curves lie over one another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from lth_lightning.results import Row
+
+
+def _loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def enter_sub_run(trainer: L.Trainer, name: str, resumed_at: int | None = None) -> None:
+    """Let every TensorBoardLogger of the trainer write to the sub-run `name` from here on.
+
+    Any TensorBoardLogger will do, a project's own too.
+
+    Args:
+        trainer: its loggers are changed in place.
+        name: the sub-run's folder, and its name in TensorBoard's legend.
+        resumed_at: the step that a resumed network goes on from; what was logged from there on is void.
+    """
+    for logger in _loggers(trainer):
+        _close(logger)
+        logger._sub_dir = name
+        logger._kwargs.pop("purge_step", None)
+        if resumed_at is not None:
+            logger._kwargs["purge_step"] = resumed_at
+
+
+def leave_sub_run(trainer: L.Trainer) -> None:
+    """Let the loggers write to their own folder again."""
+    for logger in _loggers(trainer):
+        _close(logger)
+        logger._sub_dir = None
+        logger._kwargs.pop("purge_step", None)
+
+
+def _close(logger: TensorBoardLogger) -> None:
+    if logger._experiment is not None:
+        logger._experiment.close()
+        logger._experiment = None
+
+
+class SummaryCurves:
+    """Accuracy and early-stop step over rounds: one sub-run a variant, with the round as step.
+
+    Args:
+        trainer: its first TensorBoardLogger says where; without one nothing is written.
+        past: rows that a resumed run has written already.
+    """
+
+    def __init__(self, trainer: L.Trainer, past: Sequence[Row]) -> None:
+        loggers = _loggers(trainer)
+        self._folder = Path(loggers[0].log_dir) if loggers and trainer.is_global_zero else None
+        self._past = past
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def add(self, row: Row) -> None:
+        """Add the points of a trained network. Of several replicates the first stands for all."""
+        if self._folder is None or row.replicate > 0:
+            return
+        writer = self._writers.get(row.variant) or self._open(row.variant)
+        for tag, value in (
+            ("rounds/test_acc", row.test_acc),
+            ("rounds/val_acc", row.val_acc),
+            ("rounds/early_stop_step", row.early_stop_step),
+            ("rounds/early_stop_test_acc", row.early_stop_test_acc),
+            ("rounds/density", row.density),
+        ):
+            if value is not None:
+                writer.add_scalar(tag, value, row.round)
+        writer.flush()
+
+    def _open(self, variant: str) -> SummaryWriter:
+        assert self._folder is not None
+        done = [row.round for row in self._past if row.variant == variant]
+        # A kill between a row and its checkpoint leaves a point that the resumed run will write again.
+        purge = max(done) + 1 if done else (0 if self._past else None)
+        self._writers[variant] = SummaryWriter(str(self._folder / f"all rounds, {variant}"), purge_step=purge)
+        return self._writers[variant]
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
