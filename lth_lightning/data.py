@@ -59,6 +59,7 @@ class ImageDataModule(L.LightningDataModule):
         self,
         dataset: str = "MNIST",
         data_dir: str = "data",
+        *,
         batch_size: int = 60,
         val_size: int | None = None,
         train_size: int | None = None,
@@ -119,7 +120,6 @@ class ImageDataModule(L.LightningDataModule):
             for train in (True, False):
                 self._official(train)
 
-    @torch.inference_mode(mode=False)
     def setup(self, stage: str | None = None) -> None:
         """Read the data and split them, once, whatever the stage: a test needs the training images' scale.
 
@@ -148,12 +148,12 @@ class ImageDataModule(L.LightningDataModule):
         self._read.clear()
 
     def train_dataloader(self) -> TensorLoader:
-        """The training images, shuffled; by the seed of `seed_everything`, or 0, until `set_epoch` says another."""
+        """The training images, shuffled; by the seed of `seed_everything`, or 0, until `seek` says another."""
         loader = self._loader("train", self.batch_size, train=True)
         if self.trainer is not None:
             # Lightning restores a loader's state only in the middle of an epoch, and may ask for a new loader
             # in the middle of a fit: neither must begin again with the order of epoch 0.
-            loader.set_epoch(self.trainer.current_epoch)
+            loader.seek(self.trainer.current_epoch)
         return loader
 
     def val_dataloader(self) -> TensorLoader:
@@ -186,7 +186,7 @@ class ImageDataModule(L.LightningDataModule):
             normalise=self._normalise,
             shuffle=train,
             augment=train and self.augment,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),  # where Lightning's seed_everything leaves it
+            seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),  # where Lightning's seed_everything leaves it
             **place,
         )
 
@@ -216,7 +216,6 @@ class ImageDataModule(L.LightningDataModule):
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.split_seed, purpose))
 
-    @torch.inference_mode(mode=False)
     def _official(self, train: bool) -> Images:
         """The official training or test images, read once until `setup` has split them."""
         if train not in self._read:

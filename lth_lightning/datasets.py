@@ -30,7 +30,7 @@ class Digits:
     """
 
     def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
-        from sklearn.datasets import load_digits  # here: the import takes most of a second
+        from sklearn.datasets import load_digits  # noqa: PLC0415 (takes most of a second)
 
         digits = load_digits()
         targets = torch.as_tensor(digits.target)
@@ -133,9 +133,11 @@ def _how_to_get_the_files(name: str, data_dir: str, reasons: list[Exception]) ->
     if known is None or not known.folder:
         return f"data.dataset: {name} could not be read from {root} ({why})."
     folder = root / known.folder
-    lines = [
-        f"data.dataset: {name} could not be read. Looked in {folder} for {known.files} ({why}).",
-        "Files that are there are damaged or not all of them: delete them. To get them, run where there is internet",
+    lines = [f"data.dataset: {name} could not be read. Looked in {folder} for {known.files} ({why})."]
+    if folder.is_dir() and any(folder.iterdir()):
+        lines.append("The files there are damaged, or not all of them: delete them first.")
+    lines += [
+        "To get them, run where there is internet",
         f"    python -c \"from torchvision.datasets import {name}; {name}('data', download=True)\"",
         f"and copy data/{known.folder} from there to {folder}.",
     ]

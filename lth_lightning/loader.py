@@ -80,7 +80,7 @@ class TensorLoader:
 
     An iterable of (float32 images (B, C, H, W), int64 targets (B,)); the last, smaller batch is kept. Batches
     are the consumer's own: to keep, and to modify in place. One iteration at a time; each is an epoch, counted
-    from 0 unless `set_epoch` says otherwise.
+    from 0 unless `seek` says otherwise.
 
     With several processes, rank r takes its part of each global batch (`rank_share`): the ranks' batches
     together are the batches of one process with `world_size * batch_size`. When shuffled (training) all ranks
@@ -120,12 +120,10 @@ class TensorLoader:
         device: torch.device | None = None,
     ) -> None:
         mean, std = (values.double().view(-1, 1, 1) for values in normalise)
-        # Lightning asks for evaluation loaders inside inference mode; what is kept must be usable outside it.
-        with torch.inference_mode(False):
-            self._images = images.to(device)
-            self._targets = targets.to(device)
-            self._factor = (1 / std).float().to(device)
-            self._shift = (-mean / std).float().to(device)
+        self._images = images.to(device)
+        self._targets = targets.to(device)
+        self._factor = (1 / std).float().to(device)
+        self._shift = (-mean / std).float().to(device)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = augment
@@ -133,29 +131,29 @@ class TensorLoader:
         self.rank = rank
         self.world_size = world_size
         self._length = -(-len(self._share(torch.arange(len(targets)))) // batch_size)
-        self.set_epoch(0)
+        self.seek(0)
 
     def __len__(self) -> int:
         """Batches of this rank in a full epoch."""
         return self._length
 
-    def set_epoch(self, epoch: int, start_batch: int = 0, seed: int | None = None) -> None:
-        """Let the next iteration give the batches of `epoch` from `start_batch` on.
+    def seek(self, epoch: int, batch: int = 0, seed: int | None = None) -> None:
+        """Let the next iteration give the batches of `epoch` from `batch` on.
 
         Args:
             epoch: from 0.
-            start_batch: batches of the epoch to leave out, fewer than it has.
+            batch: batches of the epoch to leave out, fewer than it has.
             seed: the seed from now on, in place of the one before.
 
         Raises:
             ValueError: the epoch has no such batch.
         """
-        if not 0 <= start_batch < max(self._length, 1):
-            raise ValueError(f"start_batch is {start_batch}; an epoch has batches 0 to {self._length - 1}.")
+        if not 0 <= batch < max(self._length, 1):
+            raise ValueError(f"batch is {batch}; an epoch has batches 0 to {self._length - 1}.")
         self.seed = self.seed if seed is None else seed
         self.epoch = epoch
-        self.batches_given = start_batch
-        self._next = (epoch, start_batch)
+        self.batches_given = batch
+        self._next = (epoch, batch)
 
     def state_dict(self) -> dict[str, int]:
         """The place that the current iteration has reached; Lightning puts it into checkpoints."""
@@ -166,11 +164,11 @@ class TensorLoader:
         epoch, given = state["epoch"], state["batches_given"]
         if given >= self._length:
             epoch, given = epoch + 1, 0
-        self.set_epoch(epoch, given, state["seed"])
+        self.seek(epoch, given, state["seed"])
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing below happens before its first batch is asked for. Lightning creates an
-        # iterator well before it calls the hooks in which `set_epoch` is called.
+        # iterator well before it calls the hooks in which `seek` is called.
         self.epoch, self.batches_given = self._next
         self._next = (self.epoch + 1, 0)
         indices, draws = self._draw_epoch()
@@ -184,7 +182,6 @@ class TensorLoader:
     def _share(self, order: Tensor) -> Tensor:
         return rank_share(order, self.batch_size, self.rank, self.world_size, equal_batches=self.shuffle)
 
-    @torch.inference_mode(mode=False)
     def _draw_epoch(self) -> tuple[Tensor, Tensor]:
         """This rank's (n,) indices of the epoch, and crop and flip (3, N) of every example there is.
 
@@ -203,7 +200,7 @@ class TensorLoader:
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.epoch))
 
-    @torch.inference_mode(mode=False)
+    @torch.inference_mode(mode=False)  # a batch can train, whoever asked for the first of its block
     def _make_batches(self, members: Tensor, draws: Tensor) -> list[Batch]:
         images = self._images.index_select(0, members)
         if self.augment:

@@ -55,6 +55,12 @@ class FloatingPoint(Numbered):
         self.data = torch.from_numpy(self.data.astype(np.float64) / 7)
 
 
+class OneBlankChannel(ChannelsLast):
+    def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
+        super().__init__(root, train)
+        self.data[..., 2] = 7
+
+
 class NoTargets(Numbered):
     def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
         super().__init__(root, train)
@@ -87,7 +93,7 @@ def numbers(data: ImageDataModule, split: str) -> list[int]:
     return [round(number) for number in raw.tolist()]
 
 
-def assert_refused(data: ImageDataModule, *words: str) -> None:
+def assert_refused(data: ImageDataModule, *words: str) -> str:
     def start() -> None:
         data.prepare_data()
         data.setup()
@@ -96,6 +102,7 @@ def assert_refused(data: ImageDataModule, *words: str) -> None:
         start()
     for word in words:
         assert word in str(caught.value)
+    return str(caught.value)
 
 
 # Splits
@@ -191,11 +198,17 @@ def test_cifar_files_are_read_and_each_channel_is_standardised(tmp_path: Path, m
     assert targets.tolist() == test["labels"]
 
 
-def test_statistics_are_those_of_numpy_and_a_constant_channel_does_no_harm() -> None:
+def test_statistics_are_those_of_numpy() -> None:
     images = np.random.default_rng(0).integers(0, 256, (700, 2, 5, 3)).astype(np.uint8)
     mean, std = channel_statistics(torch.from_numpy(images))
     np.testing.assert_allclose(mean.numpy(), images.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std.numpy(), images.std((0, 2, 3)), rtol=1e-12)
+
+
+def test_a_channel_without_contrast_becomes_zero() -> None:
+    for images, _ in ready(f"{HERE}.OneBlankChannel").test_dataloader():
+        assert not images[:, 2].any()
+        assert images[:, :2].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -256,22 +269,22 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "file"),
+    "words",
     [
         ("MNIST", "MNIST/raw", "train-images-idx3-ubyte"),
-        ("FashionMNIST", "FashionMNIST/raw", "t10k-labels-idx1-ubyte"),
+        ("FashionMNIST", "FashionMNIST/raw", "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist/"),
         ("CIFAR10", "cifar-10-batches-py", "data_batch_1"),
     ],
 )
 @pytest.mark.parametrize("download", [True, False])
 def test_without_files_or_network_the_error_says_where_they_belong_and_how_to_get_them(
-    tmp_path: Path, no_network: list[str], name: str, folder: str, file: str, download: bool
+    tmp_path: Path, no_network: list[str], words: tuple[str, ...], download: bool
 ) -> None:
+    name, folder, *rest = words
     data = ImageDataModule(name, data_dir=str(tmp_path), download=download)
-    words = [name, str(tmp_path / folder), file, f"{name}('data', download=True)", QUICKSTART]
-    words += ["name resolution"] if download else ["data.download is false"]
-    words += ["dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist/"] if name == "FashionMNIST" else []
-    assert_refused(data, *words)
+    reason = "name resolution" if download else "data.download is false"
+    how = f"{name}('data', download=True)"
+    assert "delete them" not in assert_refused(data, str(tmp_path / folder), how, QUICKSTART, reason, *rest)
     assert bool(no_network) == download
 
 

@@ -64,12 +64,12 @@ def test_an_epoch_is_a_new_order_of_every_example_and_a_function_of_seed_and_epo
     assert len(set(map(tuple, orders))) == 3
 
     again = make_loader(50, 8)
-    again.set_epoch(2)
+    again.seek(2)
     assert_same(list(again), epochs[2])
     assert members(list(again)) not in [members(epoch) for epoch in epochs], "after epoch 2 comes epoch 3"
-    again.set_epoch(1, seed=4)
+    again.seek(1, seed=4)
     assert members(list(again)) != members(epochs[1])
-    again.set_epoch(1, seed=3)
+    again.seek(1, seed=3)
     assert_same(list(again), epochs[1])
 
 
@@ -116,12 +116,12 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, block_bytes
 @pytest.mark.parametrize("position", range(8))
 def test_a_loader_resumed_anywhere_gives_the_remaining_batches_and_never_an_empty_epoch(position: int) -> None:
     loader = make_loader(50, 7)
-    loader.set_epoch(5)
+    loader.seek(5)
     batches, following = list(loader), list(loader)
     assert len(batches) == 8
 
     stopped = make_loader(50, 7)
-    stopped.set_epoch(5)
+    stopped.seek(5)
     for _, _ in zip(range(position), stopped, strict=False):
         pass
     resumed = make_loader(50, 7, seed=99)
@@ -129,7 +129,7 @@ def test_a_loader_resumed_anywhere_gives_the_remaining_batches_and_never_an_empt
     assert_same(list(resumed), batches[position:])
     assert_same(list(resumed), following)
 
-    resumed.set_epoch(5, start_batch=position)
+    resumed.seek(5, batch=position)
     assert_same(list(resumed), batches[position:])
 
 
@@ -143,19 +143,19 @@ def test_a_loader_saved_at_the_end_of_its_epoch_goes_on_with_the_next() -> None:
     assert_same(list(resumed), list(loader))
 
 
-def test_set_epoch_counts_even_after_the_iterator_was_made() -> None:
+def test_seek_counts_even_after_the_iterator_was_made() -> None:
     loader = make_loader(50, 7)
-    iterator = iter(loader)  # Lightning makes it before the hooks that call set_epoch
-    loader.set_epoch(4)
+    iterator = iter(loader)  # Lightning makes it before the hooks that call seek
+    loader.seek(4)
     expected = make_loader(50, 7)
-    expected.set_epoch(4)
+    expected.seek(4)
     assert_same(list(iterator), list(expected))
 
 
-@pytest.mark.parametrize("start_batch", [-1, 8])
-def test_a_start_beyond_the_epoch_is_refused(start_batch: int) -> None:
+@pytest.mark.parametrize("batch", [-1, 8])
+def test_a_start_beyond_the_epoch_is_refused(batch: int) -> None:
     with pytest.raises(ValueError, match="batches 0 to 7"):
-        make_loader(50, 7).set_epoch(0, start_batch=start_batch)
+        make_loader(50, 7).seek(0, batch=batch)
 
 
 @pytest.mark.parametrize("count", [1, 2, 23, 24, 25, 31])
@@ -188,7 +188,7 @@ def test_the_ranks_of_an_evaluation_see_every_example_exactly_once(count: int, w
 
 def test_batches_may_be_kept_and_modified() -> None:
     expected, following = list(make_loader(50, 7)), make_loader(50, 7)
-    following.set_epoch(1)
+    following.seek(1)
     loader = make_loader(50, 7)
     weight = torch.ones(3, 1, 1, requires_grad=True)
     kept, losses = [], []

@@ -1,0 +1,200 @@
+"""Small real experiments that the tests share: Digits, seconds long, on one thread."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket
+from lth_lightning.masks import State
+from lth_lightning.models import MLP, ResNet
+from lth_lightning.ticket import full_state
+
+DIGITS = {"input_shape": (1, 8, 8), "num_classes": 10}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_a_seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing of one test's seed may reach the next; sums in threads would differ in their last bit."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.delenv("LTH_LIGHTNING_RUN_DIR", raising=False)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
+class ForeignModule(L.LightningModule):
+    """Somebody's own module: dropout, batch norm, momentum, weight decay, a schedule, metrics by other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(216, 10)
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.body(batch[0]), batch[1])
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+        logits = self.body(batch[0])
+        self.log(f"{split}/ce", F.cross_entropy(logits, batch[1]))
+        self.log(f"{split}/accuracy", (logits.argmax(1) == batch[1]).float().mean())
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "valid")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2), "interval": "epoch"}]
+
+
+FOREIGN_METRICS = {"val_loss": "valid/ce", "val_acc": "valid/accuracy", "test_loss": "test/ce", "test_acc": "test/accuracy"}
+
+
+class ForeignData(L.LightningDataModule):
+    """Stock, shuffling DataLoaders, validation included: they draw from the global generator."""
+
+    def setup(self, stage: str) -> None:
+        data = ImageDataModule(dataset="Digits", train_size=250, val_size=100)
+        data.setup("fit")
+        data.setup("test")
+        self.splits = {
+            "train": _as_dataset(data.train_dataloader()),
+            "val": _as_dataset(data.val_dataloader()),
+            "test": _as_dataset(data.test_dataloader()),
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.splits["train"], batch_size=40, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.splits["val"], batch_size=60, shuffle=True)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.splits["test"], batch_size=60)
+
+
+def _as_dataset(loader: Any) -> TensorDataset:
+    images, targets = zip(*loader, strict=True)
+    return TensorDataset(torch.cat(images), torch.cat(targets))
+
+
+def mlp(**settings: Any) -> ImageClassifier:
+    """A fully connected classifier of Digits."""
+    settings.setdefault("optimizer", lambda parameters: torch.optim.Adam(parameters, lr=2e-3))
+    return ImageClassifier(MLP([40, 20], **DIGITS), **DIGITS, **settings)
+
+
+def resnet(**settings: Any) -> ImageClassifier:
+    """A residual classifier of Digits, with batch norm, momentum, weight decay and a schedule."""
+    settings.setdefault(
+        "optimizer", lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+    )
+    settings.setdefault("lr_scheduler", lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5))
+    return ImageClassifier(ResNet(depth=8, width=4, **DIGITS), **DIGITS, **settings)
+
+
+def digits(**settings: Any) -> ImageDataModule:
+    """250 training images of Digits in batches of 40: 7 steps an epoch, the last batch partial."""
+    return ImageDataModule(**{"dataset": "Digits", "train_size": 250, "val_size": 100, "batch_size": 40, **settings})
+
+
+ARCHITECTURES: dict[str, tuple[Callable[[], L.LightningModule], Callable[[], L.LightningDataModule], dict[str, Any]]] = {
+    "mlp": (mlp, digits, {}),
+    "resnet": (resnet, digits, {}),
+    "foreign": (ForeignModule, ForeignData, {"metrics": FOREIGN_METRICS}),
+}
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., "Fit"]:
+    """`experiment(rounds=2, …)` runs the lottery on one of ARCHITECTURES and returns what was seen."""
+    module, data, settings = ARCHITECTURES[request.param]
+
+    def run(trainer: dict[str, Any] | None = None, **lottery: Any) -> "Fit":
+        return fit(module(), data(), tmp_path / "run", trainer=trainer, **{**settings, **lottery})
+
+    return run
+
+
+class Witness(L.Callback):
+    """Copies what each network starts with, and hears of its end."""
+
+    def __init__(self) -> None:
+        self.starts: list[State] = []
+        self.titles: list[str] = []
+        self.rates: list[float] = []
+        self.momentum: list[int] = []
+
+    def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, network: Any, density: float) -> None:
+        self.starts.append(copies(module))
+        self.titles.append(network.title(density))
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.momentum.append(len(trainer.optimizers[0].state))
+
+
+class Fit:
+    """A finished fit: the callback, the module, the trainer and what the witness saw."""
+
+    def __init__(self, lottery: LotteryTicket, module: L.LightningModule, trainer: L.Trainer, witness: Witness) -> None:
+        self.lottery, self.module, self.trainer, self.witness = lottery, module, trainer, witness
+        self.rows = lottery.results
+
+    def ticket(self, round: int) -> Path:
+        return self.lottery.folder.ticket(round)
+
+
+def fit(
+    module: L.LightningModule,
+    data: Any,
+    run_dir: Path,
+    *,
+    trainer: dict[str, Any] | None = None,
+    ckpt_path: Path | None = None,
+    callbacks: tuple[L.Callback, ...] = (),
+    **lottery: Any,
+) -> Fit:
+    """One fit of the lottery, its files in `run_dir`."""
+    settings: dict[str, Any] = {"rounds": 2, "train_for": "10it", "seed": 7, **lottery}
+    callback, witness = LotteryTicket(run_dir=run_dir, **settings), Witness()
+    fitter = make_trainer(callbacks=[callback, witness, *callbacks], **(trainer or {}))
+    fitter.fit(module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path), weights_only=True)
+    return Fit(callback, module, fitter, witness)
+
+
+def make_trainer(**settings: Any) -> L.Trainer:
+    """A quiet Trainer on the CPU."""
+    return L.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_epochs": -1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **settings,
+        }
+    )
+
+
+def copies(module: nn.Module) -> State:
+    return {name: value.detach().clone() for name, value in full_state(module).items()}
+
+
+def assert_same(ours: State, theirs: State) -> None:
+    """Equal bit for bit, name by name."""
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
