@@ -21,6 +21,7 @@ from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.lottery import LotteryTicket
 from lth_lightning.models import Network
 from lth_lightning.module import ImageClassifier
+from lth_lightning.parsing import LotteryParser
 from lth_lightning.progress import LotteryProgress
 from lth_lightning.pruning import Criterion
 from lth_lightning.run_folder import RunFolder
@@ -35,26 +36,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 CONFIG, CURVES = "config.yaml", "tensorboard"
 _RUN_DIR_VARIABLE = "LTH_LIGHTNING_RUN_DIR"
-
-
-class LotteryParser(LightningArgumentParser):
-    """Says in one line what is wrong with a command line: what was given, and what there is."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error and exit with 2, without the pages of usage."""
-        print(f"error: {self._in_plain_words(message)}", file=sys.stderr)
-        sys.exit(2)
-
-    def _in_plain_words(self, message: str) -> str:
-        key = re.search(r'Parser key "([\w.]+)"', message)
-        name = re.search(r"Expected a dot import path string: (\S+)", message)
-        if key and name and (classes := _classes_for(key[1])):
-            return f"{unknown_name(key[1], name[1], classes)} Or give the import path of a class of your own."
-        if unknown := re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", message):
-            nearest = get_close_matches(unknown[1], self._option_string_actions, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
-            return f"there is no option {unknown[1]}.{hint}"
-        return message
 
 
 def _classes_for(key: str) -> list[str]:

@@ -16,6 +16,8 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lth_lightning.seeding import preserved_generators
+
 NEVER = 10**12  # a number of epochs that no fit reaches
 
 
@@ -195,6 +197,26 @@ def validate(trainer: L.Trainer) -> None:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
+
+
+def guard_validation(trainer: L.Trainer) -> None:
+    """Keep what validation draws (a shuffling loader, say) from changing what training draws next.
+
+    Around the loop's `run`, as loaders draw before any hook.
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    run = loop.run
+
+    def guarded() -> Any:
+        with preserved_generators():
+            return run()
+
+    loop.run = guarded  # type: ignore[method-assign]
+
+
+def unguard_validation(trainer: L.Trainer) -> None:
+    """Undo `guard_validation`."""
+    trainer.fit_loop.epoch_loop.val_loop.__dict__.pop("run", None)
 
 
 class TestLoop:

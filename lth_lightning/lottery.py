@@ -89,7 +89,9 @@ class LotteryTicket(L.Callback):
     Attributes:
         results: a `Row` for each trained network, as they came.
         layers: a `LayerRow` for each trained network and prunable weight.
+        plan: the networks, in the order of training.
         folder: the run's folder, once a fit has started.
+        seed_in_use: the seed that everything random hangs on, once a fit has started.
 
     Raises:
         SettingError: a value out of range, or settings that contradict each other.
@@ -146,7 +148,7 @@ class LotteryTicket(L.Callback):
         self._position = 0  # in the plan
         self._begun = False  # whether the network at that position is in training
         self._stopped = False  # whether another callback has ended it early
-        self._run_seed = 0
+        self.seed_in_use = 0
         self._rewind_step = 0
         self._seed = 0  # everything random in this round's networks hangs on it, and on …
         self._order = 0  # … the round whose data order they see
@@ -189,10 +191,11 @@ class LotteryTicket(L.Callback):
         self._hooks = MaskHooks(self._weights, trainer.optimizers)
         self._check_plan(pl_module)
         if self._resumed_settings is None:
-            self._run_seed = trainer.strategy.broadcast(self._own_seed())
+            self.seed_in_use = trainer.strategy.broadcast(self._own_seed())
             self._masks = dense_masks(self._weights)
             if self.rewind_to.amount == 0:
                 self._rewind_point = _copy(full_state(pl_module))
+        fresh_fit.guard_validation(trainer)
         self._test_loop = fresh_fit.TestLoop(trainer) if self.evaluate_test else None
         self.folder = self._claim_folder(trainer)
         self._summary = SummaryCurves(trainer, self.results)
@@ -238,17 +241,11 @@ class LotteryTicket(L.Callback):
             self._rewind_point = _copy(full_state(pl_module))
         self._hear_stop(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep what validation draws (a shuffling loader, say) from changing what training draws next."""
-        self._generators = preserved_generators()
-        self._generators.__enter__()
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add a point to the learning curve, test data included."""
         if not trainer.sanity_checking:
             self._record(trainer)
             self._hear_stop(trainer)
-        self._generators.__exit__(None, None, None)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the last ticket, trained, in the module: not whichever control happened to come last."""
@@ -262,6 +259,7 @@ class LotteryTicket(L.Callback):
             return
         self._hooks.remove()
         self._summary.close()
+        fresh_fit.unguard_validation(trainer)
         trainer.fit_loop.min_epochs = 0
 
     # ------------------------------------------------------------------------ one network
@@ -289,7 +287,7 @@ class LotteryTicket(L.Callback):
 
     def _begin_round(self, trainer: L.Trainer, module: L.LightningModule, round: int) -> None:
         """The masks of this round: pruned from what the last round trained, or read from the ticket's file."""
-        self._seed = self._run_seed
+        self._seed = self.seed_in_use
         self._order = round if self.data_order == "fresh" else 0
         if self.tickets is not None:
             self._take_ticket(Ticket.load(self.tickets[round]).fit_to(module))
@@ -544,7 +542,7 @@ class LotteryTicket(L.Callback):
 
     def _settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
-        seed = self._given_seed if self._given_seed is not None else os.environ.get("PL_GLOBAL_SEED", self._run_seed)
+        seed = self._given_seed if self._given_seed is not None else os.environ.get("PL_GLOBAL_SEED", self.seed_in_use)
         return {
             "seed": int(seed),
             "train_for": str(self.train_for),
@@ -606,7 +604,7 @@ _STATE = (
     "_position",
     "_begun",
     "_seed",
-    "_run_seed",
+    "seed_in_use",
     "_order",
     "_masks",
     "_rewind_point",

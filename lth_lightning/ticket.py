@@ -20,8 +20,8 @@ from lth_lightning.errors import TicketError
 from lth_lightning.files import replace_file
 from lth_lightning.masks import Masks, State, density, fingerprint, masked, stable_name
 
-FORMAT = "1"
-_FORMAT_KEY = "lth_lightning.ticket"
+FORMAT = 1
+_KEY = "lth_lightning.ticket"  # the only key: safetensors writes several in random order, and bytes would differ
 
 
 def full_state(module: nn.Module) -> State:
@@ -80,11 +80,12 @@ class Ticket:
                 tensors[f"{part}.{name}"] = kept.clone().contiguous()
         info = {
             **self.info,
+            "format": FORMAT,
             "density": self.density,
             "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
             "hash": fingerprint(tensors),
         }
-        replace_file(Path(path), save(tensors, {_FORMAT_KEY: FORMAT, "info": json.dumps(info, sort_keys=True)}))
+        replace_file(Path(path), save(tensors, {_KEY: json.dumps(info, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Ticket":
@@ -102,14 +103,15 @@ class Ticket:
             raise TicketError(f"{path}: there is no such ticket.") from error
         except (safetensors.SafetensorError, OSError) as error:
             raise TicketError(f"{path} is not a ticket, or is damaged: {error}.") from error
-        if metadata.get(_FORMAT_KEY) != FORMAT:
-            raise TicketError(
-                f"{path} is not a ticket of format {FORMAT}: its format is {metadata.get(_FORMAT_KEY, 'unknown')}."
-            )
+        if _KEY not in metadata:
+            raise TicketError(f"{path} is a safetensors file, but not a ticket.")
         try:
-            return cls._from_tensors(tensors, json.loads(metadata["info"]))
+            info = json.loads(metadata[_KEY])
+            if info.pop("format") != FORMAT:
+                raise ValueError(f"this version reads format {FORMAT}, and it has another")
+            return cls._from_tensors(tensors, info)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise TicketError(f"{path} is damaged: {error}.") from error
+            raise TicketError(f"{path} cannot be read: {error}.") from error
 
     @classmethod
     def _from_tensors(cls, tensors: State, info: dict[str, Any]) -> "Ticket":

@@ -1,6 +1,8 @@
 """Small real experiments that the tests share: Digits, seconds long, on one thread."""
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket
-from lth_lightning.masks import State
+from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Ticket
+from lth_lightning.experiment import Network
+from lth_lightning.loader import TensorLoader
+from lth_lightning.masks import Masks, State
 from lth_lightning.models import MLP, ResNet
-from lth_lightning.ticket import full_state
+from lth_lightning.seeding import derive_seed
+from lth_lightning.ticket import full_state, load_state
+
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 DIGITS = {"input_shape": (1, 8, 8), "num_classes": 10}
 
@@ -122,9 +130,13 @@ def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
     """`experiment(rounds=2, …)` runs the lottery on one of ARCHITECTURES and returns what was seen."""
     module, data, settings = ARCHITECTURES[request.param]
 
-    def run(trainer: dict[str, Any] | None = None, **lottery: Any) -> "Fit":
-        return fit(module(), data(), tmp_path / "run", trainer=trainer, **{**settings, **lottery})
+    def run(folder: str = "run", **given: Any) -> "Fit":
+        torch.manual_seed(0)
+        done = fit(module(), data(), tmp_path / folder, **{**settings, **given})
+        done.make_module, done.make_data = module, data
+        return done
 
+    run.val_loss = settings.get("metrics", {}).get("val_loss", "val_loss")  # type: ignore[attr-defined]
     return run
 
 
@@ -150,9 +162,15 @@ class Fit:
     def __init__(self, lottery: LotteryTicket, module: L.LightningModule, trainer: L.Trainer, witness: Witness) -> None:
         self.lottery, self.module, self.trainer, self.witness = lottery, module, trainer, witness
         self.rows = lottery.results
+        self.make_module: Callable[[], L.LightningModule] = mlp
+        self.make_data: Callable[[], L.LightningDataModule] = digits
 
-    def ticket(self, round: int) -> Path:
-        return self.lottery.folder.ticket(round)
+    def start(self, round: int, variant: str = "ticket", replicate: int = 0) -> State:
+        """What that network started from."""
+        return self.witness.starts[self.lottery.plan.index(Network(round, variant, replicate))]
+
+    def ticket(self, round: int) -> Ticket:
+        return Ticket.load(self.lottery.folder.ticket(round))
 
 
 def fit(
@@ -169,7 +187,7 @@ def fit(
     settings: dict[str, Any] = {"rounds": 2, "train_for": "10it", "seed": 7, **lottery}
     callback, witness = LotteryTicket(run_dir=run_dir, **settings), Witness()
     fitter = make_trainer(callbacks=[callback, witness, *callbacks], **(trainer or {}))
-    fitter.fit(module, datamodule=data, ckpt_path=None if ckpt_path is None else str(ckpt_path), weights_only=True)
+    fitter.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return Fit(callback, module, fitter, witness)
 
 
@@ -187,6 +205,64 @@ def make_trainer(**settings: Any) -> L.Trainer:
             **settings,
         }
     )
+
+
+STEPS_PER_EPOCH = 7  # of ForeignData and digits()
+
+
+def train_by_hand(run: "Fit", start: State, masks: Masks, first_step: int, last_step: int, order: int) -> State:
+    """The reference for a round: a plain PyTorch loop, without Lightning's Trainer and without our callback.
+
+    Args:
+        run: the fit whose architecture, data and seed are meant.
+        start: the weights to start from.
+        masks: pruned weights are kept at 0 by multiplication, gradients too.
+        first_step: the step of the schedule to start at; the epoch it lies in is entered in its middle.
+        last_step: the step to stop after.
+        order: the round whose order of the data is meant.
+    """
+    module, data = run.make_module(), run.make_data()
+    data.setup("fit")
+    load_state(module, start)
+    module.train()
+    optimizer, scheduler = _optimizer_and_scheduler(module)
+    weights = {name: parameter for name, parameter in module.named_parameters() if name in masks}
+    step, epoch = first_step, first_step // STEPS_PER_EPOCH
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a schedule that moves before its optimizer: here it must
+        for _ in range(epoch if scheduler else 0):
+            scheduler.step()
+    while step < last_step:
+        torch.manual_seed(derive_seed(run.lottery.seed_in_use, "epoch", order, epoch))
+        loader = data.train_dataloader()
+        if isinstance(loader, TensorLoader):
+            seed = derive_seed(run.lottery.seed_in_use, "order", order)
+            loader.seek(epoch, step - epoch * STEPS_PER_EPOCH, seed)
+        if isinstance(module, ImageClassifier):
+            module.on_train_epoch_start()
+        for i, batch in zip(range(step, min(last_step, (epoch + 1) * STEPS_PER_EPOCH)), loader, strict=False):
+            optimizer.zero_grad()
+            module.training_step(batch, i).backward()
+            for name, weight in weights.items():
+                weight.grad *= masks[name]
+            optimizer.step()
+            for name, weight in weights.items():
+                weight.data *= masks[name]
+            step += 1
+        epoch += 1
+        if scheduler and step == epoch * STEPS_PER_EPOCH:
+            scheduler.step()
+    return copies(module)
+
+
+def _optimizer_and_scheduler(module: L.LightningModule) -> tuple[torch.optim.Optimizer, Any]:
+    match module.configure_optimizers():
+        case {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}:
+            return optimizer, scheduler
+        case [[optimizer], [{"scheduler": scheduler}]]:
+            return optimizer, scheduler
+        case optimizer:
+            return optimizer, None
 
 
 def copies(module: nn.Module) -> State:

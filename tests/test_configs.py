@@ -1,0 +1,379 @@
+"""Every shipped config is a test case: its settings are the published ones, and it runs on data of the true shape."""
+
+import csv
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from conftest import assert_same
+from dataset_files import accept_cifar10, write_cifar10, write_mnist
+
+from lth_lightning import LotteryTicket, Ticket, prunable_weights
+from lth_lightning.cli import main
+from lth_lightning.fit_cli import LotteryCLI
+from lth_lightning.results import read_layers, read_rows
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+BOTH = ("random_reinit", "random_mask")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What SCIENCE.md's table (Frankle & Carbin 2019, figure 2) says of an experiment, or, where it is ours, we say.
+
+    `rates` are fractions pruned a round by the layer's name; the first name that is part of a weight's decides.
+    `percents` are densities after so many rounds: the paper's where it prints them, or SCIENCE.md's.
+    """
+
+    dataset: str
+    weights: int
+    steps: int
+    batch: int
+    rates: dict[str, float]
+    optimizer: dict[str, Any]
+    percents: dict[int, float] = field(default_factory=dict)
+    rounds: int = 20
+    controls: tuple[str, ...] = BOTH
+    # Of the networks that are pruned globally, rewound late, and trained at a falling rate on augmented images:
+    together: bool = False
+    rewind_step: int = 0
+    milestones: tuple[int, ...] = ()
+
+
+def adam(lr: float) -> dict[str, Any]:
+    return {"class": torch.optim.Adam, "lr": lr, "betas": (0.9, 0.999), "weight_decay": 0}
+
+
+SGD = {"class": torch.optim.SGD, "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4}
+LENET300 = {
+    "weights": 266_200,
+    "steps": 50_000,
+    "batch": 60,
+    "rates": {"output": 0.1, "fc": 0.2},
+    "optimizer": adam(1.2e-3),
+    "percents": {3: 51.28, 7: 21.07, 9: 13.52, 12: 6.95, 15: 3.58, 18: 1.85},
+}
+LENET5 = {
+    "weights": 61_470,
+    "steps": 20_000,
+    "batch": 60,
+    "rates": {"output": 0.1, "fc": 0.2, "conv": 0.1},
+    "optimizer": adam(1.2e-3),
+}
+CONV = {"dataset": "CIFAR10", "batch": 60, "rates": {"output": 0.1, "fc": 0.2, "conv": 0.1}}
+DEEP = {
+    "dataset": "CIFAR10",
+    "optimizer": SGD,
+    "rates": {"output": 0.0, "shortcut": 0.0, "conv": 0.2},
+    "controls": ("random_reinit",),
+    "together": True,
+    "rewind_step": 1000,
+}
+PUBLISHED = {
+    "quickstart": Published(
+        dataset="Digits",
+        weights=64 * 300 + 300 * 100 + 100 * 10,
+        steps=400,
+        batch=60,
+        rounds=12,
+        rates={"": 0.3},
+        optimizer=adam(1.2e-3),
+        percents={12: 1.4},
+    ),
+    "lenet300_mnist": Published(dataset="MNIST", **LENET300),
+    "lenet300_fashion_mnist": Published(dataset="FashionMNIST", **LENET300),
+    "lenet5_mnist": Published(dataset="MNIST", **LENET5),
+    "lenet5_fashion_mnist": Published(dataset="FashionMNIST", **LENET5),
+    "conv2_cifar10": Published(
+        **CONV, weights=4_300_992, steps=20_000, optimizer=adam(2e-4), percents={11: 8.81, 14: 4.57}
+    ),
+    "conv4_cifar10": Published(
+        **CONV, weights=2_425_024, steps=25_000, optimizer=adam(3e-4), percents={11: 11.06, 12: 9.18}
+    ),
+    "conv6_cifar10": Published(
+        **{**CONV, "rates": {"output": 0.1, "fc": 0.2, "conv": 0.15}},
+        weights=2_261_184,
+        steps=30_000,
+        optimizer=adam(3e-4),
+        percents={7: 26.61},  # the paper prints 26.4, for a network that it counts as 1.7M
+    ),
+    "resnet20_cifar10": Published(
+        **DEEP,
+        weights=270_256 + 640,
+        steps=30_000,
+        batch=128,
+        rounds=15,
+        milestones=(20_000, 25_000),
+        percents={2: 64.4, 4: 41.7, 6: 27.1, 8: 17.8, 10: 11.8, 12: 8.0},  # the 3,200 that are never pruned count
+    ),
+    "vgg19_cifar10": Published(
+        **DEEP,
+        weights=20_018_880 + 5_120,
+        steps=112_480,
+        batch=64,
+        milestones=(56_240, 84_360),  # epochs 80 and 120 of 160, each of 703 steps
+        percents={4: 41.0, 8: 16.8, 12: 6.9, 19: 1.5},
+    ),
+}
+
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+
+
+@pytest.fixture(autouse=True)
+def _as_from_a_shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lightning warns of pytest's own arguments, and jsonargparse of Lightning; what `main` does to logging stays here."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MNIST, FashionMNIST and CIFAR-10 with 60 training images (5 of them validate) and 20 test images each."""
+    root = tmp_path_factory.mktemp("data")
+    write_mnist(root, n_train=60, n_test=20)
+    write_mnist(root, n_train=60, n_test=20, name="FashionMNIST")
+    write_cifar10(root, n_train_per_batch=12, n_test=20)
+    return root
+
+
+@pytest.fixture
+def data_dir(written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    accept_cifar10(written, monkeypatch)
+    return written
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    """A folder that goes with the test: pytest keeps the last runs' folders, and VGG-19 leaves 600 MB."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def fit(config: Path, run_dir: Path, *settings: str) -> int:
+    quiet = ("--trainer.accelerator", "cpu")
+    return main(["fit", "--config", str(config), "--run_dir", str(run_dir), *quiet, *settings])
+
+
+def large(config: Path) -> bool:
+    """Whether a network more costs seconds: on disk and in masks, not in steps."""
+    return PUBLISHED[config.stem].weights > 1_000_000
+
+
+def control_rounds(config: Path) -> tuple[int, ...]:
+    return (2,) if large(config) else (1, 2)
+
+
+def shortened(config: Path, data_dir: Path) -> list[str]:
+    """Two rounds of 4 steps, which is an epoch of the 55 training images or a third of one."""
+    settings: dict[str, Any] = {
+        "--data.data_dir": data_dir,
+        "--data.batch_size": 4 if large(config) else 14,
+        "--lottery.rounds": 2,
+        "--lottery.train_for": "4it",
+        "--lottery.control_rounds": list(control_rounds(config)),
+    }
+    text = config.read_text()
+    if "rewind_to" in text:
+        settings["--lottery.rewind_to"] = "2it"
+    if "val_check_interval" in text:
+        settings["--trainer.val_check_interval"] = 2
+    return [str(word) for setting in settings.items() for word in setting]
+
+
+def survivors(sizes: dict[str, int], expected: Published, round: int) -> dict[str, int]:
+    """Each weight's survivors by the published rates, of exactly floor(rate x survivors) pruned; where layers are
+    ranked together, of all of one rate, under the rate's name. In fractions, and without the code under test."""
+    kept: dict[str, int] = {}
+    rates = {}
+    for name, size in sizes.items():
+        rate = next(rate for part, rate in expected.rates.items() if part in name)
+        group = str(rate) if expected.together else name
+        kept[group] = kept.get(group, 0) + size
+        rates[group] = Fraction(str(rate))
+    for _ in range(round):
+        kept = {group: size - floor(rates[group] * size) for group, size in kept.items()}
+    return kept
+
+
+# ------------------------------------------------------------------------ what they say
+
+
+def test_the_configs_that_the_project_promises_are_there() -> None:
+    promised = {
+        "quickstart lenet300_mnist lenet300_fashion_mnist lenet5_mnist lenet5_fashion_mnist "
+        "conv2_cifar10 conv4_cifar10 conv6_cifar10 resnet20_cifar10 vgg19_cifar10"
+    }
+    assert set(" ".join(promised).split()) <= {config.stem for config in CONFIGS}
+    assert {config.stem for config in CONFIGS} == PUBLISHED.keys(), "a config that no expectation stands for, or none"
+
+
+class Unstarted(LotteryCLI):
+    """The command line up to where the fit would start: everything built, nothing read or trained."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@every_config
+def test_settings_are_the_published_ones(config: Path, tmp_path: Path) -> None:
+    expected = PUBLISHED[config.stem]
+    cli = Unstarted(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run")])
+    lottery = next(callback for callback in cli.trainer.callbacks if isinstance(callback, LotteryTicket))
+
+    data = cli.datamodule
+    assert (data.dataset, data.batch_size, data.augment) == (expected.dataset, expected.batch, expected.together)
+    assert (data.val_size, data.train_size) == (None, None)  # 55K/5K and 45K/5K: tests/test_data.py
+    assert cli.model.init == "glorot_normal"
+
+    chosen = cli.model.configure_optimizers()
+    optimizer = chosen["optimizer"] if isinstance(chosen, dict) else chosen
+    assert type(optimizer) is expected.optimizer["class"]
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in expected.optimizer if key not in ("class", "lr")} == {
+        key: value for key, value in expected.optimizer.items() if key not in ("class", "lr")
+    }
+    assert group.get("initial_lr", group["lr"]) == expected.optimizer["lr"]
+    assert cli.model.lr_scheduler_interval == ("step" if expected.milestones else "epoch")
+    assert learning_rates(chosen, (0, *expected.milestones)) == pytest.approx(
+        [expected.optimizer["lr"] * 0.1**drop for drop in range(len(expected.milestones) + 1)]
+    )
+
+    assert (lottery.train_for.amount, lottery.train_for.unit) == (expected.steps, "it")
+    assert lottery.rewind_to.steps(1, expected.steps) == expected.rewind_step
+    assert lottery.rewind == "weights"
+    variants = ("ticket", *expected.controls)
+    assert [(network.round, network.variant) for network in lottery.plan] == [
+        (number, variant) for number in range(expected.rounds + 1) for variant in (variants if number else ("ticket",))
+    ]
+    if config.stem != "quickstart" and not expected.milestones:
+        assert (cli.trainer.val_check_interval, cli.trainer.check_val_every_n_epoch) == (100, None)
+
+    sizes = {name: weight.numel() for name, weight in prunable_weights(cli.model).items()}
+    assert sum(sizes.values()) == expected.weights
+    ours = [lottery.pruning.density_after(sizes, number) for number in range(expected.rounds + 1)]
+    assert ours == [sum(survivors(sizes, expected, n).values()) / expected.weights for n in range(expected.rounds + 1)]
+    for number, percent in expected.percents.items():
+        one_digit = percent == round(percent, 1)
+        # Whole weights are pruned, which makes for up to a thousandth of a percent more than powers of 0.8.
+        assert 100 * ours[number] == pytest.approx(percent, abs=0.051 if one_digit else 0.006), f"round {number}"
+
+
+def learning_rates(chosen: Any, steps: tuple[int, ...]) -> list[float]:
+    """The learning rate in force at each of `steps`, had every step been an optimizer's."""
+    if not isinstance(chosen, dict):
+        return [chosen.param_groups[0]["lr"]] * len(steps)
+    optimizer, scheduler = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]
+    rates = []
+    optimizer.step()  # no gradients, nothing moves; the scheduler wants to have seen one
+    for step in range(max(steps) + 1):
+        if step in steps:
+            rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    return rates
+
+
+@every_config
+def test_the_header_tells_source_command_cost_and_figures(config: Path) -> None:
+    text = config.read_text()
+    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    assert text.startswith(header), "the header comes first"
+    assert f"python train.py fit --config configs/{config.name}\n" in header
+    assert "arXiv:" in header or "Ours: " in header
+    assert "\n# Measured here: " in header
+    expected = PUBLISHED[config.stem]
+    tickets, controls = expected.rounds + 1, expected.rounds * len(expected.controls)
+    steps = expected.steps + (tickets + controls - 1) * (expected.steps - expected.rewind_step)
+    assert re.search(rf"Trains {tickets + controls} networks \({tickets} tickets, .*; {steps:,} steps\)", header)
+
+
+# ------------------------------------------------------------------------ what they do
+
+
+@every_config
+def test_two_rounds_run_and_leave_what_a_run_leaves(config: Path, data_dir: Path, run_dir: Path) -> None:
+    expected = PUBLISHED[config.stem]
+    assert fit(config, run_dir, *shortened(config, data_dir)) == 0
+
+    rows = read_rows(run_dir / "results.csv")
+    controls = {round: expected.controls for round in control_rounds(config)}
+    variants = [(round, variant) for round in range(3) for variant in ("ticket", *controls.get(round, ()))]
+    assert [(row.round, row.variant) for row in rows] == variants
+    rewind_step = 2 if expected.rewind_step else 0
+    assert [row.steps for row in rows] == [4] + [4 - rewind_step] * (len(rows) - 1)
+    for row in rows:
+        assert None not in (row.train_loss, row.val_loss, row.test_loss, row.early_stop_val_loss)
+        assert 0 <= row.val_acc <= 1
+        assert 0 <= row.test_acc <= 1
+        assert 1 <= row.early_stop_step <= 4
+
+    layers = read_layers(run_dir / "layers.csv")
+    sizes = {layer.layer: layer.size for layer in layers}
+    assert sum(sizes.values()) == expected.weights
+    assert len(layers) == len(sizes) * len(rows)
+    for row in rows:
+        kept = survivors(sizes, expected, row.round)
+        assert (row.kept, row.prunable) == (sum(kept.values()), expected.weights)
+        here = {
+            layer.layer: layer.kept for layer in layers if (layer.round, layer.variant) == (row.round, row.variant)
+        }
+        if expected.together:
+            never = [name for name in sizes if "shortcut" in name or "output" in name]
+            assert [here[name] for name in never] == [sizes[name] for name in never]
+        else:
+            assert here == kept
+
+    tickets = [Ticket.load(path) for path in sorted((run_dir / "tickets").iterdir())]
+    assert [ticket.info["round"] for ticket in tickets] == [0, 1, 2]
+    assert [ticket.density for ticket in tickets] == [row.density for row in rows if row.variant == "ticket"]
+    assert {ticket.info["rewind_step"] for ticket in tickets} == {rewind_step}
+
+    settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert (settings["data"]["dataset"], settings["lottery"]["rounds"]) == (expected.dataset, 2)
+    assert "| 64" in (run_dir / "report.md").read_text() or config.stem != "lenet300_mnist"
+    assert list((run_dir / "figures").glob("*.png"))
+    assert (run_dir / "checkpoints" / "last.ckpt").stat().st_size
+    curves = {folder.name.split()[0] for folder in (run_dir / "tensorboard").iterdir() if folder.is_dir()}
+    assert {"round_00", "round_01", "round_02"} <= curves
+
+
+@pytest.mark.parametrize("name", ["quickstart", "resnet20_cifar10"])
+def test_a_run_is_repeated_from_its_config_yaml(name: str, data_dir: Path, run_dir: Path) -> None:
+    """ResNet-20 draws all that can be drawn: order, crops, mirrors; and has batch norm, momentum and a schedule."""
+    config = next(config for config in CONFIGS if config.stem == name)
+    first, again = run_dir / "first", run_dir / "again"
+    assert fit(config, first, *shortened(config, data_dir)) == 0
+    L.seed_everything(99, verbose=False)
+    assert main(["fit", "--config", str(first / "config.yaml"), "--run_dir", str(again)]) == 0
+
+    assert without_seconds(first / "results.csv") == without_seconds(again / "results.csv")
+    assert (first / "layers.csv").read_bytes() == (again / "layers.csv").read_bytes()
+    assert (first / "config.yaml").read_text() == (again / "config.yaml").read_text()
+    tickets = sorted(path.name for path in (first / "tickets").iterdir())
+    assert len(tickets) == 3
+    for ticket in tickets:
+        ours, theirs = Ticket.load(first / "tickets" / ticket), Ticket.load(again / "tickets" / ticket)
+        assert ours.info == theirs.info
+        assert_same(ours.masks, theirs.masks)
+        assert_same(ours.rewind_point, theirs.rewind_point)
+        assert_same(ours.trained, theirs.trained)
+
+
+def without_seconds(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
