@@ -269,12 +269,17 @@ class LotteryTicket(L.Callback):
         """The network that is in training, or comes next."""
         return self.plan[self._position]
 
+    @property
+    def masks_in_force(self) -> Masks:
+        """The masks of that network."""
+        return self._masks_of(self.network)
+
     def _begin_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start from the rewind point times the mask, with everything else new."""
         network = self.network
         if self._position == 0 or self.plan[self._position - 1].round != network.round:
             self._begin_round(trainer, module, network.round)
-        masks = self._masks_of(network)
+        masks = self.masks_in_force
         load_state(module, masked(self._start_of(network, module), masks))
         step = self._first_step(network)
         epoch = step // self._steps_per_epoch
@@ -298,7 +303,7 @@ class LotteryTicket(L.Callback):
 
     def _open_network(self, trainer: L.Trainer, module: L.LightningModule, resumed_at: int | None = None) -> None:
         """What a network needs that no checkpoint holds."""
-        network, masks = self.network, self._masks_of(self.network)
+        network, masks = self.network, self.masks_in_force
         self._hooks.enforce(masks)
         if self._rates is not None:
             self._fresh.hold_learning_rates(trainer, self._rates)
@@ -311,7 +316,7 @@ class LotteryTicket(L.Callback):
 
     def _finish_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
-        network, masks = self.network, self._masks_of(self.network)
+        network, masks = self.network, self.masks_in_force
         if not self._curve or self._curve[-1].step != fresh_fit.steps_done(trainer):
             self._evaluate(trainer)
         row = self._row(trainer, network, masks)
@@ -323,9 +328,9 @@ class LotteryTicket(L.Callback):
             write_rows(self.folder.results, self.results)
             write_layers(self.folder.layers, self.layers)
         self._summary.add(row)
+        self._announce(trainer, "on_network_end", row)
         self._position += 1
         self._begun = False
-        self._announce(trainer, "on_network_end", row)
 
     def _keep_trained(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
         trained = _copy(full_state(module))

@@ -210,7 +210,9 @@ def make_trainer(**settings: Any) -> L.Trainer:
 STEPS_PER_EPOCH = 7  # of ForeignData and digits()
 
 
-def train_by_hand(run: "Fit", start: State, masks: Masks, first_step: int, last_step: int, order: int) -> State:
+def train_by_hand(
+    run: "Fit", start: State, masks: Masks, first_step: int, last_step: int, order: int, clip: float | None = None
+) -> State:
     """The reference for a round: a plain PyTorch loop, without Lightning's Trainer and without our callback.
 
     Args:
@@ -220,6 +222,7 @@ def train_by_hand(run: "Fit", start: State, masks: Masks, first_step: int, last_
         first_step: the step of the schedule to start at; the epoch it lies in is entered in its middle.
         last_step: the step to stop after.
         order: the round whose order of the data is meant.
+        clip: the norm that gradients are clipped to.
     """
     module, data = run.make_module(), run.make_data()
     data.setup("fit")
@@ -245,6 +248,8 @@ def train_by_hand(run: "Fit", start: State, masks: Masks, first_step: int, last_
             module.training_step(batch, i).backward()
             for name, weight in weights.items():
                 weight.grad *= masks[name]
+            if clip is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), clip)
             optimizer.step()
             for name, weight in weights.items():
                 weight.data *= masks[name]
