@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.lengths import Length
+from lth_lightning.pruning import Pruning
 from lth_lightning.results import VARIANTS
+from lth_lightning.ticket import Ticket
 
 CONTROLS = tuple(variant for variant in VARIANTS if variant != "ticket")
 
@@ -69,3 +73,55 @@ def plan_networks(
         plan += [Network(round, "ticket")]
         plan += [Network(round, control, i) for control in here if control != "pruned_only" for i in range(replicates)]
     return plan
+
+
+def ticket_files(path: Path, rounds: int | None = None) -> dict[int, Path]:
+    """The ticket at `path`, or those in that folder, by their rounds.
+
+    Raises:
+        SettingError: there is none, one cannot be read, two are of the same round, or `rounds` is given too.
+    """
+    if rounds is not None:
+        raise SettingError("lottery.rounds: tickets are read from lottery.tickets; leave one of the two out.")
+    paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not paths:
+        raise SettingError(f"lottery.tickets: there is no ticket (*.safetensors) in the folder {path}.")
+    files: dict[int, Path] = {}
+    for file in paths:
+        round = int(Ticket.load(file).info["round"])
+        if round in files:
+            raise SettingError(f"lottery.tickets: {files[round]} and {file} are both of round {round}.")
+        files[round] = file
+    return files
+
+
+def planned_rounds(rounds: int | None, pruning: Pruning) -> list[int]:
+    """Rounds 0 to the last, as said by `lottery.rounds` or by how many densities there are.
+
+    Raises:
+        SettingError: neither says it, they contradict each other, or the number is negative.
+    """
+    if rounds is None and pruning.densities is None:
+        raise SettingError("lottery.rounds is missing: how often to prune, e.g. 10 (or give pruning.densities).")
+    if rounds is not None and rounds < 0:
+        raise SettingError(f"lottery.rounds: {rounds} is negative; 0 trains only the dense network.")
+    if pruning.densities is not None and rounds not in (None, len(pruning.densities)):
+        raise SettingError(
+            f"lottery.rounds is {rounds}, but pruning.densities has {len(pruning.densities)} entries, one a round; "
+            "leave out lottery.rounds."
+        )
+    last = rounds if rounds is not None else len(pruning.densities or ())
+    return list(range(last + 1))
+
+
+def check_lengths(train_for: Length, rewind_to: Length) -> None:
+    """Refuse what can be seen to be wrong without knowing the length of an epoch.
+
+    Raises:
+        SettingError: a round of no steps, or a rewind point that is not before its end.
+    """
+    if train_for.amount == 0:
+        raise SettingError(f"lottery.train_for: a round of {train_for} trains nothing.")
+    too_late = rewind_to.unit == train_for.unit and rewind_to.amount >= train_for.amount
+    if too_late or (rewind_to.unit == "%" and rewind_to.amount >= 100):
+        raise SettingError(f"lottery.rewind_to: {rewind_to} is not before the end of a round of {train_for}.")

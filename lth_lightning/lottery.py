@@ -18,12 +18,12 @@ from torch import nn
 
 from lth_lightning import fresh_fit
 from lth_lightning.errors import SettingError, unknown_name
-from lth_lightning.experiment import Network, plan_networks
+from lth_lightning.experiment import Network, check_lengths, plan_networks, planned_rounds, ticket_files
 from lth_lightning.lengths import Length
+from lth_lightning.lineage import Lineage, copied
 from lth_lightning.masks import (
     MaskHooks,
     Masks,
-    State,
     check_masks,
     count_kept,
     count_prunable,
@@ -32,11 +32,8 @@ from lth_lightning.masks import (
     fingerprint,
     masked,
     prunable_weights,
-    shuffled,
-    stable_name,
 )
-from lth_lightning.models import reset
-from lth_lightning.pruning import Evidence, Pruning
+from lth_lightning.pruning import Pruning
 from lth_lightning.results import Evaluation, LayerRow, Row, early_stop, write_layers, write_rows
 from lth_lightning.run_folder import RunFolder, free_folder
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
@@ -121,7 +118,7 @@ class LotteryTicket(L.Callback):
     ) -> None:
         self.train_for = Length.parse(train_for, "lottery.train_for", ("it", "ep"))
         self.rewind_to = Length.parse(rewind_to, "lottery.rewind_to", ("it", "ep", "%"))
-        _check_lengths(self.train_for, self.rewind_to)
+        check_lengths(self.train_for, self.rewind_to)
         for setting, given, allowed in (("rewind", rewind, REWINDS), ("data_order", data_order, DATA_ORDERS)):
             if given not in allowed:
                 raise unknown_name(f"lottery.{setting}", given, allowed)
@@ -132,7 +129,7 @@ class LotteryTicket(L.Callback):
         self.data_order = data_order
         self.tickets = None if tickets is None else ticket_files(Path(tickets), rounds)
         found = self.tickets is None
-        all_rounds = _rounds(rounds, pruning) if self.tickets is None else list(self.tickets)
+        all_rounds = planned_rounds(rounds, pruning) if self.tickets is None else list(self.tickets)
         self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=found)
         self.prunable = prunable
         self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
@@ -149,15 +146,7 @@ class LotteryTicket(L.Callback):
         self._begun = False  # whether the network at that position is in training
         self._stopped = False  # whether another callback has ended it early
         self.seed_in_use = 0
-        self._rewind_step = 0
-        self._seed = 0  # everything random in this round's networks hangs on it, and on …
-        self._order = 0  # … the round whose data order they see
-        self._masks: Masks = {}  # the ticket's, this round
-        self._rewind_point: State | None = None
-        self._before: State | None = None  # trained weights that the last ticket started from, if it did
-        self._trained: State | None = None  # the last ticket after training
-        self._dense: State | None = None  # round 0 after training, for one-shot pruning
-        self._rates: list[list[float]] | None = None  # the learning rates that fine-tuning holds
+        self._lineage = Lineage({})
         self._curve: list[Evaluation] = []
         self._seconds = 0.0
         self._since = 0.0
@@ -192,9 +181,9 @@ class LotteryTicket(L.Callback):
         self._check_plan(pl_module)
         if self._resumed_settings is None:
             self.seed_in_use = trainer.strategy.broadcast(self._own_seed())
-            self._masks = dense_masks(self._weights)
+            self._lineage = Lineage(dense_masks(self._weights), self.seed_in_use)
             if self.rewind_to.amount == 0:
-                self._rewind_point = _copy(full_state(pl_module))
+                self._lineage.set_rewind_point(pl_module, step=0)
         fresh_fit.guard_validation(trainer)
         self._test_loop = fresh_fit.TestLoop(trainer) if self.evaluate_test else None
         self.folder = self._claim_folder(trainer)
@@ -210,8 +199,7 @@ class LotteryTicket(L.Callback):
             )
         self._steps_per_epoch = per_epoch or fresh_fit.NEVER
         self.round_steps = self.train_for.steps(self._steps_per_epoch)
-        if self.tickets is None:
-            self._rewind_step = self.rewind_to.steps(self._steps_per_epoch, self.round_steps)
+        self._rewind_step = self.rewind_to.steps(self._steps_per_epoch, self.round_steps)
         latest = max([self._rewind_step, *self._given_rewind_steps])
         if latest >= self.round_steps:
             raise SettingError(
@@ -237,8 +225,8 @@ class LotteryTicket(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Take the rewind point when its step is done, and a wish to stop as the end of this network."""
-        if self._rewind_point is None and fresh_fit.steps_done(trainer) == self._rewind_step:
-            self._rewind_point = _copy(full_state(pl_module))
+        if self._lineage.rewind_point is None and fresh_fit.steps_done(trainer) == self._rewind_step:
+            self._lineage.set_rewind_point(pl_module, self._rewind_step)
         self._hear_stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -250,8 +238,8 @@ class LotteryTicket(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the last ticket, trained, in the module: not whichever control happened to come last."""
         self._hooks.remove()
-        if self._position == len(self.plan) and self._trained is not None:
-            load_state(pl_module, self._trained)
+        if self._position == len(self.plan) and self._lineage.trained is not None:
+            load_state(pl_module, self._lineage.trained)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take off what the fit put on."""
@@ -272,7 +260,7 @@ class LotteryTicket(L.Callback):
     @property
     def masks_in_force(self) -> Masks:
         """The masks of that network."""
-        return self._masks_of(self.network)
+        return self._lineage.masks_of(self.network)
 
     def _begin_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start from the rewind point times the mask, with everything else new."""
@@ -280,7 +268,7 @@ class LotteryTicket(L.Callback):
         if self._position == 0 or self.plan[self._position - 1].round != network.round:
             self._begin_round(trainer, module, network.round)
         masks = self.masks_in_force
-        load_state(module, masked(self._start_of(network, module), masks))
+        load_state(module, masked(self._lineage.start_of(network, module), masks))
         step = self._first_step(network)
         epoch = step // self._steps_per_epoch
         self._fresh.restore(trainer, step, epoch, step * fresh_fit.batches_per_step(trainer))
@@ -291,22 +279,23 @@ class LotteryTicket(L.Callback):
             self._finish_network(trainer, module)
 
     def _begin_round(self, trainer: L.Trainer, module: L.LightningModule, round: int) -> None:
-        """The masks of this round: pruned from what the last round trained, or read from the ticket's file."""
-        self._seed = self.seed_in_use
-        self._order = round if self.data_order == "fresh" else 0
+        """The masks of this round, pruned from what the last one trained or read from a file, and where to start."""
+        lineage = self._lineage
+        lineage.order = round if self.data_order == "fresh" else 0
         if self.tickets is not None:
-            self._take_ticket(Ticket.load(self.tickets[round]).fit_to(module))
+            lineage.take(Ticket.load(self.tickets[round]).fit_to(module))
         elif round > 0:
-            self._masks = self._pruned(round)
-        if trainer.strategy.broadcast(fingerprint(self._masks)) != fingerprint(self._masks):
+            lineage.prune(self.pruning, round)
+            lineage.rewind(self.rewind)
+        if trainer.strategy.broadcast(fingerprint(lineage.masks)) != fingerprint(lineage.masks):
             raise RuntimeError(f"round {round}: the masks of process {trainer.global_rank} differ from process 0's.")
 
     def _open_network(self, trainer: L.Trainer, module: L.LightningModule, resumed_at: int | None = None) -> None:
         """What a network needs that no checkpoint holds."""
         network, masks = self.network, self.masks_in_force
         self._hooks.enforce(masks)
-        if self._rates is not None:
-            self._fresh.hold_learning_rates(trainer, self._rates)
+        if self._lineage.rates is not None:
+            self._fresh.hold_learning_rates(trainer, self._lineage.rates)
         self._since = time.monotonic()
         enter_sub_run(trainer, network.title(density(masks)), resumed_at)
         self._announce(trainer, "on_network_start", network, density(masks))
@@ -333,91 +322,34 @@ class LotteryTicket(L.Callback):
         self._begun = False
 
     def _keep_trained(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
-        trained = _copy(full_state(module))
+        lineage = self._lineage
+        trained = copied(full_state(module))
         if trainer.is_global_zero:
-            start = masked(self._start_of(self.network, module), self._masks)
+            assert lineage.start is not None
+            start = masked(lineage.start, lineage.masks)
             info = self._ticket_info(trainer, module, row)
-            Ticket(self._masks, start, trained, info).save(self.folder.ticket(row.round))
-        self._before, self._trained = self._trained, trained
-        if self.rewind == "weights":
-            self._before = None  # every round starts from the rewind point; no need to carry it along
-        if row.round == 0:
-            self._dense = trained if self.pruning.prune_from == "dense" else None
-            if self.rewind == "nothing":
-                self._rates = fresh_fit.learning_rates(trainer)
-
-    # ------------------------------------------------------------------------ masks and weights
-
-    def _pruned(self, round: int) -> Masks:
-        """Prune what the last round trained, or, one-shot, what the dense round did."""
-        one_shot = self.pruning.prune_from == "dense"
-        trained = self._dense if one_shot else self._trained
-        start = self._rewind_point if one_shot or self._before is None else self._before
-        assert trained is not None and start is not None
-        evidence = Evidence(
-            trained={name: trained[name] for name in self._weights},
-            start=masked({name: start[name] for name in self._weights}, {} if one_shot else self._masks),
-            generator=self._generator("pruning", round),
-        )
-        return self.pruning.prune(dense_masks(self._weights) if one_shot else self._masks, evidence, round)
-
-    def _masks_of(self, network: Network) -> Masks:
-        if network.variant == "random_mask":
-            return shuffled(self._masks, self._generator("random_mask", network.round, network.replicate))
-        return self._masks
-
-    def _start_of(self, network: Network, module: L.LightningModule) -> State:
-        """The weights that a network starts from, before its mask."""
-        if network.variant == "random_reinit":
-            return self._fresh_weights(module, network)
-        if network.variant == "pruned_only" and self.pruning.prune_from == "dense":
-            state = self._dense
-        elif network.variant == "pruned_only" or self._goes_on_from_trained(network.round):
-            state = self._trained
-        else:
-            state = self._rewind_point
-        return full_state(module) if state is None else state
-
-    def _fresh_weights(self, module: L.LightningModule, network: Network) -> State:
-        """New weights for all that is trained; buffers that nothing resets, and frozen weights, as at the rewind point."""
-        before = _copy(full_state(module))
-        frozen = {stable_name(name) for name, weight in module.named_parameters() if not weight.requires_grad}
-        load_state(module, self._rewind_point or before)
-        with preserved_generators():
-            seed_global_generators(derive_seed(self._seed, "random_reinit", network.round, network.replicate))
-            reset(module)
-        fresh = {name: before[name] if name in frozen else value for name, value in _copy(full_state(module)).items()}
-        load_state(module, before)
-        return fresh
-
-    def _generator(self, *purpose: str | int) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self._seed, *purpose))
-
-    def _goes_on_from_trained(self, round: int) -> bool:
-        return self.rewind != "weights" and round > 0 and self.tickets is None
+            Ticket(lineage.masks, start, trained, info).save(self.folder.ticket(row.round))
+        lineage.trained = trained
+        if row.round == 0 and self.pruning.prune_from == "dense":
+            lineage.dense = trained
+        if row.round == 0 and self.rewind == "nothing":
+            lineage.rates = fresh_fit.learning_rates(trainer)
 
     def _first_step(self, network: Network) -> int:
         """The step that a network starts at: the rewind point's, but for the network that finds it."""
-        return 0 if network.round == 0 and self.tickets is None else self._rewind_step
-
-    def _take_ticket(self, ticket: Ticket) -> None:
-        """Train this ticket as its own round did: on its seed, its data order, from its rewind point."""
-        check_masks(ticket.masks, self._weights)
-        self._masks, self._rewind_point = ticket.masks, ticket.rewind_point
-        self._seed, self._order = int(ticket.info["seed"]), int(ticket.info["data_order"])
-        self._rewind_step, self._rates = int(ticket.info["rewind_step"]), ticket.info["learning_rates"]
+        return 0 if network.round == 0 and self.tickets is None else self._lineage.rewind_step
 
     def _ticket_info(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> dict[str, Any]:
         return {
             "architecture": type(getattr(module, "net", module)).__name__,
             "data": str(getattr(trainer.datamodule, "dataset", type(trainer.datamodule).__name__)),
             "round": row.round,
-            "seed": self._seed,
-            "data_order": self._order,
+            "seed": self._lineage.seed,
+            "data_order": self._lineage.order,
             "train_for": str(self.train_for),
             "rewind_to": str(self.rewind_to),
-            "rewind_step": self._rewind_step,
-            "learning_rates": self._rates,
+            "rewind_step": self._lineage.rewind_step,
+            "learning_rates": self._lineage.rates,
             "val_acc": row.val_acc,
             "test_acc": row.test_acc,
         }
@@ -429,13 +361,13 @@ class LotteryTicket(L.Callback):
         epoch, step = trainer.current_epoch, fresh_fit.steps_done(trainer)
         # Ranks draw different dropout; process 0 draws what a single process would.
         rank = [trainer.global_rank] if trainer.global_rank else []
-        seed_global_generators(derive_seed(self._seed, "epoch", self._order, epoch, *rank))
+        seed_global_generators(derive_seed(self._lineage.seed, "epoch", self._lineage.order, epoch, *rank))
         per_step = fresh_fit.batches_per_step(trainer)
         # Only a network that starts at a rewind point starts inside an epoch.
         done = (step - epoch * self._steps_per_epoch) * per_step if step == self._first_step(self.network) else 0
         for loader in fresh_fit.train_loaders(trainer):
             if isinstance(loader, SeekableLoader):
-                loader.seek(seed=derive_seed(self._seed, "order", self._order), epoch=epoch, batch=done)
+                loader.seek(seed=derive_seed(self._lineage.seed, "order", self._lineage.order), epoch=epoch, batch=done)
         self._fresh.limit_epoch(trainer, already=done, batches=(self.round_steps - step) * per_step)
         fresh_fit.renew_iterator(trainer)
 
@@ -538,7 +470,7 @@ class LotteryTicket(L.Callback):
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
         for network in self.plan:
             if network.variant == "random_reinit":
-                self._fresh_weights(module, network)
+                self._lineage.fresh_weights(network, module)
                 break
         if self._resumed_settings not in (None, self._settings()):
             given, then = self._settings(), self._resumed_settings or {}
@@ -576,9 +508,7 @@ class LotteryTicket(L.Callback):
         finally:
             self._saving = False
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Mark our own checkpoints, made between epochs, as such; other callbacks' are Lightning's business."""
         if getattr(self, "_saving", False):
             fresh_fit.between_epochs(checkpoint)
@@ -587,9 +517,12 @@ class LotteryTicket(L.Callback):
         """Tensors, numbers and text only, so that checkpoints load with `weights_only`."""
         return {
             "settings": self._settings() if hasattr(self, "_weights") else None,
-            **{name: getattr(self, name) for name in _STATE},
-            "_seconds": self._elapsed(),
-            "_curve": [asdict(point) for point in self._curve],
+            "seed": self.seed_in_use,
+            "position": self._position,
+            "begun": self._begun,
+            "seconds": self._elapsed(),
+            "lineage": self._lineage.state_dict(),
+            "curve": [asdict(point) for point in self._curve],
             "results": [asdict(row) for row in self.results],
             "layers": [asdict(row) for row in self.layers],
         }
@@ -597,70 +530,14 @@ class LotteryTicket(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over where a checkpoint left off."""
         self._resumed_settings = state_dict["settings"]
-        for name in _STATE:
-            setattr(self, name, state_dict[name])
-        self._seconds = state_dict["_seconds"]
-        self._curve = [Evaluation(**point) for point in state_dict["_curve"]]
+        self.seed_in_use = state_dict["seed"]
+        self._position = state_dict["position"]
+        self._begun = state_dict["begun"]
+        self._seconds = state_dict["seconds"]
+        self._lineage = Lineage(**state_dict["lineage"])
+        self._curve = [Evaluation(**point) for point in state_dict["curve"]]
         self.results = [Row(**row) for row in state_dict["results"]]
         self.layers = [LayerRow(**row) for row in state_dict["layers"]]
-
-
-_STATE = (
-    "_position",
-    "_begun",
-    "_seed",
-    "seed_in_use",
-    "_order",
-    "_masks",
-    "_rewind_point",
-    "_rewind_step",
-    "_before",
-    "_trained",
-    "_dense",
-    "_rates",
-)
-
-
-def ticket_files(path: Path, rounds: int | None = None) -> dict[int, Path]:
-    """The ticket at `path`, or those in that folder, by their rounds.
-
-    Raises:
-        SettingError: there is none, one cannot be read, two are of the same round, or `rounds` is given too.
-    """
-    if rounds is not None:
-        raise SettingError("lottery.rounds: tickets are read from lottery.tickets; leave one of the two out.")
-    paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not paths:
-        raise SettingError(f"lottery.tickets: there is no ticket (*.safetensors) in the folder {path}.")
-    files: dict[int, Path] = {}
-    for file in paths:
-        round = int(Ticket.load(file).info["round"])
-        if round in files:
-            raise SettingError(f"lottery.tickets: {files[round]} and {file} are both of round {round}.")
-        files[round] = file
-    return files
-
-
-def _rounds(rounds: int | None, pruning: Pruning) -> list[int]:
-    if rounds is None and pruning.densities is None:
-        raise SettingError("lottery.rounds is missing: how often to prune, e.g. 10 (or give pruning.densities).")
-    if rounds is not None and rounds < 0:
-        raise SettingError(f"lottery.rounds: {rounds} is negative; 0 trains only the dense network.")
-    if pruning.densities is not None and rounds not in (None, len(pruning.densities)):
-        raise SettingError(
-            f"lottery.rounds is {rounds}, but pruning.densities has {len(pruning.densities)} entries, one a round; "
-            "leave out lottery.rounds."
-        )
-    last = rounds if rounds is not None else len(pruning.densities or ())
-    return list(range(last + 1))
-
-
-def _check_lengths(train_for: Length, rewind_to: Length) -> None:
-    if train_for.amount == 0:
-        raise SettingError(f"lottery.train_for: a round of {train_for} trains nothing.")
-    too_late = rewind_to.unit == train_for.unit and rewind_to.amount >= train_for.amount
-    if too_late or (rewind_to.unit == "%" and rewind_to.amount >= 100):
-        raise SettingError(f"lottery.rewind_to: {rewind_to} is not before the end of a round of {train_for}.")
 
 
 def _layer_rows(network: Network, masks: Masks) -> list[LayerRow]:
@@ -669,8 +546,3 @@ def _layer_rows(network: Network, masks: Masks) -> list[LayerRow]:
         for name, mask in masks.items()
         for kept in [int(mask.sum())]
     ]
-
-
-def _copy(state: State) -> State:
-    """Never the live tensors: a rewind point that aliases them would follow training."""
-    return {name: value.detach().clone() for name, value in state.items()}

@@ -75,9 +75,8 @@ class Ticket:
         parts = {"rewind_point": self.rewind_point, "trained": self.trained or {}}
         for part, state in parts.items():
             for name, value in state.items():
-                value = value.detach().cpu()
-                kept = value[self.masks[name].cpu()] if name in self.masks else value
-                tensors[f"{part}.{name}"] = kept.clone().contiguous()
+                kept = value[self.masks[name].to(value.device)] if name in self.masks else value
+                tensors[f"{part}.{name}"] = kept.detach().cpu().clone().contiguous()
         info = {
             **self.info,
             "format": FORMAT,

@@ -67,7 +67,12 @@ class ForeignModule(L.LightningModule):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2), "interval": "epoch"}]
 
 
-FOREIGN_METRICS = {"val_loss": "valid/ce", "val_acc": "valid/accuracy", "test_loss": "test/ce", "test_acc": "test/accuracy"}
+FOREIGN_METRICS = {
+    "val_loss": "valid/ce",
+    "val_acc": "valid/accuracy",
+    "test_loss": "test/ce",
+    "test_acc": "test/accuracy",
+}
 
 
 class ForeignData(L.LightningDataModule):
@@ -118,7 +123,9 @@ def digits(**settings: Any) -> ImageDataModule:
     return ImageDataModule(**{"dataset": "Digits", "train_size": 250, "val_size": 100, "batch_size": 40, **settings})
 
 
-ARCHITECTURES: dict[str, tuple[Callable[[], L.LightningModule], Callable[[], L.LightningDataModule], dict[str, Any]]] = {
+ARCHITECTURES: dict[
+    str, tuple[Callable[[], L.LightningModule], Callable[[], L.LightningDataModule], dict[str, Any]]
+] = {
     "mlp": (mlp, digits, {}),
     "resnet": (resnet, digits, {}),
     "foreign": (ForeignModule, ForeignData, {"metrics": FOREIGN_METRICS}),

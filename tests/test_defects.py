@@ -134,7 +134,14 @@ def test_rows_8_and_16_masks_and_controls_are_the_same_on_all_processes(tmp_path
     """Two processes with DDP, started by the Trainer, against one process with the same global batch."""
 
     def run(folder: str, *flags: str) -> list[dict[str, str]]:
-        command = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml", f"--run_dir={tmp_path / folder}"]
+        command = [
+            sys.executable,
+            "train.py",
+            "fit",
+            "--config",
+            "configs/quickstart.yaml",
+            f"--run_dir={tmp_path / folder}",
+        ]
         command += ["--lottery.rounds=2", "--lottery.train_for=20it", "--data.train_size=800", *flags]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr
@@ -175,6 +182,7 @@ def test_row_10_the_random_mask_is_another_mask(experiment: Experiment) -> None:
 
 def test_row_10_pruned_weights_never_return(experiment: Experiment) -> None:
     """Though 0 is the highest score there can be under a criterion that prefers small weights."""
+
     class SmallestSurvive(Criterion):
         def scores(self, evidence: Evidence) -> Any:
             return {name: -weight.abs() for name, weight in evidence.trained.items()}

@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import (
     FOREIGN_METRICS,
     Fit,
@@ -30,7 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lth_lightning import LotteryTicket, Pruning, SettingError, Ticket, prunable_weights
+from lth_lightning import LotteryTicket, Pruning, SettingError, prunable_weights
 from lth_lightning.masks import density, masked
 
 Experiment = Callable[..., Fit]
@@ -100,7 +99,9 @@ def test_a_ticket_trained_alone_from_its_file_gives_the_weights_of_its_round(exp
 
 def test_a_folder_of_tickets_is_trained_with_controls(tmp_path: Path) -> None:
     run = fit(mlp(), digits(), tmp_path / "run", rounds=2)
-    again = fit(mlp(), digits(), tmp_path / "again", rounds=None, tickets=run.lottery.folder.tickets, controls=["random_mask"])
+    again = fit(
+        mlp(), digits(), tmp_path / "again", rounds=None, tickets=run.lottery.folder.tickets, controls=["random_mask"]
+    )
     assert [(r.round, r.variant) for r in again.rows] == [(r, v) for r in range(3) for v in ("ticket", "random_mask")]
     assert [r.test_acc for r in again.rows if r.variant == "ticket"] == [r.test_acc for r in run.rows]
 
@@ -170,7 +171,9 @@ def test_schedules_that_plan_by_the_length_of_training_see_one_round(tmp_path: P
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     for train_for, steps in (("17it", 17), ("3ep", 21)):
-        run = fit(OneCycle(), ForeignData(), tmp_path / train_for, rounds=2, train_for=train_for, metrics=FOREIGN_METRICS)
+        run = fit(
+            OneCycle(), ForeignData(), tmp_path / train_for, rounds=2, train_for=train_for, metrics=FOREIGN_METRICS
+        )
         assert run.module.planned == steps
         assert [row.steps for row in run.rows] == [steps] * 3
 
@@ -215,7 +218,10 @@ def test_loaders_without_a_length_train_rounds_of_steps(tmp_path: Path) -> None:
 def test_controls_keep_the_tickets_count_in_every_layer(experiment: Experiment) -> None:
     run = experiment(rounds=2, controls=ALL_CONTROLS)
     for round in (1, 2):
-        kept = {v: [row.kept for row in run.lottery.layers if (row.round, row.variant) == (round, v)] for v in ("ticket", *ALL_CONTROLS)}
+        kept = {
+            v: [row.kept for row in run.lottery.layers if (row.round, row.variant) == (round, v)]
+            for v in ("ticket", *ALL_CONTROLS)
+        }
         assert len({tuple(counts) for counts in kept.values()}) == 1
         ticket = run.ticket(round)
         for name, mask in ticket.masks.items():
@@ -235,11 +241,17 @@ def test_replicates_are_drawn_anew_and_all_hang_on_the_seed(tmp_path: Path) -> N
         return fit(mlp(), digits(), tmp_path / folder, rounds=1, seed=seed, **settings)
 
     first, again, other = run("a", 1), run("b", 1), run("c", 2)
-    for ours, same, different in zip(first.witness.starts[2:], again.witness.starts[2:], other.witness.starts[2:], strict=True):
+    for ours, same, different in zip(
+        first.witness.starts[2:], again.witness.starts[2:], other.witness.starts[2:], strict=True
+    ):
         assert_same(ours, same)
         assert not torch.equal(ours["net.fc1.weight"], different["net.fc1.weight"])
-    assert not torch.equal(first.start(1, "random_mask")["net.fc1.weight"], first.start(1, "random_mask", 1)["net.fc1.weight"])
-    assert not torch.equal(first.start(1, "random_reinit")["net.fc1.weight"], first.start(1, "random_reinit", 1)["net.fc1.weight"])
+    assert not torch.equal(
+        first.start(1, "random_mask")["net.fc1.weight"], first.start(1, "random_mask", 1)["net.fc1.weight"]
+    )
+    assert not torch.equal(
+        first.start(1, "random_reinit")["net.fc1.weight"], first.start(1, "random_reinit", 1)["net.fc1.weight"]
+    )
 
 
 def test_control_rounds_restrict_the_controls(tmp_path: Path) -> None:
@@ -333,7 +345,9 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Expe
 def _assert_equal_runs(one: Path, other: Path) -> None:
     for name in ("results.csv", "layers.csv"):
         with open(one / name) as ours, open(other / name) as theirs:
-            rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)] for f in (ours, theirs)]
+            rows = [
+                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)] for f in (ours, theirs)
+            ]
         assert rows[0] == rows[1]
     files = sorted(path.name for path in (one / "tickets").iterdir())
     assert files == sorted(path.name for path in (other / "tickets").iterdir())
@@ -382,9 +396,22 @@ def test_model_checkpoint_and_learning_rate_monitor_work_beside_it(tmp_path: Pat
     checkpoint = ModelCheckpoint(tmp_path / "theirs", save_top_k=-1, every_n_epochs=1)
     logger = TensorBoardLogger(tmp_path, name="logs", version="", default_hp_metric=False)
     settings = {"enable_checkpointing": True, "logger": logger}
-    run = fit(resnet(), digits(), tmp_path / "run", rounds=1, train_for="14it", trainer=settings, callbacks=(checkpoint, LearningRateMonitor()))
+    run = fit(
+        resnet(),
+        digits(),
+        tmp_path / "run",
+        rounds=1,
+        train_for="14it",
+        trainer=settings,
+        callbacks=(checkpoint, LearningRateMonitor()),
+    )
     assert len(list((tmp_path / "theirs").glob("*.ckpt"))) == 4
-    last = torch.load(checkpoint.best_model_path or checkpoint.last_model_path or next((tmp_path / "theirs").glob("*step=14-v1.ckpt")), weights_only=True)
+    last = torch.load(
+        checkpoint.best_model_path
+        or checkpoint.last_model_path
+        or next((tmp_path / "theirs").glob("*step=14-v1.ckpt")),
+        weights_only=True,
+    )
     for name, mask in run.ticket(1).masks.items():
         assert last["state_dict"][name].shape == mask.shape
 
@@ -411,7 +438,7 @@ def test_the_module_is_left_with_the_last_ticket_and_can_be_tested(experiment: E
 def test_max_time_ends_the_fit_and_a_resumed_one_goes_on(tmp_path: Path) -> None:
     class Slow(L.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            import time  # noqa: PLC0415
+            import time
 
             time.sleep(0.05)
 
@@ -472,9 +499,23 @@ def test_what_only_the_data_can_tell_is_refused_before_training(tmp_path: Path) 
 
 def test_tensorboard_has_a_sub_run_for_each_network_with_steps_from_0(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
-    run = fit(mlp(), digits(), tmp_path / "run", rounds=2, train_for="14it", controls=["random_mask"], trainer={"logger": logger})
+    run = fit(
+        mlp(),
+        digits(),
+        tmp_path / "run",
+        rounds=2,
+        train_for="14it",
+        controls=["random_mask"],
+        trainer={"logger": logger},
+    )
     folder = tmp_path / "tensorboard"
-    titles = {"round_00 100% ticket", "round_01 80% ticket", "round_01 80% random_mask", "round_02 64% ticket", "round_02 64% random_mask"}
+    titles = {
+        "round_00 100% ticket",
+        "round_01 80% ticket",
+        "round_01 80% random_mask",
+        "round_02 64% ticket",
+        "round_02 64% random_mask",
+    }
     summaries = {"all rounds, ticket", "all rounds, random_mask"}
     assert {path.name for path in folder.iterdir() if path.is_dir()} == titles | summaries
     for title in titles:
@@ -497,9 +538,22 @@ def test_tickets_beat_their_controls_on_real_digits(tmp_path: Path) -> None:
         torch.manual_seed(seed)
         module = mlp(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3))
         pruning = Pruning(densities=[0.5, 0.25, 0.12, 0.06])
-        settings: dict[str, Any] = {"train_for": "250it", "pruning": pruning, "controls": ["random_reinit", "random_mask"]}
+        settings: dict[str, Any] = {
+            "train_for": "250it",
+            "pruning": pruning,
+            "controls": ["random_reinit", "random_mask"],
+        }
         data = digits(train_size=None, batch_size=60)
-        run = fit(module, data, tmp_path / str(seed), rounds=None, seed=seed, control_rounds=[4], trainer={"limit_val_batches": 0}, **settings)
+        run = fit(
+            module,
+            data,
+            tmp_path / str(seed),
+            rounds=None,
+            seed=seed,
+            control_rounds=[4],
+            trainer={"limit_val_batches": 0},
+            **settings,
+        )
         for row in run.rows[-3:]:
             accuracy[row.variant].append(row.test_acc)
     means = {variant: sum(values) / 3 for variant, values in accuracy.items()}

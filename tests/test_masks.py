@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw, amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
     "rmsprop, centered": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
-    "rprop": lambda p: torch.optim.Rprop(p),
+    "rprop": torch.optim.Rprop,
     "asgd": lambda p: torch.optim.ASGD(p, weight_decay=0.1),
     "radam": lambda p: torch.optim.RAdam(p, lr=0.01, weight_decay=0.1),
     "lbfgs": lambda p: torch.optim.LBFGS(p, max_iter=3),

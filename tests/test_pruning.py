@@ -64,7 +64,9 @@ def test_exactly_k_weights_go_and_the_right_ones(data: st.DataObject) -> None:
     weights = {str(i): torch.zeros(size) for i, size in enumerate(sizes)}
     masks = dense_masks(weights)
     for round in (1, 2):
-        trained = {n: torch.tensor(data.draw(st.lists(values, min_size=len(w), max_size=len(w)))) for n, w in weights.items()}
+        trained = {
+            n: torch.tensor(data.draw(st.lists(values, min_size=len(w), max_size=len(w)))) for n, w in weights.items()
+        }
         pruned = pruning.prune(masks, evidence(trained), round)
         for names in [list(weights)] if scope == "global" else [[name] for name in weights]:
             scores = np.concatenate([np.abs(trained[name].numpy()) for name in names])
@@ -94,7 +96,11 @@ def test_a_rate_is_read_as_it_is_written() -> None:
 
 
 def test_globs_give_layers_their_own_rates_and_the_first_match_decides() -> None:
-    weights = {"net.conv1.weight": torch.randn(100), "net.fc.weight": torch.randn(100), "net.output.weight": torch.randn(100)}
+    weights = {
+        "net.conv1.weight": torch.randn(100),
+        "net.fc.weight": torch.randn(100),
+        "net.output.weight": torch.randn(100),
+    }
     pruning = Pruning(rate=0.5, rates={"*.output.weight": 0.0, "net.conv*": 0.1, "*conv*": 0.9})
     masks = pruning.prune(dense_masks(weights), evidence(weights), 1)
     assert [int(mask.sum()) for mask in masks.values()] == [90, 50, 100]
@@ -136,7 +142,12 @@ def test_one_shot_reaches_the_same_density_as_iterative() -> None:
 def test_signs_do_not_matter_to_magnitude() -> None:
     """`tensor < eps` in place of `tensor.abs() < eps` pruned (and froze) every negative weight."""
     weight = torch.tensor([-3.0, -0.1, 0.2, 2.0])
-    assert Pruning(rate=0.5).prune({"w": weight > -9}, evidence({"w": weight}), 1)["w"].tolist() == [True, False, False, True]
+    assert Pruning(rate=0.5).prune({"w": weight > -9}, evidence({"w": weight}), 1)["w"].tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_random_is_a_function_of_its_seed_and_of_nothing_else() -> None:
@@ -170,12 +181,16 @@ def test_scores_that_rank_nothing_are_refused(score: Tensor) -> None:
             return {"w": score}
 
     with pytest.raises(SettingError, match="w"):
-        Pruning(rate=0.5, criterion=Broken()).prune({"w": torch.ones(4, dtype=torch.bool)}, evidence({"w": torch.ones(4)}), 1)
+        Pruning(rate=0.5, criterion=Broken()).prune(
+            {"w": torch.ones(4, dtype=torch.bool)}, evidence({"w": torch.ones(4)}), 1
+        )
 
 
 def test_nan_of_pruned_weights_is_nobodys_business() -> None:
     trained = {"w": torch.tensor([float("nan"), 1.0, 2.0])}
-    masks = Pruning(rate=0.5, criterion=Magnitude()).prune({"w": torch.tensor([False, True, True])}, evidence(trained), 1)
+    masks = Pruning(rate=0.5, criterion=Magnitude()).prune(
+        {"w": torch.tensor([False, True, True])}, evidence(trained), 1
+    )
     assert masks["w"].tolist() == [False, True, True]  # round 1 keeps 2 of 3, and so many there are
 
 

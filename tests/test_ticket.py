@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from lth_lightning import Ticket, TicketError, prunable_weights
+from lth_lightning import ImageClassifier, Ticket, TicketError, prunable_weights
 from lth_lightning.masks import masked
 from lth_lightning.models import LeNet300
 
@@ -36,7 +36,7 @@ def test_a_ticket_comes_back_bit_for_bit(make: type, tmp_path: Path) -> None:
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), density=st.floats(0, 1), seed=st.integers(0, 99))
 def test_masks_of_any_size_survive_their_packing(rows: int, columns: int, density: float, seed: int) -> None:
-    import tempfile  # noqa: PLC0415 (hypothesis and tmp_path do not mix)
+    import tempfile
 
     ticket = make_ticket(nn.Linear(columns, rows), density, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -82,8 +82,6 @@ def test_a_ticket_for_another_network_is_refused_with_what_does_not_fit() -> Non
     with pytest.raises(TicketError, match=r"made for MLP, does not fit ImageClassifier.*only in the network"):
         ticket.apply(resnet())
     with pytest.raises(TicketError, match=r"net.fc1.bias \(ticket \(40,\), network \(300,\)\)"):
-        from lth_lightning import ImageClassifier  # noqa: PLC0415
-
         ticket.apply(ImageClassifier(LeNet300(input_shape=(1, 8, 8))))
 
 

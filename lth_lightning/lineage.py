@@ -1,0 +1,119 @@
+"""Lineage: what each round hands on to the next, masks and weights; no Trainer, no files."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from lth_lightning.experiment import Network
+from lth_lightning.masks import Masks, State, dense_masks, masked, shuffled, stable_name
+from lth_lightning.models import reset
+from lth_lightning.pruning import Evidence, Pruning
+from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
+from lth_lightning.ticket import Ticket, full_state, load_state
+
+
+def copied(state: State) -> State:
+    """Copies, never the live tensors: a rewind point that aliases them would follow training."""
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+@dataclass
+class Lineage:
+    """The tickets found so far, as far as the next networks depend on them.
+
+    Args:
+        masks: this round's ticket's.
+        seed: what everything random in this round's networks hangs on, together with …
+        order: … the round whose order of the data they see.
+        rewind_step: the optimizer step of the rewind point.
+        rewind_point: every parameter and buffer at that step; None until round 0 gets there.
+        start: the weights that this round's networks start from, before their masks: the rewind point, or
+            with other ways to rewind the last trained weights.
+        trained: the last ticket after training.
+        dense: round 0 after training, kept for one-shot pruning.
+        rates: the learning rates that fine-tuning holds.
+    """
+
+    masks: Masks
+    seed: int = 0
+    order: int = 0
+    rewind_step: int = 0
+    rewind_point: State | None = None
+    start: State | None = None
+    trained: State | None = None
+    dense: State | None = None
+    rates: list[list[float]] | None = None
+
+    def set_rewind_point(self, module: nn.Module, step: int) -> None:
+        """Take the weights of `module` as they are now for the rewind point."""
+        self.rewind_point = self.start = copied(full_state(module))
+        self.rewind_step = step
+
+    def prune(self, pruning: Pruning, round: int) -> None:
+        """Make this round's masks from what the last round trained, or, one-shot, from what the dense one did."""
+        trained, start = self.trained_before_pruning, self.rewind_point if self.dense is not None else self.start
+        assert trained is not None and start is not None
+        base = dense_masks(self.masks) if self.dense is not None else self.masks
+        evidence = Evidence(
+            trained={name: trained[name] for name in base},
+            start=masked({name: start[name] for name in base}, base),
+            generator=self._generator("pruning", round),
+        )
+        self.masks = pruning.prune(base, evidence, round)
+
+    @property
+    def trained_before_pruning(self) -> State | None:
+        """The trained weights that this round's masks were, or will be, made from."""
+        return self.trained if self.dense is None else self.dense
+
+    def rewind(self, way: str) -> None:
+        """Settle where this round's networks start: at the rewind point, or where the last ticket ended."""
+        self.start = self.rewind_point if way == "weights" else self.trained
+
+    def take(self, ticket: Ticket) -> None:
+        """Go on with a ticket from a file: its masks, its rewind point, its seed and its order of the data."""
+        self.masks = ticket.masks
+        self.rewind_point = self.start = ticket.rewind_point
+        self.seed, self.order = int(ticket.info["seed"]), int(ticket.info["data_order"])
+        self.rewind_step, self.rates = int(ticket.info["rewind_step"]), ticket.info["learning_rates"]
+
+    def masks_of(self, network: Network) -> Masks:
+        """A network's masks: the ticket's, or for `random_mask` the same shuffled within each layer."""
+        if network.variant == "random_mask":
+            return shuffled(self.masks, self._generator("random_mask", network.round, network.replicate))
+        return self.masks
+
+    def start_of(self, network: Network, module: nn.Module) -> State:
+        """The weights that a network starts from, before its masks."""
+        if network.variant == "random_reinit":
+            return self.fresh_weights(network, module)
+        if network.variant == "pruned_only":
+            assert self.trained_before_pruning is not None
+            return self.trained_before_pruning
+        return self.start if self.start is not None else copied(full_state(module))
+
+    def fresh_weights(self, network: Network, module: nn.Module) -> State:
+        """New weights for what is trained; frozen weights, and buffers that nothing resets, as at the rewind point.
+
+        Raises:
+            SettingError: the module cannot be reset (`models.reset`).
+        """
+        before = copied(full_state(module))
+        frozen = {stable_name(name) for name, weight in module.named_parameters() if not weight.requires_grad}
+        if self.rewind_point is not None:
+            load_state(module, self.rewind_point)
+        with preserved_generators():
+            seed_global_generators(derive_seed(self.seed, "random_reinit", network.round, network.replicate))
+            reset(module)
+        fresh = copied(full_state(module))
+        load_state(module, before)
+        return {name: before[name] if name in frozen else value for name, value in fresh.items()}
+
+    def _generator(self, *purpose: str | int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and lists, by the names of the arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
