@@ -87,6 +87,7 @@ class LotteryTicket(L.Callback):
         results: a `Row` for each trained network, as they came.
         layers: a `LayerRow` for each trained network and prunable weight.
         plan: the networks, in the order of training.
+        masks_in_force: the masks of the network that is in training.
         folder: the run's folder, once a fit has started.
         seed_in_use: the seed that everything random hangs on, once a fit has started.
 
@@ -147,6 +148,7 @@ class LotteryTicket(L.Callback):
         self._stopped = False  # whether another callback has ended it early
         self.seed_in_use = 0
         self._lineage = Lineage({})
+        self.masks_in_force: Masks = {}
         self._curve: list[Evaluation] = []
         self._seconds = 0.0
         self._since = 0.0
@@ -207,6 +209,7 @@ class LotteryTicket(L.Callback):
                 f"{self.round_steps} steps ({self.train_for})."
             )
         if self._begun:  # a resumed network: its weights came with the checkpoint, its hooks do not
+            self.masks_in_force = self._lineage.masks_of(self.network)
             self._open_network(trainer, pl_module, resumed_at=trainer.global_step)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -257,17 +260,12 @@ class LotteryTicket(L.Callback):
         """The network that is in training, or comes next."""
         return self.plan[self._position]
 
-    @property
-    def masks_in_force(self) -> Masks:
-        """The masks of that network."""
-        return self._lineage.masks_of(self.network)
-
     def _begin_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start from the rewind point times the mask, with everything else new."""
         network = self.network
         if self._position == 0 or self.plan[self._position - 1].round != network.round:
             self._begin_round(trainer, module, network.round)
-        masks = self.masks_in_force
+        masks = self.masks_in_force = self._lineage.masks_of(network)
         load_state(module, masked(self._lineage.start_of(network, module), masks))
         step = self._first_step(network)
         epoch = step // self._steps_per_epoch
