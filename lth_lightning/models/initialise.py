@@ -73,7 +73,7 @@ def _reset(layer: nn.Module, name: str, covered: bool) -> None:
     _refuse_computed_weights(name, layer)
     own_reset = getattr(layer, "reset_parameters", None)
     covered = covered or own_reset is not None
-    if not covered and (_own_parameters(layer) or _own_buffers(layer)):
+    if not covered and _own_parameters(layer):
         raise _cannot_reset(name, layer)
     for child_name, child in layer.named_children():
         _reset(child, f"{name}.{child_name}" if name else child_name, covered)
