@@ -321,9 +321,13 @@ class LotteryTicket(L.Callback):
 
     def _keep_trained(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
         lineage = self._lineage
+        if lineage.start is None:
+            raise SettingError(
+                f"lottery.rewind_to: round 0 was stopped early, after {row.steps} steps, before the rewind point at "
+                f"step {self._rewind_step}. Rewind to an earlier step, or let rounds run longer."
+            )
         trained = copied(full_state(module))
         if trainer.is_global_zero:
-            assert lineage.start is not None
             start = masked(lineage.start, lineage.masks)
             info = self._ticket_info(trainer, module, row)
             Ticket(lineage.masks, start, trained, info).save(self.folder.ticket(row.round))

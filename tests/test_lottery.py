@@ -385,6 +385,12 @@ def test_early_stopping_ends_the_round_and_not_the_experiment(experiment: Experi
     assert [row.steps for row in run.rows] == [14, 14, 14]  # the second validation ends it, each round anew
 
 
+def test_a_round_0_that_is_stopped_before_the_rewind_point_is_an_error(tmp_path: Path) -> None:
+    stopper = EarlyStopping("val_loss", patience=1, min_delta=100.0)
+    with pytest.raises(SettingError, match="stopped early, after 14 steps, before the rewind point at step 20"):
+        fit(mlp(), digits(), tmp_path, train_for="30it", rewind_to="20it", callbacks=(stopper,))
+
+
 def test_early_stopping_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     stopper = EarlyStopping("val_loss", patience=1, min_delta=100.0, check_on_train_epoch_end=False)
     settings = {"val_check_interval": 2}
