@@ -30,7 +30,7 @@ class Digits:
     """
 
     def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 (takes most of a second)
+        from sklearn.datasets import load_digits
 
         digits = load_digits()
         targets = torch.as_tensor(digits.target)

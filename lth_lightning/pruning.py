@@ -138,9 +138,7 @@ class Pruning:
         """
         for glob in self.rates:
             if not any(fnmatchcase(name, glob) for name in names):
-                raise SettingError(
-                    f"pruning.rates: {glob!r} matches no prunable weight; there is {', '.join(names)}."
-                )
+                raise SettingError(f"pruning.rates: {glob!r} matches no prunable weight; there is {', '.join(names)}.")
         rate_of = {
             name: next((rate for glob, rate in self.rates.items() if fnmatchcase(name, glob)), self.rate)
             for name in names
@@ -179,9 +177,7 @@ class Pruning:
             >>> round(Pruning(rate=0.2, rates={"output.weight": 0.1}).density_after(lenet, 7), 4)
             0.2107
         """
-        kept = [
-            self.kept(group, sum(sizes[name] for name in group.names), round) for group in self.groups(list(sizes))
-        ]
+        kept = [self.kept(group, sum(sizes[name] for name in group.names), round) for group in self.groups(list(sizes))]
         return sum(kept) / sum(sizes.values())
 
     def check(self, sizes: Mapping[str, int], rounds: int) -> None:
