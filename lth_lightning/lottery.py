@@ -6,7 +6,6 @@ learning-rate rewinding and fine-tuning: Renda et al. 2020 (arXiv:2003.02389).
 """
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,8 +24,6 @@ from lth_lightning.masks import (
     MaskHooks,
     Masks,
     check_masks,
-    count_kept,
-    count_prunable,
     dense_masks,
     density,
     fingerprint,
@@ -34,15 +31,15 @@ from lth_lightning.masks import (
     prunable_weights,
 )
 from lth_lightning.pruning import Pruning
-from lth_lightning.results import Evaluation, LayerRow, Row, early_stop, write_layers, write_rows
+from lth_lightning.results import LayerRow, Row, write_layers, write_rows
 from lth_lightning.run_folder import RunFolder, free_folder
-from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
+from lth_lightning.scores import METRICS, Scores, layer_rows
+from lth_lightning.seeding import derive_seed, seed_global_generators
 from lth_lightning.tensorboard import SummaryCurves, enter_sub_run, leave_sub_run
 from lth_lightning.ticket import Ticket, full_state, load_state
 
 REWINDS = ("weights", "learning_rate", "nothing")
 DATA_ORDERS = ("fresh", "same")
-METRICS = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc")
 
 
 @runtime_checkable
@@ -149,10 +146,9 @@ class LotteryTicket(L.Callback):
         self.seed_in_use = 0
         self._lineage = Lineage({})
         self.masks_in_force: Masks = {}
-        self._curve: list[Evaluation] = []
-        self._seconds = 0.0
-        self._since = 0.0
+        self._scores = Scores(self.metrics)
         self._resumed_settings: dict[str, Any] | None = None
+        self._resumed_folder: str | None = None
 
     # ------------------------------------------------------------------------ what a fit does, in its order
 
@@ -187,7 +183,7 @@ class LotteryTicket(L.Callback):
             if self.rewind_to.amount == 0:
                 self._lineage.set_rewind_point(pl_module, step=0)
         fresh_fit.guard_validation(trainer)
-        self._test_loop = fresh_fit.TestLoop(trainer) if self.evaluate_test else None
+        self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
         self._summary = SummaryCurves(trainer, self.results)
 
@@ -235,7 +231,7 @@ class LotteryTicket(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add a point to the learning curve, test data included."""
         if not trainer.sanity_checking:
-            self._record(trainer)
+            self._scores.record(trainer)
             self._hear_stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -271,7 +267,8 @@ class LotteryTicket(L.Callback):
         epoch = step // self._steps_per_epoch
         self._fresh.restore(trainer, step, epoch, step * fresh_fit.batches_per_step(trainer))
         self._fresh.advance_schedulers(trainer, step, epoch)
-        self._curve, self._stopped, self._seconds, self._begun = [], False, 0.0, True
+        self._scores.start_over()
+        self._stopped, self._begun = False, True
         self._open_network(trainer, module)
         if network.variant == "pruned_only":
             self._finish_network(trainer, module)
@@ -294,7 +291,6 @@ class LotteryTicket(L.Callback):
         self._hooks.enforce(masks)
         if self._lineage.rates is not None:
             self._fresh.hold_learning_rates(trainer, self._lineage.rates)
-        self._since = time.monotonic()
         enter_sub_run(trainer, network.title(density(masks)), resumed_at)
         self._announce(trainer, "on_network_start", network, density(masks))
 
@@ -304,11 +300,10 @@ class LotteryTicket(L.Callback):
     def _finish_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
         network, masks = self.network, self.masks_in_force
-        if not self._curve or self._curve[-1].step != fresh_fit.steps_done(trainer):
-            self._evaluate(trainer)
-        row = self._row(trainer, network, masks)
+        self._scores.complete(trainer)
+        row = self._scores.row(trainer, network, masks, self._first_step(network))
         self.results.append(row)
-        self.layers += _layer_rows(network, masks)
+        self.layers += layer_rows(network, masks)
         if network.variant == "ticket":
             self._keep_trained(trainer, module, row)
         if trainer.is_global_zero:
@@ -373,28 +368,6 @@ class LotteryTicket(L.Callback):
         self._fresh.limit_epoch(trainer, already=done, batches=(self.round_steps - step) * per_step)
         fresh_fit.renew_iterator(trainer)
 
-    def _evaluate(self, trainer: L.Trainer) -> None:
-        """Evaluate the weights as they are, between epochs; `on_validation_end` records it where there is one."""
-        points = len(self._curve)
-        fresh_fit.validate(trainer)
-        if len(self._curve) == points:
-            with preserved_generators():
-                self._record(trainer)
-
-    def _record(self, trainer: L.Trainer) -> None:
-        if self._test_loop is not None:
-            self._test_loop.run(trainer)
-        self._curve.append(
-            Evaluation(
-                fresh_fit.steps_done(trainer),
-                *(self._metric(trainer, name) for name in ("val_loss", "val_acc", "test_loss", "test_acc")),
-            )
-        )
-
-    def _metric(self, trainer: L.Trainer, name: str) -> float | None:
-        value = trainer.callback_metrics.get(self.metrics[name])
-        return None if value is None else float(value)
-
     def _hear_stop(self, trainer: L.Trainer) -> None:
         """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
         `max_time` ends the fit, to be resumed."""
@@ -409,32 +382,6 @@ class LotteryTicket(L.Callback):
 
     # ------------------------------------------------------------------------ results, files, checkpoints
 
-    def _row(self, trainer: L.Trainer, network: Network, masks: Masks) -> Row:
-        last = self._curve[-1]
-        steps = fresh_fit.steps_done(trainer) - self._first_step(network)
-        best = early_stop(self._curve) if steps else None
-        return Row(
-            round=network.round,
-            variant=network.variant,
-            replicate=network.replicate,
-            density=density(masks),
-            kept=count_kept(masks),
-            prunable=count_prunable(masks),
-            steps=steps,
-            seconds=round(self._elapsed(), 3),
-            train_loss=self._metric(trainer, "train_loss"),
-            val_loss=last.val_loss,
-            val_acc=last.val_acc,
-            test_loss=last.test_loss,
-            test_acc=last.test_acc,
-            early_stop_step=best.step if best else None,
-            early_stop_val_loss=best.val_loss if best else None,
-            early_stop_test_acc=best.test_acc if best else None,
-        )
-
-    def _elapsed(self) -> float:
-        return self._seconds + time.monotonic() - self._since
-
     def _announce(self, trainer: L.Trainer, hook: str, *args: Any) -> None:
         for callback in trainer.callbacks:
             if (method := getattr(callback, hook, None)) is not None:
@@ -447,16 +394,12 @@ class LotteryTicket(L.Callback):
 
     def _claim_folder(self, trainer: L.Trainer) -> RunFolder:
         """The folder of this run, the same on all ranks; a folder that holds another run is refused."""
-        chosen = None
-        logger_folder = trainer.log_dir if trainer.loggers else os.path.join(trainer.default_root_dir, "runs")
-        if trainer.is_global_zero:
-            given = self._given_run_dir
-            resumed = self._resumed_settings is not None
-            chosen = Path(given) if given is not None else Path(logger_folder or ".")
-            if given is None and not resumed:
-                chosen = free_folder(chosen)
-            if not resumed:
-                RunFolder(chosen).claim()
+        resumed = self._resumed_settings is not None
+        usual = trainer.log_dir if trainer.loggers else os.path.join(trainer.default_root_dir, "runs")
+        chosen = Path(self._given_run_dir or (self._resumed_folder if resumed else None) or usual or ".")
+        if trainer.is_global_zero and not resumed:
+            chosen = chosen if self._given_run_dir else free_folder(chosen)
+            RunFolder(chosen).claim()
         return RunFolder(Path(trainer.strategy.broadcast(str(chosen))))
 
     def _check_plan(self, module: L.LightningModule) -> None:
@@ -522,9 +465,9 @@ class LotteryTicket(L.Callback):
             "seed": self.seed_in_use,
             "position": self._position,
             "begun": self._begun,
-            "seconds": self._elapsed(),
             "lineage": self._lineage.state_dict(),
-            "curve": [asdict(point) for point in self._curve],
+            "scores": self._scores.state_dict(),
+            "folder": str(self.folder.path) if hasattr(self, "folder") else None,
             "results": [asdict(row) for row in self.results],
             "layers": [asdict(row) for row in self.layers],
         }
@@ -535,16 +478,8 @@ class LotteryTicket(L.Callback):
         self.seed_in_use = state_dict["seed"]
         self._position = state_dict["position"]
         self._begun = state_dict["begun"]
-        self._seconds = state_dict["seconds"]
         self._lineage = Lineage(**state_dict["lineage"])
-        self._curve = [Evaluation(**point) for point in state_dict["curve"]]
+        self._scores.load_state_dict(state_dict["scores"])
+        self._resumed_folder = state_dict["folder"]
         self.results = [Row(**row) for row in state_dict["results"]]
         self.layers = [LayerRow(**row) for row in state_dict["layers"]]
-
-
-def _layer_rows(network: Network, masks: Masks) -> list[LayerRow]:
-    return [
-        LayerRow(network.round, network.variant, network.replicate, name, kept, mask.numel(), kept / mask.numel())
-        for name, mask in masks.items()
-        for kept in [int(mask.sum())]
-    ]
