@@ -1,7 +1,7 @@
 """Errors in the user's words: which setting, what was given, what is allowed, the way out."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 class SettingError(ValueError):
@@ -13,8 +13,16 @@ class TicketError(SettingError):
 
 
 def unknown_name(setting: str, given: str, allowed: Iterable[str]) -> SettingError:
-    """The error for a name that is none of `allowed`: it lists them, the nearest one first in mind."""
+    """The error for a name that is none of `allowed`: it lists them, and says which is nearest."""
     names = sorted(allowed)
-    nearest = get_close_matches(given.lower(), [name.lower() for name in names], n=1, cutoff=0.4)
-    hint = next((f" Did you mean {name!r}?" for name in names if nearest and name.lower() == nearest[0]), "")
+    nearest = max(names, key=lambda name: likeness(given, name), default="")
+    hint = f" Did you mean {nearest!r}?" if likeness(given, nearest) >= 0.5 else ""
     return SettingError(f"{setting}: {given!r} is unknown; there is {', '.join(names)}.{hint}")
+
+
+def likeness(given: str, name: str) -> float:
+    """How likely `given` is a mistyped `name`, from 0 to 1; swapped letters (`Adma`) count half."""
+    a, b = given.lower(), name.lower()
+    in_order = SequenceMatcher(None, a, b).ratio()
+    in_any_order = SequenceMatcher(None, sorted(a), sorted(b)).ratio()
+    return (in_order + in_any_order) / 2

@@ -1,29 +1,31 @@
 """Lightning's CLI with our module, data and callback: the commands `fit`, `validate`, `test` and `predict`."""
 
 import os
-import re
 import sys
-from difflib import get_close_matches
+import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lth_lightning import report
+from lth_lightning.checkpoints import check_fits, read_checkpoint
 from lth_lightning.data import ImageDataModule
-from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.errors import SettingError
+from lth_lightning.files import replace_file
 from lth_lightning.lottery import LotteryTicket
-from lth_lightning.models import Network
 from lth_lightning.module import ImageClassifier
 from lth_lightning.parsing import LotteryParser
 from lth_lightning.progress import LotteryProgress
-from lth_lightning.pruning import Criterion
+from lth_lightning.run_choice import CONFIG, RUN_DIR_VARIABLE, Reservation, last_run, numbered_runs, wanted_run
 from lth_lightning.run_folder import RunFolder
 from lth_lightning.ticket import Ticket
 
@@ -34,67 +36,99 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_autolog_hparams": False,  # config.yaml holds them; TensorBoard would show an empty run
     "num_sanity_val_steps": 0,
 }
-CONFIG, CURVES = "config.yaml", "tensorboard"
-_RUN_DIR_VARIABLE = "LTH_LIGHTNING_RUN_DIR"
-
-
-def _classes_for(key: str) -> list[str]:
-    """Short names of the classes that a setting can name, for errors."""
-    base = {
-        "model.net": Network,
-        "lottery.pruning.criterion": Criterion,
-        "model.optimizer": torch.optim.Optimizer,
-        "model.lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
-    }.get(key)
-    names, todo = set(), [base] if base else []
-    while todo:
-        cls = todo.pop()
-        todo += cls.__subclasses__()
-        if cls is not base and not cls.__name__.startswith("_"):
-            names.add(cls.__name__)
-    return sorted(names)
+HELP = {
+    "fit": "Train a network, prune it, train what is left, and so on. Most is set in a config; anything in it can be "
+    "set anew behind it: `--config FILE --lottery.rounds 5`.",
+    "validate": "Loss and accuracy on the validation images of the ticket or checkpoint that --ckpt_path names.",
+    "test": "Loss and accuracy on the official test images of the ticket or checkpoint that --ckpt_path names.",
+    "predict": "The class of each official test image, one a line, by the ticket or checkpoint that --ckpt_path names.",
+}
+SEED_HELP = "What everything random hangs on: weights, data order, controls. true: any seed; false: none set."
+RUN_DIR_HELP = "Where all of this run goes; by default runs/<config name>/<n>."
+CKPT_PATH_HELP = (
+    "`last`: fit continues the run in run_dir, or the one whose config.yaml is given, or this config's last one, and "
+    "starts where there is none. The other commands take a ticket (RUN/tickets/round_03.safetensors), a checkpoint "
+    "(RUN/checkpoints/last.ckpt), or `last`."
+)
+CURVES = "tensorboard"
 
 
 class SaveRunConfig(SaveConfigCallback):
     """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a folder of its own."""
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing yet: a run that is refused leaves nothing behind."""
+
+    def on_network_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Save once, when nothing can be refused any more."""
+        if not self.already_saved and trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
+        self.already_saved = True
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
+        """Write all settings but those of this run alone, which would undo `--run_dir` before `--config`."""
         config = self.config.clone()
-        config.run_dir = config.ckpt_path = None
-        config.lottery.run_dir = None
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(config, folder / CONFIG, skip_none=False, overwrite=True, multifile=False)
+        for name in ("run_dir", "ckpt_path", "lottery.run_dir"):
+            del config[name]
+        text = self.parser.dump(config, skip_none=False)
+        replace_file(Path(trainer.default_root_dir) / CONFIG, text.encode())
 
 
 class LotteryCLI(LightningCLI):
     """Lightning's `fit`, `validate`, `test` and `predict` for ImageClassifier, ImageDataModule and LotteryTicket.
 
     Args:
-        args: the command line without the program's name; None for the process's own.
+        args: the command line without the program's name, the command first.
+
+    Raises:
+        SettingError: what is asked for cannot be done; nothing is left behind.
     """
 
-    def __init__(self, args: list[str] | None = None) -> None:
-        super().__init__(
-            ImageClassifier,
-            ImageDataModule,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            parser_class=LotteryParser,
-            parser_kwargs={"description": "Find winning tickets: train, prune, rewind, repeat."},
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            args=args,
-        )
+    def __init__(self, args: list[str]) -> None:
+        self._reservation: Reservation | None = None
+        self._weights: Ticket | dict[str, Any] | None = None
+        self._command = args[0]
+        usage = f"python train.py {args[0]} --config FILE [--setting VALUE ...]"
+        try:
+            super().__init__(
+                ImageClassifier,
+                ImageDataModule,
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                parser_class=LotteryParser,
+                parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage}},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # the module saves no hyperparameters: config.yaml holds them
+                args=args,
+            )
+        except BaseException:
+            if self._reservation is not None:
+                self._reservation.give_back()
+            raise
+
+    # ------------------------------------------------------------------------ settings
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that runs, alone (a parser takes 40 ms), and the Trainer's arguments that are no settings."""
+        skipped = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "ckpt_path"}
+        return {self._command: skipped}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Say what hangs on the seed."""
+        parser.add_argument("--seed_everything", type=bool | int, default=1, help=SEED_HELP)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Ours first, in the help and in config.yaml; the Trainer's many last."""
+        parser.add_argument("--run_dir", type=str | None, default=None, help=RUN_DIR_HELP)
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH_HELP)
+        parser.add_lightning_class_args(LotteryTicket, "lottery")
+        parser.add_lightning_class_args(ImageDataModule, "data")
+        parser.add_lightning_class_args(ImageClassifier, "model")
+        parser.add_lightning_class_args(L.Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add `--run_dir` and the lottery's settings; the data say how many classes there are."""
-        help = "Where all of this run goes; by default runs/<config name>/<n>."
-        parser.add_argument("--run_dir", type=str | None, default=None, help=help)
-        parser.add_lightning_class_args(LotteryTicket, "lottery")
+        """The data say how many classes there are, and of what shape an image is."""
         parser.set_defaults({"lottery.pruning.criterion": {"class_path": "lth_lightning.pruning.Magnitude"}})
         parser.link_arguments("run_dir", "lottery.run_dir")
         for name in ("num_classes", "input_shape"):
@@ -102,78 +136,195 @@ class LotteryCLI(LightningCLI):
 
     @property
     def settings(self) -> Namespace:
-        """The settings of the subcommand that runs."""
+        """The settings of the command that runs."""
         return self.config[self.subcommand]
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take settings from the checkpoint here, over those of the command line."""
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise SettingError(f"seed_everything: {error}.") from error
+
+    # ------------------------------------------------------------------------ before anything is made
+
     def before_instantiate_classes(self) -> None:
-        """Size the network by the data, and settle where the run goes."""
-        settings = self.settings
-        data = ImageDataModule(**settings.data)
-        network = settings.model.net.get("init_args", Namespace())
+        """Size the network by the data, and settle where the run goes or which weights are meant."""
+        data = ImageDataModule(**self.settings.data)
+        network = self.settings.model.net.get("init_args", Namespace())
         for name in ("num_classes", "input_shape"):
             if name in network:
                 network[name] = getattr(data, name)
-        self._ticket = None
         if self.subcommand == "fit":
-            self._settle_run_dir(settings)
-        elif str(settings.get("ckpt_path") or "").endswith(".safetensors"):
-            self._ticket, settings.ckpt_path = Ticket.load(settings.ckpt_path), None
+            self._refuse_rehearsals()
+            self._settle_run_dir()
+        else:
+            self._find_weights()
+            self._leave_out_the_lottery()
 
-    def _settle_run_dir(self, settings: Namespace) -> None:
-        resume = settings.ckpt_path == "last"
-        started_by_us = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(_RUN_DIR_VARIABLE)
-        run_dir = Path(settings.run_dir or started_by_us or self._default_run_dir(resume))
-        os.environ[_RUN_DIR_VARIABLE] = str(run_dir)  # for the processes that DDP starts from this one
-        settings.run_dir = settings.lottery.run_dir = str(run_dir)
-        folder = RunFolder(run_dir)
-        if resume:
-            settings.ckpt_path = str(folder.checkpoint) if folder.checkpoint.exists() else None
-            if rank_zero_only.rank == 0:
-                print(f"Continuing {run_dir}." if settings.ckpt_path else f"Nothing to continue in {run_dir}: starting.")
-        if rank_zero_only.rank == 0 and settings.ckpt_path is None:
-            folder.claim()
+    def _refuse_rehearsals(self) -> None:
+        for name in ("fast_dev_run", "barebones"):
+            if self.settings.trainer[name]:
+                raise SettingError(
+                    f"trainer.{name}: not with a lottery, whose rounds end the fit. For a quick try: "
+                    "--lottery.rounds 1 --lottery.train_for 20it."
+                )
 
-    def _default_run_dir(self, resume: bool) -> Path:
-        """runs/<config name>/<n>, with the next free n, or to resume the last one in use."""
-        given = [Path(str(path)) for path in self.settings.get("config") or []]
-        name = "run"
-        if given:  # a run's own config.yaml stands for the config that the run was started with
-            name = given[0].resolve().parent.parent.name if given[0].name == CONFIG else given[0].stem
-        parent = Path("runs") / name
-        numbers = [int(folder.name) for folder in parent.glob("*") if folder.name.isdigit()]
-        last = max(numbers, default=-1)
-        return parent / str(last if resume and numbers else last + 1)
+    def _settle_run_dir(self) -> None:
+        settings, first = self.settings, getattr(rank_zero_only, "rank", 0) == 0
+        run_dir, resume = wanted_run(settings), settings.ckpt_path is not None
+        checkpoint = RunFolder(run_dir).checkpoint if run_dir and resume else None
+        if checkpoint and checkpoint.exists():
+            settings.ckpt_path, self._weights = str(checkpoint), read_checkpoint(checkpoint)
+        elif run_dir and resume and RunFolder(run_dir).taken:
+            raise SettingError(f"ckpt_path: there is a run in {run_dir}, but no {checkpoint} to go on from.")
+        else:
+            settings.ckpt_path = None
+            if first:
+                self._reservation = Reservation(run_dir, numbered_runs(settings))
+                run_dir = self._reservation.path
+        run_dir = run_dir or numbered_runs(settings)  # torchrun's processes hear from the first where it really is
+        settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+        if resume and first:
+            print(f"Continuing {run_dir}." if settings.ckpt_path else f"Nothing to continue in {run_dir}: starting.")
+
+    def _find_weights(self) -> None:
+        settings = self.settings
+        given = settings.ckpt_path
+        if given is None:
+            raise SettingError(
+                f"ckpt_path is missing: whose weights to {self.subcommand}, a ticket's "
+                "(--ckpt_path RUN/tickets/round_03.safetensors) or a checkpoint's (RUN/checkpoints/last.ckpt)."
+            )
+        run = last_run(settings) if given == "last" else None
+        if given == "last" and run is None:
+            raise SettingError(f"ckpt_path: there is no run in {numbered_runs(settings)} yet; name one's checkpoint.")
+        path = RunFolder(run).checkpoint if run else Path(given)
+        self._weights = Ticket.load(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+
+    def _leave_out_the_lottery(self) -> None:
+        """The files that a config names in lottery.tickets may be gone."""
+        lottery = self.settings.lottery
+        lottery.tickets, lottery.rounds, lottery.controls, lottery.control_rounds = None, 0, [], None
+        self._parser(self.subcommand).callback_keys.clear()
+
+    # ------------------------------------------------------------------------ model, data, trainer
+
+    def instantiate_classes(self) -> None:
+        """Let errors of networks and callbacks through, of which jsonargparse would keep the text alone."""
+        reasons: list[Exception] = []
+
+        def instantiate(cls: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return cls(*args, **kwargs)
+            except Exception as error:
+                reasons.append(error)
+                raise
+
+        for base in (torch.nn.Module, L.Callback):
+            self.parser.add_instantiator(instantiate, base, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            reason = error if isinstance(error, SettingError) or not reasons else reasons[-1]
+            if isinstance(reason, MisconfigurationException):
+                raise SettingError(f"trainer.callbacks: {reason}") from reason
+            raise reason from None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer that keeps everything in the run's folder, with our progress display."""
-        trainer = self._get(self.config_init, "trainer")
-        if self.subcommand != "fit":
-            return super().instantiate_trainer(logger=False, **kwargs)
-        kwargs["default_root_dir"] = self.settings.run_dir
+        given = self._get(self.config_init, "trainer")
+        if self.subcommand == "fit":
+            self._equip_for_fit(given)
+        else:
+            given.logger = False
+            if self.subcommand == "predict" or not sys.stdout.isatty():
+                given.enable_progress_bar = False
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise SettingError(f"trainer: {str(error).strip()}") from error
+
+    def _equip_for_fit(self, trainer: Namespace) -> None:
+        run_dir = trainer.default_root_dir = self.settings.run_dir
         if trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                self.settings.run_dir, name=CURVES, version="", default_hp_metric=False
-            )
-        if trainer.enable_progress_bar is not False:
-            trainer.callbacks = [*(trainer.callbacks or []), LotteryProgress()]
-        return super().instantiate_trainer(**kwargs)
+            trainer.logger = TensorBoardLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
+        callbacks = trainer.callbacks or []
+        trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
+        if trainer.enable_progress_bar is not False and not has_display:
+            trainer.callbacks.append(LotteryProgress())
 
     def after_instantiate_classes(self) -> None:
-        """Load the ticket that `--ckpt_path` names."""
-        if self._ticket is not None:
-            self._ticket.apply(self.model, weights="trained")
+        """Put the weights in, or try whether the network can be trained."""
+        if isinstance(self._weights, Ticket):
+            self._weights.apply(self.model, weights="trained")
+        elif self._weights is not None:
+            check_fits(self._weights, self.model)
+            if self.subcommand != "fit":
+                self.model.load_state_dict(self._weights["state_dict"])
+        if self.subcommand == "fit":
+            self._try_optimizer()
+        self._weights = None
+
+    def _try_optimizer(self) -> None:
+        setting = "model.optimizer"
+        try:
+            optimizer = self.model.optimizer(self.model.parameters())
+            setting = "model.lr_scheduler"
+            if self.model.lr_scheduler is not None:
+                self.model.lr_scheduler(optimizer)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise SettingError(f"{setting}: {error}") from error
+
+    # ------------------------------------------------------------------------ the commands
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": self.settings.ckpt_path} if subcommand == "fit" else kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+            if frame.f_globals["__name__"].startswith("lightning."):  # it refuses a setting of its own
+                raise SettingError(f"trainer: {str(error).strip()}") from error
+            raise
+        except SystemExit as stop:  # Lightning's answer to Ctrl+C, without a word
+            if isinstance(stop.__context__, KeyboardInterrupt) and subcommand == "fit" and self.trainer.is_global_zero:
+                print(f"Interrupted. {self._how_to_go_on()}", file=sys.stderr)
+            raise
+
+    def _how_to_go_on(self) -> str:
+        more = "more --trainer.max_time and " if self.settings.trainer.max_time else ""  # it counts the whole run
+        return f"To go on, add {more}--ckpt_path last --run_dir {self.settings.run_dir} to the command."
+
+    def predict(self, **kwargs: Any) -> None:
+        """Print the class of each test image, in their order."""
+        for batch in self.trainer.predict(**kwargs) or []:
+            print(*torch.as_tensor(batch).tolist(), sep="\n")
 
     def after_fit(self) -> None:
         """Show the results, write the report, and say where everything lies."""
         if not self.trainer.is_global_zero:
             return
         run_dir = Path(self.settings.run_dir)
-        run = report.Run.read(run_dir)
-        report.write_report([run], run_dir)
-        if self._get(self.config_init, "trainer").enable_progress_bar is False:
-            return
-        console = Console(highlight=False, markup=False)
-        console.print(report.table(run.rows, report.title_of([run])))
-        console.print(report.summary(run.rows), soft_wrap=True)
+        lottery = self._get(self.config_init, "lottery")
+        quiet = self._get(self.config_init, "trainer").enable_progress_bar is False
+        console = Console(highlight=False, markup=False, quiet=quiet)
+        if lottery.results:
+            run = report.Run.read(run_dir)
+            report.write_report([run], run_dir)
+            console.print(report.table(run.rows, report.title_of([run])))
+            console.print(report.summary(run.rows), soft_wrap=not console.is_terminal)
+        self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
+
+    def _say_where(self, console: Console, run_dir: Path, done: int, planned: int) -> None:
+        if done < planned:
+            console.print(f"Stopped after {done} of {planned} networks. {self._how_to_go_on()}", soft_wrap=True)
         console.print(f"\nResults, tickets and figures: {run_dir}", soft_wrap=True)
-        console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)
+        if (run_dir / CURVES).is_dir():
+            console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)
