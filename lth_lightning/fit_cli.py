@@ -13,7 +13,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from lth_lightning import report
@@ -27,6 +26,7 @@ from lth_lightning.parsing import LotteryParser
 from lth_lightning.progress import LotteryProgress
 from lth_lightning.run_choice import CONFIG, RUN_DIR_VARIABLE, Reservation, last_run, numbered_runs, wanted_run
 from lth_lightning.run_folder import RunFolder
+from lth_lightning.tensorboard import SubRunLogger
 from lth_lightning.ticket import Ticket
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -250,7 +250,7 @@ class LotteryCLI(LightningCLI):
     def _equip_for_fit(self, trainer: Namespace) -> None:
         run_dir = trainer.default_root_dir = self.settings.run_dir
         if trainer.logger in (None, True):
-            trainer.logger = TensorBoardLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
+            trainer.logger = SubRunLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
         callbacks = trainer.callbacks or []
         trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)

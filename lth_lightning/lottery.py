@@ -129,6 +129,8 @@ class LotteryTicket(L.Callback):
         found = self.tickets is None
         all_rounds = planned_rounds(rounds, pruning) if self.tickets is None else list(self.tickets)
         self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=found)
+        self.controls, self.control_replicates = list(controls), control_replicates
+        self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable = prunable
         self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
         self.evaluate_test = evaluate_test
@@ -217,6 +219,8 @@ class LotteryTicket(L.Callback):
             self._finish_network(trainer, pl_module)
         while not self._begun and self._position < len(self.plan):
             self._begin_network(trainer, pl_module)
+        if self._position == len(self.plan) and self._lineage.trained is not None:
+            load_state(pl_module, self._lineage.trained)  # leave the last ticket, not whichever control came last
         self._save_checkpoint(trainer)
         if self._position == len(self.plan):
             raise StopIteration
@@ -233,12 +237,6 @@ class LotteryTicket(L.Callback):
         if not trainer.sanity_checking:
             self._scores.record(trainer)
             self._hear_stop(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the last ticket, trained, in the module: not whichever control happened to come last."""
-        self._hooks.remove()
-        if self._position == len(self.plan) and self._lineage.trained is not None:
-            load_state(pl_module, self._lineage.trained)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take off what the fit put on."""
@@ -420,23 +418,25 @@ class LotteryTicket(L.Callback):
         if self._resumed_settings not in (None, self._settings()):
             given, then = self._settings(), self._resumed_settings or {}
             differ = [f"{key} was {then.get(key)}, is {given[key]}" for key in given if then.get(key) != given[key]]
-            raise SettingError(f"the checkpoint is of another run: {'; '.join(differ)}.")
+            raise SettingError(f"the checkpoint is of a run with other settings: {'; '.join(differ)}.")
 
     def _settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
         seed = self._given_seed if self._given_seed is not None else os.environ.get("PL_GLOBAL_SEED", self.seed_in_use)
+        pruning = {name: getattr(self.pruning, name) for name in ("rate", "rates", "densities", "prune_from", "scope")}
         return {
             "seed": int(seed),
-            "train_for": str(self.train_for),
-            "rewind_to": str(self.rewind_to),
-            "rewind": self.rewind,
-            "data_order": self.data_order,
-            "networks": [[network.round, network.variant, network.replicate] for network in self.plan],
-            "pruning": {
-                **{name: getattr(self.pruning, name) for name in ("rate", "rates", "densities", "prune_from", "scope")},
-                "criterion": type(self.pruning.criterion).__name__,
-            },
-            "prunable": {name: list(weight.shape) for name, weight in self._weights.items()},
+            "lottery.train_for": str(self.train_for),
+            "lottery.rewind_to": str(self.rewind_to),
+            "lottery.rewind": self.rewind,
+            "lottery.data_order": self.data_order,
+            "lottery.rounds": self.plan[-1].round,
+            "lottery.controls": self.controls,
+            "lottery.control_rounds": self.control_rounds,
+            "lottery.control_replicates": self.control_replicates,
+            **{f"lottery.pruning.{name}": value for name, value in pruning.items()},
+            "lottery.pruning.criterion": type(self.pruning.criterion).__name__,
+            "the prunable weights": {name: list(weight.shape) for name, weight in self._weights.items()},
         }
 
     def _save_checkpoint(self, trainer: L.Trainer) -> None:
@@ -473,13 +473,20 @@ class LotteryTicket(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over where a checkpoint left off."""
-        self._resumed_settings = state_dict["settings"]
-        self.seed_in_use = state_dict["seed"]
-        self._position = state_dict["position"]
-        self._begun = state_dict["begun"]
-        self._lineage = Lineage(**state_dict["lineage"])
-        self._scores.load_state_dict(state_dict["scores"])
-        self._resumed_folder = state_dict["folder"]
-        self.results = [Row(**row) for row in state_dict["results"]]
-        self.layers = [LayerRow(**row) for row in state_dict["layers"]]
+        """Take over where a checkpoint left off.
+
+        Raises:
+            SettingError: the state is none of this version's.
+        """
+        try:
+            self._resumed_settings = state_dict["settings"]
+            self._resumed_folder = state_dict["folder"]
+            self.seed_in_use = state_dict["seed"]
+            self._position = state_dict["position"]
+            self._begun = state_dict["begun"]
+            self._lineage = Lineage(**state_dict["lineage"])
+            self._scores.load_state_dict(state_dict["scores"])
+            self.results = [Row(**row) for row in state_dict["results"]]
+            self.layers = [LayerRow(**row) for row in state_dict["layers"]]
+        except (KeyError, TypeError) as error:
+            raise SettingError(f"the checkpoint was written by another version of lth_lightning ({error}).") from error

@@ -165,7 +165,7 @@ class ImageClassifier(L.LightningModule):
         self._log_scores(self.test_scores)
 
     def _log_scores(self, scores: MetricCollection) -> None:
-        self.log_dict(scores.compute())
+        self.log_dict(scores.compute(), sync_dist=True)  # alike on all ranks already; Lightning wants it said
         scores.reset()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -58,7 +58,9 @@ class LotteryProgress(ProgressBar):
             transient=True,
         )
         self._network_bar = self._bars.add_task("", total=None, note="")
-        self._experiment_bar = self._bars.add_task("all networks", total=len(self._lottery.plan), note="")
+        self._experiment_bar = self._bars.add_task(
+            "all networks", total=len(self._lottery.plan), completed=self._done_before, note=""
+        )
         self._bars.start()
 
     def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, network: Network, density: float) -> None:

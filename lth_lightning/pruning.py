@@ -107,7 +107,9 @@ class Pruning:
     def __post_init__(self) -> None:
         for setting, rate in {"rate": self.rate, **{f"rates[{glob!r}]": r for glob, r in self.rates.items()}}.items():
             if not 0 <= rate < 1:
-                raise SettingError(f"pruning.{setting}: {rate} is no fraction to prune a round; it lies in [0, 1).")
+                raise SettingError(
+                    f"lottery.pruning.{setting}: {rate} is no fraction to prune a round; it lies in [0, 1)."
+                )
         if self.densities is not None:
             self._check_densities(self.densities)
         for setting, given, allowed in (
@@ -115,19 +117,19 @@ class Pruning:
             ("prune_from", self.prune_from, PRUNE_FROM),
         ):
             if given not in allowed:
-                raise unknown_name(f"pruning.{setting}", given, allowed)
+                raise unknown_name(f"lottery.pruning.{setting}", given, allowed)
 
     def _check_densities(self, densities: Sequence[float]) -> None:
         falling = all(after < before for before, after in zip([1.0, *densities], densities, strict=False))
         if not densities or not falling or densities[-1] <= 0:
             raise SettingError(
-                f"pruning.densities: {list(densities)} must fall from round to round and lie in (0, 1), "
+                f"lottery.pruning.densities: {list(densities)} must fall from round to round and lie in (0, 1), "
                 "e.g. [0.6, 0.36, 0.216]."
             )
         if odd := [glob for glob, rate in self.rates.items() if rate != 0]:
             raise SettingError(
-                f"pruning.rates: with pruning.densities a rate can only be 0 (never prune), but {odd[0]!r} has "
-                f"{self.rates[odd[0]]}; leave out one of the two."
+                "lottery.pruning.rates: with lottery.pruning.densities a rate can only be 0 (never prune), but "
+                f"{odd[0]!r} has {self.rates[odd[0]]}; leave out one of the two."
             )
 
     def groups(self, names: Sequence[str]) -> list[Group]:
@@ -138,7 +140,9 @@ class Pruning:
         """
         for glob in self.rates:
             if not any(fnmatchcase(name, glob) for name in names):
-                raise SettingError(f"pruning.rates: {glob!r} matches no prunable weight; there is {', '.join(names)}.")
+                raise SettingError(
+                    f"lottery.pruning.rates: {glob!r} matches no prunable weight; there is {', '.join(names)}."
+                )
         rate_of = {
             name: next((rate for glob, rate in self.rates.items() if fnmatchcase(name, glob)), self.rate)
             for name in names
@@ -188,12 +192,17 @@ class Pruning:
         """
         if not sizes:
             raise SettingError("nothing to prune: the network has no trainable Linear or convolution weight.")
+        if rounds and self.density_after(sizes, 1) == 1:
+            raise SettingError(
+                f"nothing to prune: lottery.pruning.rate is {self.rate} and lottery.pruning.rates {self.rates}, which "
+                "is less than one weight of each layer."
+            )
         for round in range(1, rounds + 1):
             if self.density_after(sizes, round) == self.density_after(sizes, round - 1):
                 raise SettingError(
                     f"nothing left to prune in round {round}: at density "
                     f"{self.density_after(sizes, round):.4g} the rates take less than one weight of each layer. "
-                    f"Set lottery.rounds to {round - 1} at most, or raise pruning.rate."
+                    f"Set lottery.rounds to {round - 1} at most, or raise lottery.pruning.rate."
                 )
 
     def prune(self, masks: Masks, evidence: Evidence, round: int) -> Masks:

@@ -1,13 +1,40 @@
 """TensorBoard: a sub-run for each trained network, so that the rounds' learning curves lie over one another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
 from lth_lightning.results import Row
+
+
+class SubRunLogger(TensorBoardLogger):
+    """A TensorBoardLogger that shows sub-runs and nothing else.
+
+    Lightning opens the experiment before there is a network, which would show as an empty run; it logs the epoch
+    beside every metric, which would be the first chart of all; and it writes an empty hparams.yaml a sub-run.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of the sub-run; before there is one, something that swallows all calls."""
+        return _DummyExperiment() if self._sub_dir is None else super().experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log everything but the epoch."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush; there are no hyperparameters to save."""
+        self.experiment.flush()
 
 
 def _loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:

@@ -355,16 +355,25 @@ def _assert_equal_runs(one: Path, other: Path) -> None:
         assert (one / "tickets" / name).read_bytes() == (other / "tickets" / name).read_bytes()
 
 
-def test_resuming_a_finished_run_ends_at_once_with_its_results(tmp_path: Path) -> None:
-    run = fit(mlp(), digits(), tmp_path)
-    again = fit(mlp(), digits(), tmp_path, ckpt_path=run.lottery.folder.checkpoint, callbacks=(Cut(1),))
+def test_resuming_a_finished_run_ends_at_once_with_its_results_and_its_last_ticket(tmp_path: Path) -> None:
+    run = fit(mlp(), digits(), tmp_path, controls=["random_mask"])
+    again = fit(
+        mlp(),
+        digits(),
+        tmp_path,
+        controls=["random_mask"],
+        ckpt_path=run.lottery.folder.checkpoint,
+        callbacks=(Cut(1),),
+    )
     assert again.rows == run.rows
+    checkpoint = torch.load(run.lottery.folder.checkpoint, weights_only=True)
+    assert_same(checkpoint["state_dict"], run.ticket(2).trained)
     assert_same(copies(again.module), run.ticket(2).trained)
 
 
 def test_resuming_with_other_settings_is_refused_and_says_which(tmp_path: Path) -> None:
     run = fit(mlp(), digits(), tmp_path)
-    with pytest.raises(SettingError, match="train_for was 10it, is 11it"):
+    with pytest.raises(SettingError, match=r"lottery.train_for was 10it, is 11it\."):
         fit(mlp(), digits(), tmp_path, train_for="11it", ckpt_path=run.lottery.folder.checkpoint)
 
 

@@ -221,6 +221,6 @@ def test_plans_that_cannot_work_are_refused_before_training() -> None:
         Pruning().check({}, 1)
     with pytest.raises(SettingError, match=r"nothing left to prune in round 7.*rounds to 6"):
         Pruning(rate=0.5).check({"w": 64}, 7)
-    with pytest.raises(SettingError, match="nothing left to prune in round 1"):
+    with pytest.raises(SettingError, match="nothing to prune: lottery.pruning.rate is 0.0"):
         Pruning(rate=0.0).check({"w": 64}, 1)
     Pruning(rate=0.5).check({"w": 64}, 6)
