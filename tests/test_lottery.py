@@ -29,7 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lth_lightning import LotteryTicket, Pruning, SettingError, prunable_weights
+from lth_lightning import LotteryTicket, Magnitude, Pruning, SettingError, prunable_weights
 from lth_lightning.masks import density, masked
 
 Experiment = Callable[..., Fit]
@@ -574,3 +574,129 @@ def test_tickets_beat_their_controls_on_real_digits(tmp_path: Path) -> None:
     means = {variant: sum(values) / 3 for variant, values in accuracy.items()}
     assert means["ticket"] > means["random_reinit"] + 0.01
     assert means["ticket"] > means["random_mask"] + 0.01
+
+
+# ------------------------------------------------------------------------ every network finds a new trainer
+
+
+class Gradients(L.Callback):
+    """Whether any gradient was left when a network started, and what the trainer counted."""
+
+    def __init__(self) -> None:
+        self.left_over: list[int] = []
+        self.counts: list[tuple[int, int, dict[str, Any]]] = []
+
+    def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        self.left_over.append(sum(parameter.grad is not None for parameter in module.parameters()))
+        self.counts.append((trainer.global_step, trainer.current_epoch, dict(trainer.callback_metrics)))
+
+
+def test_no_gradient_count_or_metric_of_the_last_network_is_left(experiment: Experiment) -> None:
+    look = Gradients()
+    experiment(rounds=2, train_for="8it", callbacks=(look,))
+    assert look.left_over == [0, 0, 0]
+    assert look.counts == [(0, 0, {})] * 3
+
+
+def test_a_late_rewound_network_counts_from_the_rewind_point(tmp_path: Path) -> None:
+    look = Gradients()
+    fit(mlp(), digits(), tmp_path, rounds=1, train_for="20it", rewind_to="9it", callbacks=(look,))
+    assert [(step, epoch) for step, epoch, _ in look.counts] == [(0, 0), (9, 1)]
+
+
+def test_evaluation_every_n_steps_counts_the_steps_of_the_round(tmp_path: Path) -> None:
+    """A round's length is no multiple of the interval, and the last step of a round is evaluated all the same."""
+
+    class Steps(L.Callback):
+        def __init__(self) -> None:
+            self.seen: list[list[int]] = []
+
+        def on_network_start(self, *_: Any) -> None:
+            self.seen.append([])
+
+        def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+            self.seen[-1].append(trainer.global_step)
+
+    steps = Steps()
+    settings = {"val_check_interval": 4, "check_val_every_n_epoch": None}
+    fit(mlp(), digits(), tmp_path / "a", rounds=2, train_for="10it", trainer=settings, callbacks=(steps,))
+    assert steps.seen == [[4, 8, 10]] * 3
+    steps = Steps()
+    fit(mlp(), digits(), tmp_path / "b", rounds=1, train_for="10it", callbacks=(steps,))
+    assert steps.seen == [[7, 10]] * 2, "every epoch, and the part of one that ends the round"
+
+
+def test_early_stopping_sees_the_part_of_an_epoch_that_ends_a_round(tmp_path: Path) -> None:
+    """Its metric is there though the epoch is cut short: by default it would be missing, and an error."""
+    stopper = EarlyStopping("val_loss", patience=50)
+    run = fit(mlp(), digits(), tmp_path, rounds=1, train_for="3it", callbacks=(stopper,))
+    assert [row.steps for row in run.rows] == [3, 3]
+
+
+def test_plateau_schedules_start_new_each_round(tmp_path: Path) -> None:
+    class Plateau(ForeignModule):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=100.0)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "valid/ce"}}
+
+    run = fit(Plateau(), ForeignData(), tmp_path, rounds=2, train_for="4ep", rewind_to="2ep", metrics=FOREIGN_METRICS)
+    assert run.witness.rates == [0.1, 0.1, 0.1]
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] < 0.1, "it did fall"
+
+
+def test_random_masks_differ_from_round_to_round(tmp_path: Path) -> None:
+    rules = {"net.fc1.weight": 0.5, "*": 0.0}  # the count in fc1 is the same in both runs of round 1 and 2
+    run = fit(mlp(), digits(), tmp_path, rounds=2, pruning=Pruning(rates=rules), controls=["random_mask"])
+    first, second = (run.start(round, "random_mask")["net.fc1.weight"] != 0 for round in (1, 2))
+    both = int((first & second).sum()) / int(second.sum())
+    assert 0.4 < both < 0.6, "two independent draws: half of the second's survivors are in the first"
+
+
+def test_frozen_weights_and_constants_are_the_same_in_a_reinitialised_network(tmp_path: Path) -> None:
+    class Frozen(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body[0].weight.requires_grad_(False)
+            self.register_buffer("scale", torch.tensor(3.0))
+
+    run = fit(Frozen(), ForeignData(), tmp_path, rounds=1, controls=["random_reinit"], metrics=FOREIGN_METRICS)
+    ticket, reinit = run.start(1), run.start(1, "random_reinit")
+    assert list(run.ticket(1).masks) == ["body.5.weight"]
+    assert torch.equal(ticket["body.0.weight"], reinit["body.0.weight"])
+    assert torch.equal(ticket["scale"], reinit["scale"])
+    assert not torch.equal(ticket["body.5.bias"], reinit["body.5.bias"])
+
+
+@pytest.mark.parametrize("prune_from", ["last_round", "dense"])
+def test_a_criterion_sees_what_the_round_started_with(tmp_path: Path, prune_from: str) -> None:
+    seen: list[Any] = []
+
+    class Look(Magnitude):
+        def scores(self, evidence: Any) -> Any:
+            seen.append(evidence)
+            return super().scores(evidence)
+
+    pruning = Pruning(rate=0.3, criterion=Look(), prune_from=prune_from)
+    run = fit(mlp(), digits(), tmp_path, rounds=2, pruning=pruning, rewind="learning_rate")
+    for round, evidence in enumerate(seen, start=1):
+        source = 0 if prune_from == "dense" else round - 1
+        for name in evidence.start:
+            assert torch.equal(evidence.start[name], run.start(source)[name])
+            assert torch.equal(evidence.trained[name], run.ticket(source).trained[name])
+
+
+def test_a_resumed_run_has_no_point_twice_in_tensorboard(tmp_path: Path) -> None:
+    def logger() -> dict[str, Any]:
+        return {"logger": TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)}
+
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "28it"}
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(mlp(), digits(), tmp_path / "run", trainer=logger(), callbacks=(Cut(28 + 10),), **settings)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    run = fit(mlp(), digits(), tmp_path / "run", trainer=logger(), ckpt_path=checkpoint, **settings)
+    for row in run.rows:
+        title = f"round_{row.round:02d} {100 * row.density:.3g}% ticket"
+        assert [step for step, _ in _scalars(tmp_path / "tensorboard" / title, "val_loss")] == [6, 13, 20, 27]
+    rounds = [step for step, _ in _scalars(tmp_path / "tensorboard" / "all rounds, ticket", "rounds/test_acc")]
+    assert rounds == [0, 1]
