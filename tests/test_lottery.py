@@ -342,6 +342,55 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Expe
     assert_same(copies(whole.module), copies(resumed.module))
 
 
+@pytest.mark.parametrize(
+    "way", [{"rewind": "learning_rate"}, {"rewind": "nothing"}, {"pruning": Pruning(prune_from="dense")}]
+)
+@pytest.mark.parametrize("cut_at", [25, 40, 59])
+def test_a_resumed_run_of_another_kind_ends_the_same(tmp_path: Path, way: dict[str, Any], cut_at: int) -> None:
+    """In round 1's ticket, in its control, and in round 2; a network trains 17 steps, rewound ones 12."""
+    settings: dict[str, Any] = {
+        "rounds": 2,
+        "train_for": "17it",
+        "rewind_to": "5it",
+        "controls": ["random_mask"],
+        **way,
+    }
+    whole = fit(resnet(), digits(), tmp_path / "whole", **settings)
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(resnet(), digits(), tmp_path / "cut", **settings, callbacks=(Cut(cut_at),))
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    fit(resnet(), digits(), tmp_path / "cut", **settings, ckpt_path=checkpoint)
+    _assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+def test_tickets_from_files_resume_too(tmp_path: Path) -> None:
+    run = fit(mlp(), digits(), tmp_path / "run", rounds=2, train_for="17it", rewind_to="5it")
+    settings: dict[str, Any] = {"rounds": None, "train_for": "17it", "tickets": run.lottery.folder.tickets}
+    whole = fit(mlp(), digits(), tmp_path / "whole", **settings, controls=["random_reinit"])
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(mlp(), digits(), tmp_path / "cut", **settings, controls=["random_reinit"], callbacks=(Cut(45),))
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    fit(mlp(), digits(), tmp_path / "cut", **settings, controls=["random_reinit"], ckpt_path=checkpoint)
+    _assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+def test_with_learning_rate_rewinding_controls_start_where_their_ticket_did(tmp_path: Path) -> None:
+    run = fit(mlp(), digits(), tmp_path, rounds=2, rewind="learning_rate", controls=["random_mask"])
+    for round in (1, 2):
+        start = run.start(round, "random_mask")
+        for name, mask in run.ticket(round).masks.items():
+            before = run.ticket(round - 1).trained[name]
+            assert torch.equal(start[name], before * (start[name] != 0))
+            assert int((start[name] != 0).sum()) <= int(mask.sum())
+
+
+def test_no_hook_is_left_on_the_module_after_a_fit(tmp_path: Path) -> None:
+    run = fit(mlp(), digits(), tmp_path)
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in run.module.parameters())
+    assert "run" not in vars(run.trainer.fit_loop.epoch_loop.val_loop)
+
+
 def _assert_equal_runs(one: Path, other: Path) -> None:
     for name in ("results.csv", "layers.csv"):
         with open(one / name) as ours, open(other / name) as theirs:
