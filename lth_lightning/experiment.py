@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.lengths import Length
+from lth_lightning.masks import State
 from lth_lightning.pruning import Pruning
 from lth_lightning.results import VARIANTS
 from lth_lightning.ticket import Ticket
@@ -75,14 +76,12 @@ def plan_networks(
     return plan
 
 
-def ticket_files(path: Path, rounds: int | None = None) -> dict[int, Path]:
+def ticket_files(path: Path) -> dict[int, Path]:
     """The ticket at `path`, or those in that folder, by their rounds.
 
     Raises:
-        SettingError: there is none, one cannot be read, two are of the same round, or `rounds` is given too.
+        SettingError: there is none, one cannot be read, or two are of the same round.
     """
-    if rounds is not None:
-        raise SettingError("lottery.rounds: tickets are read from lottery.tickets; leave one of the two out.")
     paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not paths:
         raise SettingError(f"lottery.tickets: there is no ticket (*.safetensors) in the folder {path}.")
@@ -108,7 +107,7 @@ def planned_rounds(rounds: int | None, pruning: Pruning) -> list[int]:
     if pruning.densities is not None and rounds not in (None, len(pruning.densities)):
         raise SettingError(
             f"lottery.rounds is {rounds}, but pruning.densities has {len(pruning.densities)} entries, one a round; "
-            "leave out lottery.rounds."
+            "leave out lottery.rounds (--lottery.rounds null)."
         )
     last = rounds if rounds is not None else len(pruning.densities or ())
     return list(range(last + 1))
@@ -125,3 +124,23 @@ def check_lengths(train_for: Length, rewind_to: Length) -> None:
     too_late = rewind_to.unit == train_for.unit and rewind_to.amount >= train_for.amount
     if too_late or (rewind_to.unit == "%" and rewind_to.amount >= 100):
         raise SettingError(f"lottery.rewind_to: {rewind_to} is not before the end of a round of {train_for}.")
+
+
+def whole_rewind_point(path: Path, ticket: Ticket) -> State | None:
+    """The rewind point with the weights that the ticket has pruned: from the dense round's file beside it.
+
+    A ticket holds only what survives; a control that keeps other weights needs those too.
+
+    Args:
+        path: the ticket's file.
+        ticket: what is in it.
+
+    Returns:
+        Every parameter and buffer, or None where the dense ticket of the same run is not there.
+    """
+    beside = path.with_name("round_00.safetensors")
+    dense = ticket if ticket.density == 1 else Ticket.load(beside) if beside.exists() else None
+    same_run = ("seed", "rewind_step", "architecture", "data")
+    if dense is None or dense.density < 1 or any(dense.info[key] != ticket.info[key] for key in same_run):
+        return None
+    return dense.rewind_point

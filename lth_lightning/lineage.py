@@ -72,10 +72,16 @@ class Lineage:
         """Settle where this round's networks start: at the rewind point, or where the last ticket ended."""
         self.start = self.rewind_point if way == "weights" else self.trained
 
-    def take(self, ticket: Ticket) -> None:
-        """Go on with a ticket from a file: its masks, its rewind point, its seed and its order of the data."""
+    def take(self, ticket: Ticket, whole: State | None) -> None:
+        """Go on with a ticket from a file: its masks, its rewind point, its seed and its order of the data.
+
+        Args:
+            ticket: the ticket, by the names of the module.
+            whole: the rewind point with the pruned weights, where it is known.
+        """
         self.masks = ticket.masks
-        self.rewind_point = self.start = ticket.rewind_point
+        self.start = ticket.rewind_point
+        self.rewind_point = ticket.rewind_point if whole is None else whole
         self.seed, self.order = int(ticket.info["seed"]), int(ticket.info["data_order"])
         self.rewind_step, self.rates = int(ticket.info["rewind_step"]), ticket.info["learning_rates"]
 
@@ -92,6 +98,10 @@ class Lineage:
         if network.variant == "pruned_only":
             assert self.trained_before_pruning is not None
             return self.trained_before_pruning
+        if network.variant == "random_mask":
+            # Not `start`: what the last round trained is 0 wherever a weight was pruned, and another mask keeps those.
+            assert self.rewind_point is not None
+            return self.rewind_point
         return self.start if self.start is not None else copied(full_state(module))
 
     def fresh_weights(self, network: Network, module: nn.Module) -> State:

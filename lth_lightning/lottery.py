@@ -17,12 +17,20 @@ from torch import nn
 
 from lth_lightning import fresh_fit
 from lth_lightning.errors import SettingError, unknown_name
-from lth_lightning.experiment import Network, check_lengths, plan_networks, planned_rounds, ticket_files
+from lth_lightning.experiment import (
+    Network,
+    check_lengths,
+    plan_networks,
+    planned_rounds,
+    ticket_files,
+    whole_rewind_point,
+)
 from lth_lightning.lengths import Length
 from lth_lightning.lineage import Lineage, copied
 from lth_lightning.masks import (
     MaskHooks,
     Masks,
+    State,
     check_masks,
     dense_masks,
     density,
@@ -59,7 +67,7 @@ class LotteryTicket(L.Callback):
 
     Args:
         train_for: length of a round, in optimizer steps (`50000it`) or passes over the training data (`20ep`).
-        rounds: how often to prune; round 0 is the dense network. Left out with `pruning.densities` or `tickets`.
+        rounds: how often to prune; round 0 is the dense network. Not needed with `pruning.densities` or `tickets`.
         rewind_to: the rewind point in round 0: `0it` (the initial weights), `500it`, `2ep`, or `5%` of a round.
             Later rounds start there and train what is left of a round.
         rewind: `weights`: every round starts from the rewind point; `learning_rate`: from the last round's
@@ -67,8 +75,8 @@ class LotteryTicket(L.Callback):
             that round 0 ended with, held constant (fine-tuning).
         pruning: which weights go.
         controls: networks to compare the ticket with, in the same fit, on the same batches: `random_reinit`
-            (the ticket's mask, fresh weights), `random_mask` (the ticket's weights, its mask shuffled within each
-            layer), `pruned_only` (the last trained weights times the new mask, not trained).
+            (the ticket's mask, fresh weights), `random_mask` (the rewind point's weights, the ticket's mask shuffled
+            within each layer), `pruned_only` (the last trained weights times the new mask, not trained).
         control_rounds: the rounds that have controls; by default every round but the dense one.
         control_replicates: how many random_reinit and random_mask networks a round, each drawn anew.
         data_order: `fresh`: a new order of the data each round; `same`: round 0's order in every round.
@@ -125,7 +133,7 @@ class LotteryTicket(L.Callback):
         self.rewind = rewind
         self.pruning = pruning
         self.data_order = data_order
-        self.tickets = None if tickets is None else ticket_files(Path(tickets), rounds)
+        self.tickets = None if tickets is None else ticket_files(Path(tickets))
         found = self.tickets is None
         all_rounds = planned_rounds(rounds, pruning) if self.tickets is None else list(self.tickets)
         self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=found)
@@ -276,7 +284,7 @@ class LotteryTicket(L.Callback):
         lineage = self._lineage
         lineage.order = round if self.data_order == "fresh" else 0
         if self.tickets is not None:
-            lineage.take(Ticket.load(self.tickets[round]).fit_to(module))
+            lineage.take(*self._load_ticket(self.tickets[round], module))
         elif round > 0:
             lineage.prune(self.pruning, round)
             lineage.rewind(self.rewind)
@@ -406,8 +414,13 @@ class LotteryTicket(L.Callback):
         self.pruning.check(sizes, 0 if self.tickets is not None else self.plan[-1].round)
         self._given_rewind_steps = []
         for path in (self.tickets or {}).values():
-            ticket = Ticket.load(path).fit_to(module)
+            ticket, whole = self._load_ticket(path, module)
             check_masks(ticket.masks, self._weights)
+            if whole is None and "random_mask" in self.controls:
+                raise SettingError(
+                    f"lottery.controls: random_mask keeps weights that {path.name} has pruned and does not hold. Put "
+                    "its run's round_00.safetensors beside it, or leave random_mask out."
+                )
             self._given_rewind_steps.append(int(ticket.info["rewind_step"]))
         if getattr(module, "masks", None) is not None:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
@@ -419,6 +432,12 @@ class LotteryTicket(L.Callback):
             given, then = self._settings(), self._resumed_settings or {}
             differ = [f"{key} was {then.get(key)}, is {given[key]}" for key in given if then.get(key) != given[key]]
             raise SettingError(f"the checkpoint is of a run with other settings: {'; '.join(differ)}.")
+
+    def _load_ticket(self, path: Path, module: L.LightningModule) -> tuple[Ticket, State | None]:
+        """The ticket, and its rewind point with the pruned weights if the dense ticket lies beside it."""
+        ticket = Ticket.load(path)
+        fitting, whole = ticket.fit_to(module), whole_rewind_point(path, ticket)
+        return fitting, None if whole is None else Ticket(ticket.masks, whole).fit_to(module).rewind_point
 
     def _settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""

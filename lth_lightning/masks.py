@@ -95,10 +95,9 @@ def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
     The control `random_mask`: it keeps how sparse each layer is and nothing else of the ticket's structure
     (the randomly sampled networks of Frankle & Carbin 2019, figure 1). `generator` lives on the CPU.
     """
-    return {
-        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator).to(mask.device)].view_as(mask)
-        for name, mask in masks.items()
-    }
+    # Drawn in the order of names, whatever the order of `masks`, so that a ticket's file gives the same draws.
+    draws = {name: torch.randperm(masks[name].numel(), generator=generator) for name in sorted(masks)}
+    return {name: mask.flatten()[draws[name].to(mask.device)].view_as(mask) for name, mask in masks.items()}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

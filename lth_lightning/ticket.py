@@ -149,7 +149,8 @@ class Ticket:
                 f"the ticket, made for {made_for}, does not fit {type(module).__name__}: "
                 f"{', '.join(sorted(misfits)[:5])}{more}."
             )
-        return renamed
+        in_order = {name: renamed.masks[name] for name in target if name in renamed.masks}
+        return Ticket(in_order, renamed.rewind_point, renamed.trained, renamed.info)
 
     def _renamed(self, target: State) -> "Ticket":
         for old, new in _prefixes(self.rewind_point, target):

@@ -336,7 +336,6 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "run_dir below a file": ([*FIT, "--run_dir", "file/run"], ["run_dir: cannot make the folder file/run"]),
     "run_dir is a file": ([*FIT, "--run_dir", "file"], ["run_dir: cannot make the folder file"]),
     # tickets
-    "tickets and rounds": ([*FIT, "--lottery.tickets", TICKET], ["lottery.rounds", "lottery.tickets"]),
     "no such ticket": ([*FROM_FILES, "nope.safetensors"], ["nope.safetensors: there is no such ticket"]),
     "no tickets in a folder": (
         [*FROM_FILES, "empty"],

@@ -375,14 +375,35 @@ def test_tickets_from_files_resume_too(tmp_path: Path) -> None:
     _assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
 
 
-def test_with_learning_rate_rewinding_controls_start_where_their_ticket_did(tmp_path: Path) -> None:
-    run = fit(mlp(), digits(), tmp_path, rounds=2, rewind="learning_rate", controls=["random_mask"])
-    for round in (1, 2):
+@pytest.mark.parametrize("rewind", ["weights", "learning_rate", "nothing"])
+def test_a_random_mask_keeps_the_rewind_points_weights_and_no_zero(tmp_path: Path, rewind: str) -> None:
+    """The last round's trained weights are 0 where they were pruned; the shuffled mask keeps some of those."""
+    run = fit(mlp(), digits(), tmp_path, rounds=3, rewind=rewind, controls=["random_mask"])
+    for round in (1, 2, 3):
         start = run.start(round, "random_mask")
         for name, mask in run.ticket(round).masks.items():
-            before = run.ticket(round - 1).trained[name]
-            assert torch.equal(start[name], before * (start[name] != 0))
-            assert int((start[name] != 0).sum()) <= int(mask.sum())
+            assert int((start[name] != 0).sum()) == int(mask.sum())
+            assert torch.equal(start[name], run.start(0)[name] * (start[name] != 0))
+
+
+def test_controls_of_tickets_from_files_are_those_of_their_round(experiment: Experiment) -> None:
+    """A ticket's file lacks the weights it has pruned; the dense ticket beside it has them."""
+    controls = ["random_reinit", "random_mask"]
+    run = experiment(rounds=2, rewind_to="4it", controls=controls)
+    path = run.lottery.folder.ticket(2)
+    again = experiment("again", rounds=None, tickets=path, controls=controls)
+    rows = [(row.variant, row.density, row.test_acc, row.val_loss) for row in run.rows if row.round == 2]
+    assert [(row.variant, row.density, row.test_acc, row.val_loss) for row in again.rows] == rows
+    alone = path.rename(path.with_name("alone.safetensors"))
+    path.with_name("round_00.safetensors").unlink()
+    with pytest.raises(SettingError, match=r"random_mask keeps weights that alone.safetensors has pruned"):
+        experiment("alone", rounds=None, tickets=alone, controls=controls)
+
+
+def test_tickets_take_the_place_of_rounds(tmp_path: Path) -> None:
+    run = fit(mlp(), digits(), tmp_path / "run", rounds=1)
+    again = fit(mlp(), digits(), tmp_path / "again", rounds=12, tickets=run.lottery.folder.tickets)
+    assert [row.round for row in again.rows] == [0, 1]
 
 
 def test_no_hook_is_left_on_the_module_after_a_fit(tmp_path: Path) -> None:
