@@ -1,5 +1,6 @@
 """What `--ckpt_path` names: checked before anything is trained, so that what is wrong is said in the user's words."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingError(f"ckpt_path: there is no file {path}.")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch checks no checksums
+            damaged = archive.testzip()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # any: a damaged file makes torch raise whatever it meets
         raise SettingError(f"ckpt_path: {path} is no checkpoint, or is damaged ({type(error).__name__}).") from error
+    if damaged is not None:
+        raise SettingError(f"ckpt_path: {path} is damaged: {damaged} in it is not what was written.")
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         raise SettingError(f"ckpt_path: {path} is no checkpoint of Lightning's.")
     return checkpoint
+
+
+def state_of_callback(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a callback has put into a checkpoint; empty if it has not."""
+    callbacks = checkpoint.get("callbacks")
+    state = callbacks.get(name) if isinstance(callbacks, dict) else None
+    return state if isinstance(state, dict) else {}
 
 
 def check_fits(checkpoint: dict[str, Any], module: nn.Module) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from lth_lightning import __version__
-from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.errors import DivergedError, SettingError, unknown_name
 
 COMMANDS = ("fit", "validate", "test", "predict", "report")
 HELP = """\
@@ -40,9 +40,9 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     try:
         return _run(given)
-    except SettingError as error:
+    except (SettingError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, SettingError) else 1
 
 
 def _run(given: list[str]) -> int:

@@ -12,6 +12,14 @@ class TicketError(SettingError):
     """A ticket file that cannot be read, or that does not fit the network it is meant for."""
 
 
+class DivergedError(RuntimeError):
+    """A loss or a weight that is NaN or infinite. The command line prints it without a traceback."""
+
+
+class WriteError(SettingError):
+    """A file that cannot be written: the disk is full, the folder is gone, or nobody may write there."""
+
+
 def unknown_name(setting: str, given: str, allowed: Iterable[str]) -> SettingError:
     """The error for a name that is none of `allowed`: it lists them, and says which is nearest."""
     names = sorted(allowed)

@@ -2,7 +2,11 @@
 
 import os
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +17,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lth_lightning import report
-from lth_lightning.checkpoints import check_fits, read_checkpoint
+from lth_lightning.checkpoints import check_fits, read_checkpoint, state_of_callback
 from lth_lightning.data import ImageDataModule
-from lth_lightning.errors import SettingError
-from lth_lightning.files import replace_file
+from lth_lightning.errors import SettingError, WriteError
+from lth_lightning.files import failure_to_write, is_failure_to_write, replace_file
+from lth_lightning.folder_lock import FolderLock
 from lth_lightning.lottery import LotteryTicket
 from lth_lightning.module import ImageClassifier
 from lth_lightning.parsing import LotteryParser
 from lth_lightning.progress import LotteryProgress
 from lth_lightning.run_choice import CONFIG, RUN_DIR_VARIABLE, Reservation, last_run, numbered_runs, wanted_run
 from lth_lightning.run_folder import RunFolder
+from lth_lightning.same_settings import check_same
 from lth_lightning.tensorboard import SubRunLogger
 from lth_lightning.ticket import Ticket
 
@@ -54,7 +61,10 @@ CURVES = "tensorboard"
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a folder of its own."""
+    """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a folder of its own.
+
+    All settings go into each checkpoint too, where nobody edits them: a run goes on only with those.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Nothing yet: a run that is refused leaves nothing behind."""
@@ -73,6 +83,34 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(config, skip_none=False)
         replace_file(Path(trainer.default_root_dir) / CONFIG, text.encode())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Text only, so that checkpoints load with `weights_only`."""
+        return {"settings": self._settings}
+
+    @cached_property
+    def _settings(self) -> str:
+        return all_settings(self.parser, self.config)
+
+
+def all_settings(parser: LightningArgumentParser, settings: Namespace) -> str:
+    """The settings as JSON, defaults included and classes by their paths: the same however they were given."""
+    return parser.dump(settings, format="json", skip_none=False)
+
+
+@contextmanager
+def quiet_writers(folder: Path) -> Iterator[None]:
+    """Keep threads that cannot write (TensorBoard's) from printing tracebacks: their owners raise the error too."""
+
+    def print_others(args: threading.ExceptHookArgs) -> None:
+        if not is_failure_to_write(args.exc_value, folder):
+            usual(args)
+
+    usual, threading.excepthook = threading.excepthook, print_others
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
+
 
 class LotteryCLI(LightningCLI):
     """Lightning's `fit`, `validate`, `test` and `predict` for ImageClassifier, ImageDataModule and LotteryTicket.
@@ -86,6 +124,7 @@ class LotteryCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self._reservation: Reservation | None = None
+        self._lock: FolderLock | None = None
         self._weights: Ticket | dict[str, Any] | None = None
         self._command = args[0]
         usage = f"python train.py {args[0]} --config FILE [--setting VALUE ...]"
@@ -105,6 +144,9 @@ class LotteryCLI(LightningCLI):
             if self._reservation is not None:
                 self._reservation.give_back()
             raise
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     # ------------------------------------------------------------------------ settings
 
@@ -176,15 +218,19 @@ class LotteryCLI(LightningCLI):
         settings, first = self.settings, getattr(rank_zero_only, "rank", 0) == 0
         run_dir, resume = wanted_run(settings), settings.ckpt_path is not None
         checkpoint = RunFolder(run_dir).checkpoint if run_dir and resume else None
-        if checkpoint and checkpoint.exists():
+        if run_dir and checkpoint and checkpoint.exists():
+            if first:
+                self._lock = RunFolder(run_dir).lock()  # before it is read: who still writes may replace it
             settings.ckpt_path, self._weights = str(checkpoint), read_checkpoint(checkpoint)
+            began_with = state_of_callback(self._weights, SaveRunConfig.__qualname__).get("settings")
+            check_same(began_with, all_settings(self._parser(self.subcommand), settings))
         elif run_dir and resume and RunFolder(run_dir).taken:
             raise SettingError(f"ckpt_path: there is a run in {run_dir}, but no {checkpoint} to go on from.")
         else:
             settings.ckpt_path = None
             if first:
                 self._reservation = Reservation(run_dir, numbered_runs(settings))
-                run_dir = self._reservation.path
+                run_dir, self._lock = self._reservation.path, self._reservation.lock
         run_dir = run_dir or numbered_runs(settings)  # torchrun's processes hear from the first where it really is
         settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
         if resume and first:
@@ -267,6 +313,9 @@ class LotteryCLI(LightningCLI):
                 self.model.load_state_dict(self._weights["state_dict"])
         if self.subcommand == "fit":
             self._try_optimizer()
+            self._get(self.config_init, "lottery").folder_is_locked = self._lock is not None
+            if self._lock is not None:
+                RunFolder(Path(self.settings.run_dir)).prepare()
         self._weights = None
 
     def _try_optimizer(self) -> None:
@@ -286,17 +335,29 @@ class LotteryCLI(LightningCLI):
         return {**kwargs, "ckpt_path": self.settings.ckpt_path} if subcommand == "fit" else kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
+        folder = Path(self.settings.run_dir or ".")
         try:
-            super()._run_subcommand(subcommand)
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            with quiet_writers(folder):
+                super()._run_subcommand(subcommand)
+        except Exception as error:
+            if (failure := failure_to_write(error, folder)) is not None:
+                raise self._with_way_out(failure) from error
             *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
-            if frame.f_globals["__name__"].startswith("lightning."):  # it refuses a setting of its own
+            refused = isinstance(error, (MisconfigurationException, ValueError, RuntimeError))
+            if refused and frame.f_globals["__name__"].startswith("lightning."):  # a setting of its own
                 raise SettingError(f"trainer: {str(error).strip()}") from error
             raise
-        except SystemExit as stop:  # Lightning's answer to Ctrl+C, without a word
-            if isinstance(stop.__context__, KeyboardInterrupt) and subcommand == "fit" and self.trainer.is_global_zero:
+        except SystemExit as stop:  # Lightning's answer to Ctrl+C and to SIGTERM, without a word
+            ended = isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt)
+            if ended and subcommand == "fit" and self.trainer.is_global_zero:
                 print(f"Interrupted. {self._how_to_go_on()}", file=sys.stderr)
             raise
+
+    def _with_way_out(self, error: SettingError) -> SettingError:
+        checkpoint = RunFolder(Path(self.settings.run_dir)).checkpoint if self.subcommand == "fit" else None
+        if isinstance(error, WriteError) and checkpoint and checkpoint.exists():
+            return WriteError(f"{error} {self._how_to_go_on()}")
+        return error
 
     def _how_to_go_on(self) -> str:
         more = "more --trainer.max_time and " if self.settings.trainer.max_time else ""  # it counts the whole run

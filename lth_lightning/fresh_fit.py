@@ -6,19 +6,61 @@ counters that Lightning has no public way to reset; each was checked against Lig
 
 import copy
 import math
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
 from lightning.pytorch.loops import _EvaluationLoop
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data.distributed import DistributedSampler
 
-from lth_lightning.seeding import preserved_generators
+from lth_lightning.errors import SettingError
+from lth_lightning.seeding import derive_seed, preserved_generators
+from lth_lightning.ticket import full_state, load_state
 
 NEVER = 10**12  # a number of epochs that no fit reaches
+DECISIVE = (  # attributes of the Trainer that change results
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "val_check_interval"),
+    *("check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "limit_test_batches"),
+)
+SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+
+
+def refuse_what_cannot_work(trainer: L.Trainer) -> None:
+    """Name strategies and callbacks that a lottery cannot be right with.
+
+    Raises:
+        SettingError: there is one.
+    """
+    if isinstance(trainer.strategy, SHARDED):
+        raise SettingError(
+            f"trainer.strategy: {type(trainer.strategy).__name__} shards parameters: no process holds the whole "
+            "weights that masks and rewind points are made of. Use ddp."
+        )
+    for callback in trainer.callbacks:
+        if isinstance(callback, StochasticWeightAveraging):
+            raise SettingError(
+                "trainer.callbacks: StochasticWeightAveraging averages over the whole fit, across rounds, and takes "
+                "the learning rate from the schedule. Use WeightAveraging or EMAWeightAveraging, which begin anew "
+                "each round."
+            )
 
 
 class FreshFit:
@@ -35,6 +77,7 @@ class FreshFit:
             for callback in trainer.callbacks
             if isinstance(callback, EarlyStopping)
         ]
+        self._averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
         self._optimizers: list[Any] = []
         self._schedulers: list[Any] = []
         self._precision: Any = None
@@ -51,7 +94,7 @@ class FreshFit:
     def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> None:
         """Make the trainer new, as if `step` optimizer steps in `batch` batches and `epoch` epochs lay behind it.
 
-        Call it in `on_train_epoch_start`; weights are the caller's business.
+        Call it in `on_train_epoch_start`, with the weights that the network starts from in place.
         """
         for optimizer, state in zip(trainer.optimizers, self._optimizers, strict=True):
             optimizer.load_state_dict(copy.deepcopy(state))  # in place: with the CLI no new one can be made
@@ -67,9 +110,56 @@ class FreshFit:
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, ModelCheckpoint):
                 checkpoint._last_global_step_saved = 0  # else it takes the same step of another round for saved
+        self.restart_averages(trainer, step, epoch)
         self._restart_counters(trainer, step, epoch, batch)
         trainer.should_stop = False
         trainer._logger_connector.reset_metrics()  # no metric of the last network may pass for one of this
+
+    def restart_averages(self, trainer: L.Trainer, step: int = 0, epoch: int = 0) -> None:
+        """Let averaged weights (EMA) begin anew, with the weights as they are."""
+        for callback in self._averages:
+            average = callback._average_model
+            assert average is not None
+            load_state(average.module, full_state(trainer.lightning_module))
+            average.n_averaged.zero_()
+            callback._latest_update_step, callback._latest_update_epoch = step, epoch - 1
+
+    def settle_averages(self, trainer: L.Trainer) -> None:
+        """Make averaged weights the network's own: they are what such a training leads to."""
+        for callback in self._averages:
+            callback._copy_average_to_current(trainer.lightning_module)
+
+    @contextmanager
+    def averaged_weights(self, trainer: L.Trainer) -> Iterator[None]:
+        """The averaged weights in the network's place, as in validation."""
+        for callback in self._averages:
+            callback._swap_models(trainer.lightning_module)
+        try:
+            yield
+        finally:
+            for callback in self._averages:
+                callback._swap_models(trainer.lightning_module)
+
+    def facts(self, trainer: L.Trainer) -> dict[str, str]:
+        """All that decides what a network becomes and that a resumed fit could have changed, in words."""
+        facts = {f"trainer.{name}": repr(getattr(trainer, name)) for name in DECISIVE}
+        facts["trainer.precision"] = str(trainer.precision)
+        for i, (optimizer, state) in enumerate(zip(trainer.optimizers, self._optimizers, strict=True)):
+            facts[f"optimizer {i}"] = type(optimizer).__name__
+            for j, group in enumerate(state["param_groups"]):
+                values = {name: value for name, value in group.items() if name != "params"}
+                facts |= {f"optimizer {i}, group {j}, {name}": repr(value) for name, value in values.items()}
+        for i, (config, state) in enumerate(zip(self._configs, self._schedulers, strict=True)):
+            facts[f"lr_scheduler {i}"] = f"{type(config.scheduler).__name__} by {config.interval}"
+            plain = {name: value for name, value in state.items() if _is_plain(value)}
+            facts |= {f"lr_scheduler {i}, {name}": repr(value) for name, value in plain.items()}
+        for stopper, _ in self._stoppers:
+            values = {name: getattr(stopper, name) for name in ("monitor", "mode", "patience", "min_delta")}
+            facts |= {f"{type(stopper).__name__}, {name}": repr(value) for name, value in values.items()}
+        for average in self._averages:
+            values = {name: value for name, value in vars(average).items() if name[0] != "_" and _is_plain(value)}
+            facts |= {f"{type(average).__name__}, {name}": repr(value) for name, value in values.items()}
+        return facts
 
     def _restart_counters(self, trainer: L.Trainer, step: int, epoch: int, batch: int) -> None:
         fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
@@ -128,6 +218,20 @@ class FreshFit:
             trainer.val_check_batch = max(1, int(min(batches, trainer.val_check_batch)))
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether its `repr` says all there is to it."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def agree(trainer: L.Trainer, fingerprint: str) -> bool:
+    """Whether all processes have the same SHA-256; all learn it together, so that none is left waiting."""
+    digest = torch.frombuffer(bytearray.fromhex(fingerprint), dtype=torch.uint8).to(trainer.strategy.root_device)
+    digests = trainer.strategy.all_gather(digest.to(torch.int64)).reshape(-1, len(digest))
+    return bool((digests == digests[0]).all())
+
+
 def show_length_of_one_round(trainer: L.Trainer, steps: int | None = None, epochs: int | None = None) -> None:
     """Let `configure_optimizers` see one round as the length of training: OneCycle and others plan by it."""
     trainer.fit_loop.max_epochs = epochs if epochs is not None else -1
@@ -146,10 +250,15 @@ def end_epoch_here(trainer: L.Trainer) -> None:
     trainer.fit_loop.max_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
+def has_time_limit(trainer: L.Trainer) -> bool:
+    """Whether there is a `Trainer(max_time=...)`."""
+    return any(isinstance(callback, Timer) for callback in trainer.callbacks)
+
+
 def out_of_time(trainer: L.Trainer) -> bool:
-    """Whether `Trainer(max_time=...)` has run out."""
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-    return any((timer.time_remaining() or 0) <= 0 for timer in timers if timer.time_remaining() is not None)
+    """Whether `Trainer(max_time=...)` has run out: by the clock of process 0, as for Lightning's Timer."""
+    left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return trainer.strategy.broadcast(any(seconds is not None and seconds <= 0 for seconds in left))
 
 
 def learning_rates(trainer: L.Trainer) -> list[list[float]]:
@@ -170,6 +279,16 @@ def steps_per_epoch(trainer: L.Trainer) -> int | None:
     return None if math.isinf(batches) else math.ceil(batches / batches_per_step(trainer))
 
 
+def loader_facts(trainer: L.Trainer) -> dict[str, str]:
+    """How the training data are divided into steps, over all processes, in words: see `FreshFit.facts`."""
+    sizes = [getattr(loader, "batch_size", None) for loader in train_loaders(trainer)]
+    together = [size * trainer.world_size for size in sizes if isinstance(size, int)]
+    return {
+        "batches an epoch": str(trainer.fit_loop.max_batches),
+        "examples a batch (batch size x processes)": str(together),
+    }
+
+
 def batches_per_step(trainer: L.Trainer) -> int:
     """Batches that make one optimizer step; in manual optimization every batch counts as a step."""
     return trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
@@ -180,6 +299,30 @@ def steps_done(trainer: L.Trainer) -> int:
     if trainer.lightning_module.automatic_optimization:
         return trainer.global_step
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+
+def seed_loaders(trainer: L.Trainer, seed: int, epoch: int) -> None:
+    """Make the order of stock loaders, where it hangs on generators or seeds of their own, a function of `seed` and
+    `epoch`. Without either they draw from the global generators."""
+    for i, loader in enumerate(train_loaders(trainer)):
+        _set_sampler_epoch(loader, epoch)  # Lightning has set it before the counters of a new network were
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, DistributedSampler):
+            sampler.seed = derive_seed(seed, "sampler", i) % 2**31
+        for owner in (loader, sampler):
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                generator.manual_seed(derive_seed(seed, "loader", i, epoch))
+
+
+def draws_of_rank(trainer: L.Trainer) -> list[int]:
+    """What tells this process's draws (dropout) from those of process 0, which draws what a single process would.
+
+    Nothing where processes share out what a sampler of the user's draws, each for itself: they must draw alike.
+    """
+    shared = any(
+        isinstance(getattr(loader, "sampler", None), DistributedSamplerWrapper) for loader in train_loaders(trainer)
+    )
+    return [trainer.global_rank] if trainer.global_rank and not shared else []
 
 
 def renew_iterator(trainer: L.Trainer) -> None:
@@ -200,7 +343,8 @@ def validate(trainer: L.Trainer) -> None:
 
 
 def guard_validation(trainer: L.Trainer) -> None:
-    """Keep what validation draws (a shuffling loader, say) from changing what training draws next.
+    """Keep what validation draws (a shuffling loader, say) from changing what training draws next, and let it end
+    before a SIGTERM is heard.
 
     Around the loop's `run`, as loaders draw before any hook.
     """
@@ -208,10 +352,30 @@ def guard_validation(trainer: L.Trainer) -> None:
     run = loop.run
 
     def guarded() -> Any:
-        with preserved_generators():
+        with preserved_generators(), _deferred_sigterm(trainer):
             return run()
 
     loop.run = guarded  # type: ignore[method-assign]
+
+
+@contextmanager
+def _deferred_sigterm(trainer: L.Trainer) -> Iterator[None]:
+    """Lightning would leave the validation; no checkpoint could be made there, and an epoch be lost."""
+    if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    connector = trainer._signal_connector
+    before, handler = connector.received_sigterm, signal.getsignal(signal.SIGTERM)
+    heard: list[Any] = []
+    connector.received_sigterm = False
+    signal.signal(signal.SIGTERM, lambda *args: heard.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        connector.received_sigterm = before
+        if heard and callable(handler):
+            handler(*heard[0])
 
 
 def unguard_validation(trainer: L.Trainer) -> None:

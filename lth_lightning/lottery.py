@@ -5,6 +5,8 @@ what they were before training, train again, and so on. Late rewinding: Frankle 
 learning-rate rewinding and fine-tuning: Renda et al. 2020 (arXiv:2003.02389).
 """
 
+import io
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,9 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from lth_lightning import fresh_fit
+from lth_lightning import fresh_fit, moment
+from lth_lightning.divergence import LossWatch
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.experiment import (
     Network,
@@ -25,6 +29,8 @@ from lth_lightning.experiment import (
     ticket_files,
     whole_rewind_point,
 )
+from lth_lightning.files import content_hash, make_folder, replace_file
+from lth_lightning.folder_lock import FolderLock
 from lth_lightning.lengths import Length
 from lth_lightning.lineage import Lineage, copied
 from lth_lightning.masks import (
@@ -45,6 +51,8 @@ from lth_lightning.scores import METRICS, Scores, layer_rows
 from lth_lightning.seeding import derive_seed, seed_global_generators
 from lth_lightning.tensorboard import SummaryCurves, enter_sub_run, leave_sub_run
 from lth_lightning.ticket import Ticket, full_state, load_state
+
+log = logging.getLogger(__name__)
 
 REWINDS = ("weights", "learning_rate", "nothing")
 DATA_ORDERS = ("fresh", "same")
@@ -85,6 +93,8 @@ class LotteryTicket(L.Callback):
         metrics: names under which the module logs `train_loss`, `val_loss`, `val_acc`, `test_loss` and
             `test_acc`, where it uses others, e.g. `{"val_loss": "valid/ce"}`.
         evaluate_test: evaluate the test data too at each validation (it never selects anything).
+        checkpoint_every_n_train_steps: save checkpoints/last.ckpt every n optimizer steps too, and not only where an
+            epoch starts: for epochs so long that a kill should not lose one.
         seed: what data order, dropout and controls hang on; by default that of `seed_everything`.
         run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the logger's folder.
 
@@ -119,6 +129,7 @@ class LotteryTicket(L.Callback):
         prunable: Callable[[nn.Module], dict[str, nn.Parameter]] = prunable_weights,
         metrics: dict[str, str] | None = None,
         evaluate_test: bool = True,
+        checkpoint_every_n_train_steps: int | None = None,
         seed: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -142,8 +153,13 @@ class LotteryTicket(L.Callback):
         self.prunable = prunable
         self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
         self.evaluate_test = evaluate_test
+        if (every := checkpoint_every_n_train_steps) is not None and every < 1:
+            raise SettingError(f"lottery.checkpoint_every_n_train_steps: {every}; give 1 or more steps, or null.")
+        self.checkpoint_every_n_train_steps = every
         self._given_seed = seed
         self._given_run_dir = run_dir
+        self.folder_is_locked = False  # set by who has locked it before the fit: the command line
+        self._lock: FolderLock | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -153,21 +169,28 @@ class LotteryTicket(L.Callback):
         self._position = 0  # in the plan
         self._begun = False  # whether the network at that position is in training
         self._stopped = False  # whether another callback has ended it early
+        self._epoch_start = 0  # the step that this epoch began at
         self.seed_in_use = 0
         self._lineage = Lineage({})
         self.masks_in_force: Masks = {}
         self._scores = Scores(self.metrics)
-        self._resumed_settings: dict[str, Any] | None = None
+        self._watch = LossWatch()
+        self._moment: list[moment.Moment] | None = None  # of the checkpoint that is written or resumed
+        self._resumed = False
+        self._settings_in_use: dict[str, dict[str, str]] = {}
         self._resumed_folder: str | None = None
+        self._ticket_hashes: dict[int, str] = {}  # of the tickets written so far
 
     # ------------------------------------------------------------------------ what a fit does, in its order
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and let `configure_optimizers` see one round as the length of training."""
         leave_sub_run(trainer)
-        if stage != "fit":
+        self._fitting = stage == "fit"
+        if not self._fitting:
             return
         self._forget()
+        fresh_fit.refuse_what_cannot_work(trainer)
         if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
             raise SettingError(
                 f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
@@ -186,8 +209,9 @@ class LotteryTicket(L.Callback):
         self._fresh.capture(trainer)
         self._weights = self.prunable(pl_module)
         self._hooks = MaskHooks(self._weights, trainer.optimizers)
+        self._settle("settings", self._settings(trainer))
         self._check_plan(pl_module)
-        if self._resumed_settings is None:
+        if not self._resumed:
             self.seed_in_use = trainer.strategy.broadcast(self._own_seed())
             self._lineage = Lineage(dense_masks(self._weights), self.seed_in_use)
             if self.rewind_to.amount == 0:
@@ -207,6 +231,7 @@ class LotteryTicket(L.Callback):
             )
         self._steps_per_epoch = per_epoch or fresh_fit.NEVER
         self.round_steps = self.train_for.steps(self._steps_per_epoch)
+        self._settle("loaders", fresh_fit.loader_facts(trainer))
         self._rewind_step = self.rewind_to.steps(self._steps_per_epoch, self.round_steps)
         latest = max([self._rewind_step, *self._given_rewind_steps])
         if latest >= self.round_steps:
@@ -216,26 +241,35 @@ class LotteryTicket(L.Callback):
             )
         if self._begun:  # a resumed network: its weights came with the checkpoint, its hooks do not
             self.masks_in_force = self._lineage.masks_of(self.network)
-            self._open_network(trainer, pl_module, resumed_at=trainer.global_step)
+            self._open_network(trainer, pl_module)
+            assert self._moment is not None
+            moment.go_on(trainer, self._moment, lambda done: self._enter_epoch(trainer, done))
+        if self.checkpoint_every_n_train_steps or fresh_fit.has_time_limit(trainer):
+            moment.after_each_batch(trainer, lambda: self._checkpoint_inside_epoch(trainer))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Between epochs, where nothing of the last one is pending: end a network, start the next.
 
         After the last network it ends the fit: Lightning's loop takes `StopIteration` for that.
         """
+        if self._begun:
+            self._watch.check(trainer)
         if self._begun and self._network_is_over(trainer):
             self._finish_network(trainer, pl_module)
         while not self._begun and self._position < len(self.plan):
             self._begin_network(trainer, pl_module)
         if self._position == len(self.plan) and self._lineage.trained is not None:
             load_state(pl_module, self._lineage.trained)  # leave the last ticket, not whichever control came last
+            self._fresh.restart_averages(trainer)
+        self._epoch_start = fresh_fit.steps_done(trainer)
         self._save_checkpoint(trainer)
         if self._position == len(self.plan):
             raise StopIteration
-        self._begin_epoch(trainer)
+        self._enter_epoch(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Take the rewind point when its step is done, and a wish to stop as the end of this network."""
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        """Look at the loss, take the rewind point when its step is done, and a wish to stop as this network's end."""
+        self._watch.see(outputs, fresh_fit.steps_done(trainer))
         if self._lineage.rewind_point is None and fresh_fit.steps_done(trainer) == self._rewind_step:
             self._lineage.set_rewind_point(pl_module, self._rewind_step)
         self._hear_stop(trainer)
@@ -243,16 +277,32 @@ class LotteryTicket(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add a point to the learning curve, test data included."""
         if not trainer.sanity_checking:
-            self._scores.record(trainer)
+            self._watch.check(trainer)
+            with self._fresh.averaged_weights(trainer):
+                self._scores.record(trainer)
             self._hear_stop(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A scheduler that ends the job (SIGTERM) finds everything saved, where Lightning stops between two batches.
+
+        Several processes do not stop at one batch for certain; they go on from the last checkpoint.
+        """
+        at_rest = isinstance(exception, SIGTERMException) and moment.is_between_batches(trainer)
+        if at_rest and self._begun and trainer.world_size == 1:
+            self._save_checkpoint(trainer, inside_epoch=moment.is_inside_epoch(trainer))
+        self.teardown(trainer, pl_module, "fit")  # Lightning has no teardown after an exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take off what the fit put on."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if stage != "fit" or not hasattr(self, "_summary"):
             return
         self._hooks.remove()
         self._summary.close()
         fresh_fit.unguard_validation(trainer)
+        moment.let_go(trainer)
         trainer.fit_loop.min_epochs = 0
 
     # ------------------------------------------------------------------------ one network
@@ -288,17 +338,42 @@ class LotteryTicket(L.Callback):
         elif round > 0:
             lineage.prune(self.pruning, round)
             lineage.rewind(self.rewind)
-        if trainer.strategy.broadcast(fingerprint(lineage.masks)) != fingerprint(lineage.masks):
-            raise RuntimeError(f"round {round}: the masks of process {trainer.global_rank} differ from process 0's.")
+            self._tell_of_lost_layers(trainer, round)
 
-    def _open_network(self, trainer: L.Trainer, module: L.LightningModule, resumed_at: int | None = None) -> None:
+    def _tell_of_lost_layers(self, trainer: L.Trainer, round: int) -> None:
+        """Global pruning may take a layer's last weight; what is behind it then hears nothing of the input."""
+        lost = [name for name, mask in self._lineage.masks.items() if not bool(mask.any())]
+        if lost and trainer.is_global_zero:
+            log.warning(
+                "round %d: pruning has taken the last weight of %s; scope `layerwise` would keep at least one.",
+                round,
+                ", ".join(lost),
+            )
+
+    def _open_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """What a network needs that no checkpoint holds."""
         network, masks = self.network, self.masks_in_force
+        self._compare_processes(trainer, module)
+        self._watch.start_over(trainer, network)
         self._hooks.enforce(masks)
         if self._lineage.rates is not None:
             self._fresh.hold_learning_rates(trainer, self._lineage.rates)
-        enter_sub_run(trainer, network.title(density(masks)), resumed_at)
+        enter_sub_run(trainer, network.title(density(masks)), trainer.global_step)
         self._announce(trainer, "on_network_start", network, density(masks))
+
+    def _compare_processes(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        differing = [
+            what
+            for what, tensors in (("masks", self.masks_in_force), ("weights", full_state(module)))
+            if not fresh_fit.agree(trainer, fingerprint(tensors))
+        ]
+        if differing:
+            raise RuntimeError(
+                f"round {self.network.round}, {self.network.variant}: the processes start with different "
+                f"{' and '.join(differing)}. Criteria, `prunable` and resets must give each process the same."
+            )
 
     def _network_is_over(self, trainer: L.Trainer) -> bool:
         return self._stopped or trainer.should_stop or fresh_fit.steps_done(trainer) >= self.round_steps
@@ -306,7 +381,9 @@ class LotteryTicket(L.Callback):
     def _finish_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
         network, masks = self.network, self.masks_in_force
+        self._watch.check_weights(module, fresh_fit.steps_done(trainer))
         self._scores.complete(trainer)
+        self._fresh.settle_averages(trainer)
         row = self._scores.row(trainer, network, masks, self._first_step(network))
         self.results.append(row)
         self.layers += layer_rows(network, masks)
@@ -332,6 +409,7 @@ class LotteryTicket(L.Callback):
             start = masked(lineage.start, lineage.masks)
             info = self._ticket_info(trainer, module, row)
             Ticket(lineage.masks, start, trained, info).save(self.folder.ticket(row.round))
+            self._ticket_hashes[row.round] = content_hash(self.folder.ticket(row.round))
         lineage.trained = trained
         if row.round == 0 and self.pruning.prune_from == "dense":
             lineage.dense = trained
@@ -359,20 +437,30 @@ class LotteryTicket(L.Callback):
 
     # ------------------------------------------------------------------------ one epoch
 
-    def _begin_epoch(self, trainer: L.Trainer) -> None:
-        """Make all that is random in this epoch a function of (seed, round, epoch), and cut it at the round's end."""
-        epoch, step = trainer.current_epoch, fresh_fit.steps_done(trainer)
-        # Ranks draw different dropout; process 0 draws what a single process would.
-        rank = [trainer.global_rank] if trainer.global_rank else []
-        seed_global_generators(derive_seed(self._lineage.seed, "epoch", self._lineage.order, epoch, *rank))
+    def _enter_epoch(self, trainer: L.Trainer, resumed_after: int = 0) -> None:
+        """Make all that is random in this epoch a function of (seed, round, epoch), and cut it at the round's end.
+
+        Args:
+            trainer: at the epoch's start, or where a resumed fit goes on with it.
+            resumed_after: batches of it that are done; the next is the one after.
+        """
+        epoch, step, lineage = trainer.current_epoch, self._epoch_start, self._lineage
+        seed = derive_seed(lineage.seed, "order", lineage.order)
+        seed_global_generators(
+            derive_seed(lineage.seed, "epoch", lineage.order, epoch, *fresh_fit.draws_of_rank(trainer))
+        )
         per_step = fresh_fit.batches_per_step(trainer)
         # Only a network that starts at a rewind point starts inside an epoch.
-        done = (step - epoch * self._steps_per_epoch) * per_step if step == self._first_step(self.network) else 0
-        for loader in fresh_fit.train_loaders(trainer):
-            if isinstance(loader, SeekableLoader):
-                loader.seek(seed=derive_seed(self._lineage.seed, "order", self._lineage.order), epoch=epoch, batch=done)
-        self._fresh.limit_epoch(trainer, already=done, batches=(self.round_steps - step) * per_step)
+        before = (step - epoch * self._steps_per_epoch) * per_step if step == self._first_step(self.network) else 0
+        loaders = fresh_fit.train_loaders(trainer)
+        seekable = [loader for loader in loaders if isinstance(loader, SeekableLoader)]
+        to_skip = 0 if len(seekable) == len(loaders) else resumed_after
+        for loader in seekable:
+            loader.seek(seed=seed, epoch=epoch, batch=before + resumed_after - to_skip)
+        fresh_fit.seed_loaders(trainer, seed, epoch)
+        self._fresh.limit_epoch(trainer, already=before, batches=(self.round_steps - step) * per_step)
         fresh_fit.renew_iterator(trainer)
+        moment.skip_batches(trainer, to_skip)
 
     def _hear_stop(self, trainer: L.Trainer) -> None:
         """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
@@ -399,13 +487,20 @@ class LotteryTicket(L.Callback):
         return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
 
     def _claim_folder(self, trainer: L.Trainer) -> RunFolder:
-        """The folder of this run, the same on all ranks; a folder that holds another run is refused."""
-        resumed = self._resumed_settings is not None
+        """The folder of this run, the same on all ranks; one that holds another run, or is in use, is refused."""
+        resumed = self._resumed
         usual = trainer.log_dir if trainer.loggers else os.path.join(trainer.default_root_dir, "runs")
         chosen = Path(self._given_run_dir or (self._resumed_folder if resumed else None) or usual or ".")
-        if trainer.is_global_zero and not resumed:
-            chosen = chosen if self._given_run_dir else free_folder(chosen)
-            RunFolder(chosen).claim()
+        if trainer.is_global_zero:
+            folder = RunFolder(chosen if self._given_run_dir or resumed else free_folder(chosen))
+            make_folder(folder.path)
+            self._lock = None if self.folder_is_locked else folder.lock()
+            if resumed:
+                folder.check_tickets(self._ticket_hashes)
+                folder.prepare()
+            else:
+                folder.claim()
+            chosen = folder.path
         return RunFolder(Path(trainer.strategy.broadcast(str(chosen))))
 
     def _check_plan(self, module: L.LightningModule) -> None:
@@ -428,10 +523,6 @@ class LotteryTicket(L.Callback):
             if network.variant == "random_reinit":
                 self._lineage.fresh_weights(network, module)
                 break
-        if self._resumed_settings not in (None, self._settings()):
-            given, then = self._settings(), self._resumed_settings or {}
-            differ = [f"{key} was {then.get(key)}, is {given[key]}" for key in given if then.get(key) != given[key]]
-            raise SettingError(f"the checkpoint is of a run with other settings: {'; '.join(differ)}.")
 
     def _load_ticket(self, path: Path, module: L.LightningModule) -> tuple[Ticket, State | None]:
         """The ticket, and its rewind point with the pruned weights if the dense ticket lies beside it."""
@@ -439,73 +530,114 @@ class LotteryTicket(L.Callback):
         fitting, whole = ticket.fit_to(module), whole_rewind_point(path, ticket)
         return fitting, None if whole is None else Ticket(ticket.masks, whole).fit_to(module).rewind_point
 
-    def _settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run it resumes."""
+    def _settings(self, trainer: L.Trainer) -> dict[str, str]:
+        """What a resumed run must have in common with the run it resumes, in words."""
         seed = self._given_seed if self._given_seed is not None else os.environ.get("PL_GLOBAL_SEED", self.seed_in_use)
         pruning = {name: getattr(self.pruning, name) for name in ("rate", "rates", "densities", "prune_from", "scope")}
-        return {
-            "seed": int(seed),
-            "lottery.train_for": str(self.train_for),
-            "lottery.rewind_to": str(self.rewind_to),
+        settings = {
+            "seed": seed,
+            "lottery.train_for": self.train_for,
+            "lottery.rewind_to": self.rewind_to,
             "lottery.rewind": self.rewind,
             "lottery.data_order": self.data_order,
             "lottery.rounds": self.plan[-1].round,
             "lottery.controls": self.controls,
             "lottery.control_rounds": self.control_rounds,
             "lottery.control_replicates": self.control_replicates,
+            "lottery.metrics": self.metrics,
+            "lottery.evaluate_test": self.evaluate_test,
             **{f"lottery.pruning.{name}": value for name, value in pruning.items()},
             "lottery.pruning.criterion": type(self.pruning.criterion).__name__,
-            "the prunable weights": {name: list(weight.shape) for name, weight in self._weights.items()},
+            **{f"content of {path.name}": content_hash(path)[:12] for path in (self.tickets or {}).values()},
+            **{f"shape of {name}": list(weight.shape) for name, weight in self._weights.items()},
         }
+        return {name: str(value) for name, value in settings.items()} | self._fresh.facts(trainer)
 
-    def _save_checkpoint(self, trainer: L.Trainer) -> None:
-        """Everything a resumed fit needs to go on with this very epoch, as a whole or not at all."""
-        path = self.folder.checkpoint
-        unfinished = path.with_suffix(".unfinished")
+    def _settle(self, kind: str, now: dict[str, str]) -> None:
+        """Note the settings of this run; where it goes on with a checkpoint they must be those of the run before."""
+        then = self._settings_in_use[kind] if self._resumed else now
+        differ = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        if differ:
+            words = [f"{name} was {then.get(name, 'not there')}, is {now.get(name, 'not there')}" for name in differ]
+            raise SettingError(f"ckpt_path: the checkpoint is of a run with other settings: {'; '.join(words)}.")
+        self._settings_in_use = {**self._settings_in_use, kind: now}
+
+    def _checkpoint_inside_epoch(self, trainer: L.Trainer) -> None:
+        """Between two batches: save if it is time to, or if time is up."""
+        if not moment.is_inside_epoch(trainer) or trainer.fit_loop._should_accumulate():
+            return
+        every = self.checkpoint_every_n_train_steps
+        if (every and fresh_fit.steps_done(trainer) % every == 0) or trainer.should_stop:
+            self._save_checkpoint(trainer, inside_epoch=True)
+
+    def _save_checkpoint(self, trainer: L.Trainer, inside_epoch: bool = False) -> None:
+        """Everything a resumed fit needs to go on from here, as a whole or not at all."""
+        if self._begun:
+            self._watch.check(trainer)
+        self._moment = moment.capture(trainer, inside_epoch=inside_epoch)
         self._saving = True
         try:
-            trainer.save_checkpoint(unfinished, weights_only=False)
-            if trainer.is_global_zero:
-                os.replace(unfinished, path)
-        except OSError as error:
-            raise SettingError(f"cannot write {path}: {error.strerror or error}") from error
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         finally:
             self._saving = False
+        if trainer.is_global_zero:
+            # Not `trainer.save_checkpoint`, which writes to TMPDIR first, syncs nothing and makes lost folders anew.
+            content = io.BytesIO()
+            torch.save(checkpoint, content)
+            replace_file(self.folder.checkpoint, content.getbuffer())
+        trainer.strategy.barrier("last.ckpt")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark our own checkpoints, made between epochs, as such; other callbacks' are Lightning's business."""
-        if getattr(self, "_saving", False):
+        """Let a fit that resumes from between two epochs begin the next one."""
+        if getattr(self, "_saving", False) and self._moment is not None and not self._moment[0]["inside_epoch"]:
             fresh_fit.between_epochs(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and text only, so that checkpoints load with `weights_only`."""
         return {
-            "settings": self._settings() if hasattr(self, "_weights") else None,
+            "settings": self._settings_in_use,
             "seed": self.seed_in_use,
             "position": self._position,
             "begun": self._begun,
+            "stopped": self._stopped,
+            "epoch_start": self._epoch_start,
+            "moment": self._moment if getattr(self, "_saving", False) else None,
             "lineage": self._lineage.state_dict(),
             "scores": self._scores.state_dict(),
+            "ticket_hashes": self._ticket_hashes,
             "folder": str(self.folder.path) if hasattr(self, "folder") else None,
             "results": [asdict(row) for row in self.results],
             "layers": [asdict(row) for row in self.layers],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over where a checkpoint left off.
+        """Take over where a checkpoint left off; other commands than `fit` take its weights alone.
 
         Raises:
-            SettingError: the state is none of this version's.
+            SettingError: the state is none of this version's, or was saved where a fit cannot go on.
         """
+        if not self._fitting:
+            return
         try:
-            self._resumed_settings = state_dict["settings"]
+            self._settings_in_use = state_dict["settings"]
             self._resumed_folder = state_dict["folder"]
+            self._ticket_hashes = state_dict["ticket_hashes"]
             self.seed_in_use = state_dict["seed"]
             self._position = state_dict["position"]
             self._begun = state_dict["begun"]
+            self._stopped = state_dict["stopped"]
+            self._epoch_start = state_dict["epoch_start"]
+            self._moment = state_dict["moment"]
             self._lineage = Lineage(**state_dict["lineage"])
             self._scores.load_state_dict(state_dict["scores"])
             self.results = [Row(**row) for row in state_dict["results"]]
             self.layers = [LayerRow(**row) for row in state_dict["layers"]]
         except (KeyError, TypeError) as error:
             raise SettingError(f"the checkpoint was written by another version of lth_lightning ({error}).") from error
+        if self._moment is None:
+            raise SettingError(
+                "ckpt_path: another callback (ModelCheckpoint, say) saved this checkpoint, where a batch, a validation "
+                "or a round had not ended, and no run can go on from there to the same result. The lottery saves its "
+                f"own: {RunFolder(Path(self._resumed_folder or '')).checkpoint}."
+            )
+        self._resumed = True

@@ -115,10 +115,10 @@ class MaskHooks:
 
     Two hooks, both only where a mask prunes something, so that a dense network pays nothing:
 
-    - after a gradient is accumulated it is multiplied by the mask. This is before unscaling, clipping and
+    - after a gradient is accumulated it is set to 0 where the mask prunes. This is before unscaling, clipping and
       the step in automatic and manual optimization alike, and before DDP averages, so pruned weights do not
       count in the clipping norm, and momentum and second moments of theirs stay 0;
-    - after an optimizer's step its weights are multiplied by their masks, for optimizers that move a weight
+    - after an optimizer's step so are its weights, for optimizers that move a weight
       whose gradient is 0 (Muon's orthogonalisation, added noise).
 
     Example:
@@ -144,21 +144,20 @@ class MaskHooks:
         """
         check_masks(masks, self._weights)
         self.remove()
-        # Kept as numbers of the weight's own type: a product with bool masks takes five times as long.
-        factors = {
-            id(weight): masks[name].to(weight.device, weight.dtype)
+        bits = {
+            id(weight): _bits(masks[name], weight)
             for name, weight in self._weights.items()
             if not bool(masks[name].all())
         }
         for name, weight in self._weights.items():
-            if id(weight) in factors:
+            if id(weight) in bits:
                 with torch.no_grad():
                     weight.masked_fill_(~masks[name].to(weight.device), 0.0)
-                self._handles.append(weight.register_post_accumulate_grad_hook(_gradient_hook(factors[id(weight)])))
+                self._handles.append(weight.register_post_accumulate_grad_hook(_gradient_hook(bits[id(weight)])))
         for optimizer in self._optimizers:
-            owned = [p for group in optimizer.param_groups for p in group["params"] if id(p) in factors]
+            owned = [p for group in optimizer.param_groups for p in group["params"] if id(p) in bits]
             if owned:
-                hook = _step_hook(owned, [factors[id(weight)] for weight in owned])
+                hook = _step_hook(owned, [bits[id(weight)] for weight in owned])
                 self._handles.append(optimizer.register_step_post_hook(hook))
 
     def remove(self) -> None:
@@ -168,17 +167,29 @@ class MaskHooks:
         self._handles.clear()
 
 
-def _gradient_hook(factor: Tensor) -> Any:
+def _bits(mask: Tensor, weight: Tensor) -> Tensor:
+    """Integers as wide as the weight's numbers: all bits set where it is kept, none where it is pruned.
+
+    `and` with them takes the time of a product, and `masked_fill_` twenty times that; and unlike a product it gives
+    +0.0 where a gradient is infinite or NaN, as gradients are when a scaler overflows.
+    """
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return -mask.to(weight.device, integer)
+
+
+def _gradient_hook(bits: Tensor) -> Any:
+    @torch.no_grad()
     def mask_gradient(weight: Tensor) -> None:
         assert weight.grad is not None
-        weight.grad.mul_(factor)
+        weight.grad.view(bits.dtype).bitwise_and_(bits)
 
     return mask_gradient
 
 
-def _step_hook(weights: list[Tensor], factors: list[Tensor]) -> Any:
+def _step_hook(weights: list[Tensor], bits: list[Tensor]) -> Any:
     @torch.no_grad()
     def mask_weights(*_: Any) -> None:
-        torch._foreach_mul_(weights, factors)
+        for weight, its_bits in zip(weights, bits, strict=True):
+            weight.view(its_bits.dtype).bitwise_and_(its_bits)
 
     return mask_weights

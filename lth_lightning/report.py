@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lth_lightning.conclusion import summary
 from lth_lightning.errors import SettingError
-from lth_lightning.files import replace_file
+from lth_lightning.files import make_folder, replace_file
 from lth_lightning.results import LayerRow, Row, densities, in_order, read_layers, read_rows
 from lth_lightning.tables import markdown_table, table
 
@@ -147,6 +147,7 @@ def write_report(runs: Sequence[Run], out: Path) -> list[Path]:
     for name, figure in shown.items():
         for kind in ("png", "svg"):
             contents[f"figures/{name}.{kind}"] = figures.image_bytes(figure, kind)
+    make_folder(out / "figures" if shown else out)
     for name, content in contents.items():
         replace_file(out / name, content)
     return [out / name for name in contents]

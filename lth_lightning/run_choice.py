@@ -80,14 +80,18 @@ def _run_of(checkpoint: Path, run_dir: Path | None) -> Path:
 
 
 class Reservation:
-    """A new run's folder: made at once, so that no other run takes it, and given back if nothing comes of the run.
+    """A new run's folder: made and locked at once, so that no other run takes it; given back if nothing comes of it.
 
     Args:
         path: the folder; None for the next number below `numbered`.
         numbered: where runs are numbered.
 
     Raises:
-        SettingError: the folder holds a run, or cannot be written.
+        SettingError: the folder holds a run, or cannot be written, or another process is writing to it.
+
+    Attributes:
+        path: the folder.
+        lock: held until whoever made the reservation releases it.
     """
 
     def __init__(self, path: Path | None, numbered: Path) -> None:
@@ -98,7 +102,12 @@ class Reservation:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingError(f"run_dir: cannot make the folder {folder}: {error.strerror}.") from error
-        RunFolder(self.path).claim()
+        self.lock = RunFolder(self.path).lock()  # first of all: what is in the folder may be another's that has begun
+        try:
+            RunFolder(self.path).claim()
+        except SettingError:
+            self.lock.release()
+            raise
 
     def _next_number(self, numbered: Path) -> Path:
         while True:
@@ -113,11 +122,12 @@ class Reservation:
 
     def give_back(self) -> None:
         """Remove what was made, unless the run has left something to go on with."""
-        if RunFolder(self.path).taken:
-            return
-        for folder in self._made:
-            if folder == self.path:
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
-                with suppress(OSError):  # not empty: another run is there
-                    folder.rmdir()
+        if not RunFolder(self.path).taken:
+            RunFolder(self.path).remove_empty_folders()
+            for folder in self._made:
+                if folder == self.path:
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    with suppress(OSError):  # not empty: another run is there
+                        folder.rmdir()
+        self.lock.release()

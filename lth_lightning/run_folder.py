@@ -1,11 +1,19 @@
-"""The folder of a run: what stands where in it, and whose it is."""
+"""The folder of a run: what stands where in it, whose it is, and who may write there now."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lth_lightning.errors import SettingError
-from lth_lightning.files import replace_file
+from lth_lightning.files import check_unchanged, make_folder, remove_unfinished, replace_file
+from lth_lightning.folder_lock import FolderLock
 
-RESULTS, LAYERS, TICKETS, CHECKPOINT = "results.csv", "layers.csv", "tickets", "checkpoints/last.ckpt"
+RESULTS, LAYERS, TICKETS, CHECKPOINT, FIGURES = (
+    "results.csv",
+    "layers.csv",
+    "tickets",
+    "checkpoints/last.ckpt",
+    "figures",
+)
 
 
 class RunFolder:
@@ -29,10 +37,10 @@ class RunFolder:
     @property
     def taken(self) -> bool:
         """Whether a run has left results here."""
-        return any(path.exists() for path in (self.results, self.checkpoint, self.tickets))
+        return self.results.exists() or self.checkpoint.exists() or any(self.tickets.glob("*.safetensors"))
 
     def claim(self) -> None:
-        """Make sure that this run can write here, and that no other has.
+        """Make sure that this run can write here, and that no other has; make its folders.
 
         Raises:
             SettingError: the folder holds a run, or cannot be written.
@@ -41,9 +49,47 @@ class RunFolder:
             raise SettingError(
                 f"run_dir: {self.path} already holds a run. Continue it with --ckpt_path last, or name another folder."
             )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the folders that a run writes to, and clear them of what a kill has left half-written.
+
+        Raises:
+            WriteError: they cannot be made or written.
+        """
+        for folder in (self.path, self.tickets, self.checkpoint.parent):
+            make_folder(folder)
+        for folder in (self.path, self.tickets, self.checkpoint.parent, self.path / FIGURES):
+            remove_unfinished(folder)
         probe = self.path / ".writable"
         replace_file(probe, b"")
         probe.unlink()
+
+    def remove_empty_folders(self) -> None:
+        """Undo `prepare` for a run that came to nothing."""
+        for folder in (self.tickets, self.checkpoint.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def lock(self) -> FolderLock:
+        """Be the one process that writes here, until `release` or the process's end.
+
+        Raises:
+            SettingError: another process is.
+        """
+        return FolderLock(self.path)
+
+    def check_tickets(self, hashes: Mapping[int, str]) -> None:
+        """Make sure that the tickets that a run has shown are still there, as they were.
+
+        Args:
+            hashes: `files.content_hash` of each round's ticket, from the run's checkpoint.
+
+        Raises:
+            SettingError: a ticket is gone or has changed; it names the file.
+        """
+        for round, known in hashes.items():
+            check_unchanged(self.ticket(round), known)
 
 
 def free_folder(wanted: Path) -> Path:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
+from lth_lightning.files import failure_to_write
 from lth_lightning.results import Row
 
 
@@ -29,7 +30,12 @@ class SubRunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log everything but the epoch."""
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        try:
+            super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        except Exception as error:  # any: TensorBoard's thread fails first, and what it raises here says nothing of it
+            if (failure := failure_to_write(error, Path(self.log_dir))) is not None:
+                raise failure from error
+            raise
 
     @rank_zero_only
     def save(self) -> None:
@@ -41,7 +47,7 @@ def _loggers(trainer: L.Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def enter_sub_run(trainer: L.Trainer, name: str, resumed_at: int | None = None) -> None:
+def enter_sub_run(trainer: L.Trainer, name: str, step: int) -> None:
     """Let every TensorBoardLogger of the trainer write to the sub-run `name` from here on.
 
     Any TensorBoardLogger will do, a project's own too.
@@ -49,14 +55,13 @@ def enter_sub_run(trainer: L.Trainer, name: str, resumed_at: int | None = None) 
     Args:
         trainer: its loggers are changed in place.
         name: the sub-run's folder, and its name in TensorBoard's legend.
-        resumed_at: the step that a resumed network goes on from; what was logged from there on is void.
+        step: the step that the network starts at, or goes on from; what a run that was killed has logged from there on
+            is void.
     """
     for logger in _loggers(trainer):
         _close(logger)
         logger._sub_dir = name
-        logger._kwargs.pop("purge_step", None)
-        if resumed_at is not None:
-            logger._kwargs["purge_step"] = resumed_at
+        logger._kwargs["purge_step"] = step
 
 
 def leave_sub_run(trainer: L.Trainer) -> None:
@@ -84,7 +89,7 @@ class SummaryCurves:
     def __init__(self, trainer: L.Trainer, past: Sequence[Row]) -> None:
         loggers = _loggers(trainer)
         self._folder = Path(loggers[0].log_dir) if loggers and trainer.is_global_zero else None
-        self._past = past
+        self._past = list(past)  # a copy: new rows come to the original
         self._writers: dict[str, SummaryWriter] = {}
 
     def add(self, row: Row) -> None:
@@ -107,7 +112,7 @@ class SummaryCurves:
         assert self._folder is not None
         done = [row.round for row in self._past if row.variant == variant]
         # A kill between a row and its checkpoint leaves a point that the resumed run will write again.
-        purge = max(done) + 1 if done else (0 if self._past else None)
+        purge = max(done, default=-1) + 1
         self._writers[variant] = SummaryWriter(str(self._folder / f"all rounds, {variant}"), purge_step=purge)
         return self._writers[variant]
 

@@ -249,7 +249,7 @@ def train_by_hand(
             seed = derive_seed(run.lottery.seed_in_use, "order", order)
             loader.seek(epoch, step - epoch * STEPS_PER_EPOCH, seed)
         if isinstance(module, ImageClassifier):
-            module.on_train_epoch_start()
+            module.train_loss.reset()
         for i, batch in zip(range(step, min(last_step, (epoch + 1) * STEPS_PER_EPOCH)), loader, strict=False):
             optimizer.zero_grad()
             module.training_step(batch, i).backward()

@@ -1,0 +1,144 @@
+"""Whether a run goes on with the settings that it began with: one half by these, one half by those is no experiment.
+
+What it began with stands in its checkpoint. Its config.yaml may have been edited since, and be the very file that
+the command names.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+from lightning.pytorch import callbacks
+
+from lth_lightning.errors import SettingError
+
+MAY_DIFFER: dict[str, tuple[str, ...]] = {
+    "where the run and its data lie": (
+        "run_dir",
+        "ckpt_path",
+        "weights_only",
+        "data.data_dir",
+        "data.download",
+        "trainer.default_root_dir",
+        "trainer.model_registry",
+    ),
+    "the callback compares what counts: images a step over all processes, and the content of the files": (
+        "data.batch_size",
+        "lottery.tickets",
+    ),
+    "how often to save, how long to go on": ("lottery.checkpoint_every_n_train_steps", "trainer.max_time"),
+    "on what it runs": (
+        "trainer.accelerator",
+        "trainer.strategy",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "trainer.benchmark",
+        "trainer.inference_mode",
+    ),
+    "what is shown, logged or looked for meanwhile": (
+        "trainer.logger",
+        "trainer.log_every_n_steps",
+        "trainer.enable_*",
+        "trainer.profiler",
+        "trainer.num_sanity_val_steps",
+        "trainer.detect_anomaly",
+    ),
+}
+# Callbacks that leave training as it is, theirs and their subclasses; the others must be the same.
+ONLOOKERS = (
+    callbacks.DeviceStatsMonitor,
+    callbacks.LearningRateMonitor,
+    callbacks.ModelCheckpoint,
+    callbacks.ModelSummary,
+    callbacks.ProgressBar,
+    callbacks.ThroughputMonitor,
+    callbacks.Timer,
+)
+
+
+def check_same(then: object, now: str) -> None:
+    """Refuse to go on with a run by other settings.
+
+    Args:
+        then: all settings that the run began with, as JSON; what a checkpoint holds in their place, whatever it be.
+        now: those of the command, as JSON.
+
+    Raises:
+        SettingError: settings that count differ; it names them all, with both values. Or there are none in `then`.
+    """
+    try:
+        began_with = _what_counts(json.loads(then))  # type: ignore[arg-type]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SettingError(
+            "ckpt_path: the checkpoint does not say with which settings the run began: it was written by another "
+            "version of lth_lightning, or not by `train.py fit`. Start a new run."
+        ) from error
+    differ = list(_differences("", began_with, _what_counts(json.loads(now))))
+    if differ:
+        raise SettingError(
+            f"ckpt_path: the run began with other settings: {'; '.join(differ)}. Give them as they were, or start a "
+            "run of its own."
+        )
+
+
+def _what_counts(settings: dict[str, Any]) -> dict[str, Any]:
+    patterns = [pattern for names in MAY_DIFFER.values() for pattern in names]
+    kept = _without(settings, patterns)
+    given = kept["trainer"]["callbacks"] or []
+    kept["trainer"]["callbacks"] = [
+        callback
+        for callback in (given if isinstance(given, list) else [given])
+        if not issubclass(_loaded(callback["class_path"]) or object, ONLOOKERS)
+    ]
+    kept["lottery"]["pruning"]["rates"] = json.dumps(kept["lottery"]["pruning"]["rates"])  # their order counts
+    return kept
+
+
+def _loaded(path: str) -> type | None:
+    """The class of this name if its module is loaded. None is imported: a checkpoint may name what it likes."""
+    module, _, name = str(path).rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
+
+
+def _without(settings: Mapping[str, Any], patterns: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    return {
+        name: _without(value, patterns, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if not any(fnmatch(prefix + name, pattern) for pattern in patterns)
+    }
+
+
+def _differences(name: str, then: Any, now: Any) -> Iterable[str]:
+    """A line for each value that differs; null is as good as not there, which is what an older version's setting is."""
+    if _class_of(then) == _class_of(now):
+        if isinstance(then, dict) and isinstance(now, dict):
+            for key in dict.fromkeys([*then, *now]):
+                if key != "class_path":
+                    yield from _differences(f"{name}.{key}" if name else key, then.get(key), now.get(key))
+            return
+        if _class_of(then) is not None:  # a list of objects, callbacks say
+            for number, pair in enumerate(zip(then, now, strict=True)):
+                yield from _differences(f"{name}[{number}]", *pair)
+            return
+    if json.dumps(then) != json.dumps(now):  # 1 is not true, nor 1.0 an integer
+        yield f"{name} was {_shown(then)}, is {_shown(now)}"
+
+
+def _class_of(value: Any) -> Any:
+    """The class of an object, or the classes of a list of them; None for anything else."""
+    if isinstance(value, list):
+        named = [_class_of(item) for item in value]
+        return named if named and None not in named else None
+    path = value.get("class_path") if isinstance(value, dict) else None
+    found = _loaded(path) if path else None
+    return f"{found.__module__}.{found.__qualname__}" if found else path  # one class can have several paths
+
+
+def _shown(value: Any) -> str:
+    named = _class_of(value)
+    if named is None:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return named if isinstance(named, str) else f"[{', '.join(named)}]"

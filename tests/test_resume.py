@@ -1,0 +1,369 @@
+"""A run that is cut inside an epoch goes on there, to the same end; one that cannot is refused."""
+
+import csv
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import (
+    FOREIGN_METRICS,
+    ForeignData,
+    ForeignModule,
+    assert_same,
+    copies,
+    digits,
+    fit,
+    mlp,
+    resnet,
+)
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lth_lightning import ImageDataModule, Pruning, SettingError
+
+
+class Cut(L.Callback):
+    """Ends a fit in the middle of its n-th batch, as a crash would."""
+
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("cut")
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """In all but the seconds it took."""
+    for name in ("results.csv", "layers.csv"):
+        with open(one / name) as ours, open(other / name) as theirs:
+            first, second = (
+                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)] for f in (ours, theirs)
+            )
+        assert first == second
+    tickets = sorted(path.name for path in (one / "tickets").iterdir())
+    assert tickets == sorted(path.name for path in (other / "tickets").iterdir())
+    for name in tickets:
+        assert (one / "tickets" / name).read_bytes() == (other / "tickets" / name).read_bytes()
+
+
+# ------------------------------------------------------------------------ inside an epoch
+
+
+class Measured(ForeignModule):
+    """Logs means and a torchmetric over the training epoch, draws dropout, follows a plateau inside the epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hits = MulticlassAccuracy(10)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits = self.body(batch[0])
+        loss = F.cross_entropy(logits, batch[1])
+        self.hits(logits, batch[1])
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        self.log("worst", loss, on_step=False, on_epoch=True, reduce_fx="max")
+        if batch_idx < 2:
+            self.log("early", loss * batch_idx, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        known = self.trainer.callback_metrics
+        self.log("train_all", known["loss"] + known["worst"] + known["early"] + self.hits.compute())
+        self.hits.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7)
+        schedule = {"scheduler": plateau, "monitor": "valid/ce", "interval": "step", "frequency": 2, "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+class Jittered(Dataset):
+    """A set whose images are drawn anew whenever they are read, from the global generator, as transforms do."""
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.images[i] + 0.1 * torch.randn(self.images[i].shape), self.targets[i]
+
+
+class JitteredData(ForeignData):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Jittered(*self.splits["train"].tensors), batch_size=40, shuffle=True)
+
+
+class Stream(IterableDataset):
+    """Without a length: Lightning draws a batch ahead."""
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.examples = Jittered(images, targets)
+
+    def __iter__(self) -> Any:
+        return (self.examples[i] for i in torch.randperm(len(self.examples)).tolist())
+
+
+class StreamData(ForeignData):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Stream(*self.splits["train"].tensors), batch_size=40)
+
+
+class OwnGeneratorData(ForeignData):
+    def train_dataloader(self) -> DataLoader:
+        generator = torch.Generator().manual_seed(5)
+        return DataLoader(self.splits["train"], batch_size=40, shuffle=True, generator=generator)
+
+
+class Manual(ForeignModule):
+    """Steps every second batch, by hand: gradients wait between two batches."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.manual_backward(F.cross_entropy(self.body(batch[0]), batch[1]))
+        if batch_idx % 2:
+            optimizer = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class Patient(ForeignModule):
+    """Its schedule follows a validation that is an epoch old every second time."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "valid/ce", "strict": False}}
+
+
+def augmented() -> ImageDataModule:
+    return digits(augment=True)
+
+
+CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
+    "mlp": (mlp, digits, {}, {}),
+    "batch norm, schedule and augmentation": (resnet, augmented, {}, {"val_check_interval": 3}),
+    "stock loader and dropout": (ForeignModule, ForeignData, {"metrics": FOREIGN_METRICS}, {}),
+    "plateau inside the epoch and training metrics": (
+        Measured,
+        JitteredData,
+        {"metrics": {**FOREIGN_METRICS, "train_loss": "train_all"}},
+        {"val_check_interval": 2},
+    ),
+    "loader without a length": (
+        ForeignModule,
+        StreamData,
+        {"metrics": FOREIGN_METRICS, "rewind_to": "0it"},
+        {"val_check_interval": 4},
+    ),
+    "loader with a generator of its own": (ForeignModule, OwnGeneratorData, {"metrics": FOREIGN_METRICS}, {}),
+    "accumulation": (resnet, digits, {"rewind_to": "3it"}, {"accumulate_grad_batches": 2}),
+    "plateau that follows an older validation": (
+        Patient,
+        ForeignData,
+        {"metrics": FOREIGN_METRICS, "rewind_to": "0it", "train_for": "24it"},
+        {"check_val_every_n_epoch": 2},
+    ),
+    "manual optimization": (Manual, ForeignData, {"metrics": FOREIGN_METRICS}, {}),
+    "evaluation by steps": (mlp, digits, {}, {"val_check_interval": 3, "check_val_every_n_epoch": None}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric valid/ce which is not available")
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_goes_on_inside_an_epoch_to_the_same_end(tmp_path: Path, case: str, every: int) -> None:
+    make_module, make_data, lottery, trainer = CASES[case]
+    settings: dict[str, Any] = {
+        **{"rounds": 1, "train_for": "17it", "rewind_to": "5it", "controls": ["random_reinit"]},
+        **lottery,
+    }
+
+    def run(folder: str, **given: Any) -> Any:
+        torch.manual_seed(0)
+        return fit(make_module(), make_data(), tmp_path / folder, trainer=trainer, **settings, **given)
+
+    whole = run("whole")
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    places = []
+    for batches in (4, 9, 5, 7, 6, 8):  # each beyond the place that it goes on from
+        with pytest.raises(RuntimeError, match="cut"):
+            run(
+                "cut",
+                ckpt_path=checkpoint if places else None,
+                callbacks=(Cut(batches),),
+                checkpoint_every_n_train_steps=every,
+            )
+        places.append(torch.load(checkpoint, weights_only=True)["callbacks"]["LotteryTicket"]["moment"][0])
+    resumed = run("cut", ckpt_path=checkpoint, checkpoint_every_n_train_steps=every)
+    assert any(place["inside_epoch"] for place in places)
+    assert_equal_runs(whole.lottery.folder.path, resumed.lottery.folder.path)
+    assert_same(copies(whole.module), copies(resumed.module))
+
+
+class Kill(L.Callback):
+    """What a scheduler does to a job, after the n-th batch, or in the n-th validation."""
+
+    def __init__(self, after_batches: int = 0, in_validation: int = 0) -> None:
+        self.batches, self.validations = after_batches, in_validation
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.batches -= 1
+        if self.batches == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.validations -= 1
+        if self.validations == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("kill", "place"),
+    [
+        ({"after_batches": 3}, (0, 3)),
+        ({"after_batches": 7}, (1, 0)),  # the last of an epoch
+        ({"after_batches": 11}, (1, 4)),
+        ({"after_batches": 17}, (3, 0)),  # the last of a round
+        ({"after_batches": 19}, (0, 2)),  # in the next network; 5 of its steps it did not have to train
+        ({"in_validation": 2}, (2, 0)),  # which is brought to its end
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_sigterm_leaves_a_checkpoint_of_that_very_batch(
+    tmp_path: Path, kill: dict[str, int], place: tuple[int, int], accumulate: int
+) -> None:
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "17it", "metrics": FOREIGN_METRICS}
+    trainer = {"accumulate_grad_batches": accumulate}
+
+    def run(folder: str, **given: Any) -> Any:
+        torch.manual_seed(0)
+        return fit(ForeignModule(), ForeignData(), tmp_path / folder, trainer=trainer, **settings, **given)
+
+    whole = run("whole")
+    with pytest.raises(SystemExit):
+        run("cut", callbacks=(Kill(**kill),))
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    progress = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]
+    epoch, batch = progress["epoch_progress"]["current"], progress["epoch_loop.batch_progress"]["current"]
+    if accumulate == 1:
+        assert (epoch["processed"], batch["completed"] if epoch["ready"] > epoch["processed"] else 0) == place
+    resumed = run("cut", ckpt_path=checkpoint)
+    assert_equal_runs(whole.lottery.folder.path, resumed.lottery.folder.path)
+
+
+def test_a_run_out_of_time_goes_on_at_the_batch_where_it_stopped(tmp_path: Path) -> None:
+    class Slow(L.Callback):
+        batches = 0
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            time.sleep(0.05)
+            self.batches += 1
+
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "40it"}
+    whole = fit(mlp(), digits(batch_size=7), tmp_path / "whole", **settings)
+    torch.manual_seed(0)
+    first, second = Slow(), Slow()
+    short, long = {"max_time": {"seconds": 1}}, {"max_time": {"hours": 1}}
+    fit(mlp(), digits(batch_size=7), tmp_path / "cut", trainer=short, callbacks=(first,), **settings)
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    fit(
+        mlp(),
+        digits(batch_size=7),
+        tmp_path / "cut",
+        trainer=long,
+        callbacks=(second,),
+        ckpt_path=checkpoint,
+        **settings,
+    )
+    assert 0 < first.batches < 36, "inside the first epoch"
+    assert first.batches + second.batches == 80, "no batch twice"
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+# ------------------------------------------------------------------------ what cannot be honest is refused
+
+
+def changed(**settings: Any) -> Any:
+    return lambda: resnet(**settings)
+
+
+OTHERS: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], str]] = {
+    "length": (resnet, digits, {"train_for": "11it"}, r"lottery.train_for was 10it, is 11it\."),
+    "seed": (resnet, digits, {"seed": 8}, r"seed was 7, is 8\."),
+    "pruning": (resnet, digits, {"pruning": Pruning(rate=0.3)}, r"lottery.pruning.rate was 0.2, is 0.3\."),
+    "controls": (resnet, digits, {"controls": ["random_mask"]}, r"lottery.controls was \[\], is \['random_mask'\]\."),
+    "test data": (resnet, digits, {"evaluate_test": False}, r"lottery.evaluate_test was True, is False\."),
+    "learning rate": (
+        changed(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.06, momentum=0.9, weight_decay=1e-3)),
+        digits,
+        {},
+        r"optimizer 0, group 0, lr was 0.05, is 0.06; .*group 0, initial_lr was 0.05, is 0.06",
+    ),
+    "optimizer": (
+        changed(optimizer=torch.optim.Adam),
+        digits,
+        {},
+        "optimizer 0 was SGD, is Adam",
+    ),
+    "schedule": (
+        changed(lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5)),
+        digits,
+        {},
+        r"lr_scheduler 0, step_size was 2, is 3\.",
+    ),
+    "no schedule": (changed(lr_scheduler=None), digits, {}, "lr_scheduler 0 was StepLR by epoch, is not there"),
+    "batch size": (resnet, lambda: digits(batch_size=41), {}, r"x processes\) was \[40\], is \[41\]\."),
+    "data": (resnet, lambda: digits(train_size=300), {}, r"batches an epoch was 7, is 8\."),
+    "clipping": (resnet, digits, {"trainer": {"gradient_clip_val": 1.0}}, r"gradient_clip_val was None, is 1.0"),
+    "evaluation": (resnet, digits, {"trainer": {"val_check_interval": 2}}, r"val_check_interval was 1.0, is 2\."),
+    "early stopping": (
+        resnet,
+        digits,
+        {"callbacks": (EarlyStopping("val_loss"),)},
+        "EarlyStopping, monitor was not there",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_resume_with_other_settings_is_refused_and_says_which(tmp_path: Path, other: str) -> None:
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(resnet(), digits(), tmp_path, callbacks=(Cut(12),))
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    module, data, settings, message = OTHERS[other]
+    with pytest.raises(SettingError, match=message):
+        fit(module(), data(), tmp_path, ckpt_path=checkpoint, **settings)
+    assert checkpoint.read_bytes() == before
+    assert len(fit(resnet(), digits(), tmp_path, ckpt_path=checkpoint).rows) == 3, "unchanged, it goes on"
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
+@pytest.mark.parametrize(
+    "moment", [{"every_n_train_steps": 3}, {"every_n_epochs": 1}, {"save_on_train_epoch_end": True}]
+)
+def test_a_checkpoint_of_another_callback_is_refused_to_go_on_from_and_can_be_tested(
+    tmp_path: Path, moment: dict[str, Any]
+) -> None:
+    theirs = ModelCheckpoint(tmp_path / "theirs", save_last=True, **moment)
+    run = fit(mlp(), digits(), tmp_path / "run", rounds=1, trainer={"enable_checkpointing": True}, callbacks=(theirs,))
+    with pytest.raises(SettingError, match=r"another callback .*run/checkpoints/last\.ckpt"):
+        fit(mlp(), digits(), tmp_path / "run", rounds=1, ckpt_path=Path(theirs.last_model_path))
+    rows = list(run.rows)
+    run.trainer.test(run.module, digits(), ckpt_path=theirs.last_model_path, weights_only=True, verbose=False)
+    assert run.lottery.results == rows
