@@ -174,6 +174,11 @@ class ImageDataModule(L.LightningDataModule):
         images, targets = self._splits[split]
         place: dict[str, Any] = {}
         if self.trainer is not None:
+            if len(targets) < self.trainer.world_size:
+                raise SettingError(
+                    f"data: {len(targets)} {split} images are too few for {self.trainer.world_size} processes: give "
+                    "more (data.train_size, data.val_size), or fewer trainer.devices."
+                )
             place = {
                 "rank": self.trainer.global_rank,
                 "world_size": self.trainer.world_size,

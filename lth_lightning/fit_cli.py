@@ -14,7 +14,6 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -30,7 +29,15 @@ from lth_lightning.lottery import LotteryTicket
 from lth_lightning.module import ImageClassifier
 from lth_lightning.parsing import LotteryParser
 from lth_lightning.progress import LotteryProgress
-from lth_lightning.run_choice import CONFIG, RUN_DIR_VARIABLE, Reservation, last_run, numbered_runs, wanted_run
+from lth_lightning.run_choice import (
+    CONFIG,
+    RUN_DIR_VARIABLE,
+    Reservation,
+    is_first_process,
+    last_run,
+    numbered_runs,
+    wanted_run,
+)
 from lth_lightning.run_folder import RunFolder
 from lth_lightning.same_settings import check_same
 from lth_lightning.tensorboard import SubRunLogger
@@ -215,7 +222,7 @@ class LotteryCLI(LightningCLI):
                 )
 
     def _settle_run_dir(self) -> None:
-        settings, first = self.settings, getattr(rank_zero_only, "rank", 0) == 0
+        settings, first = self.settings, is_first_process()
         run_dir, resume = wanted_run(settings), settings.ckpt_path is not None
         checkpoint = RunFolder(run_dir).checkpoint if run_dir and resume else None
         if run_dir and checkpoint and checkpoint.exists():

@@ -223,6 +223,7 @@ class LotteryTicket(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn lengths into steps, now that the length of an epoch is known."""
+        fresh_fit.end_on_sigterm(trainer)
         per_epoch = fresh_fit.steps_per_epoch(trainer)
         if per_epoch is None and (self.train_for.unit, self.rewind_to.unit) != ("it", "it"):
             raise SettingError(
@@ -271,6 +272,7 @@ class LotteryTicket(L.Callback):
         """Look at the loss, take the rewind point when its step is done, and a wish to stop as this network's end."""
         self._watch.see(outputs, fresh_fit.steps_done(trainer))
         if self._lineage.rewind_point is None and fresh_fit.steps_done(trainer) == self._rewind_step:
+            fresh_fit.share_buffers(trainer)
             self._lineage.set_rewind_point(pl_module, self._rewind_step)
         self._hear_stop(trainer)
 
@@ -404,6 +406,7 @@ class LotteryTicket(L.Callback):
                 f"lottery.rewind_to: round 0 was stopped early, after {row.steps} steps, before the rewind point at "
                 f"step {self._rewind_step}. Rewind to an earlier step, or let rounds run longer."
             )
+        fresh_fit.share_buffers(trainer)
         trained = copied(full_state(module))
         if trainer.is_global_zero:
             start = masked(lineage.start, lineage.masks)

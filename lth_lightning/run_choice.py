@@ -6,12 +6,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lth_lightning.errors import SettingError
 from lth_lightning.run_folder import RunFolder
 
 CONFIG = "config.yaml"
 RUN_DIR_VARIABLE = "LTH_LIGHTNING_RUN_DIR"  # tells the processes that DDP starts from this one where the run goes
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of all that work on a run, as torchrun, Slurm or Lightning's launcher says
+    before there is a Trainer to ask."""
+    return _get_rank() in (None, 0) and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def wanted_run(settings: Namespace) -> Path | None:

@@ -41,7 +41,7 @@ class Scores:
         """Add a point to the learning curve, from what validation has just logged and the test data."""
         if self._test_loop is not None:
             self._test_loop.run(trainer)
-        known = [self._metric(trainer, name) for name in METRICS[1:]]
+        known = fresh_fit.mean_over_processes(trainer, [self._metric(trainer, name) for name in METRICS[1:]])
         self._curve.append(Evaluation(fresh_fit.steps_done(trainer), *known))
 
     def complete(self, trainer: L.Trainer) -> None:
@@ -63,6 +63,7 @@ class Scores:
         last = self._curve[-1]
         steps = fresh_fit.steps_done(trainer) - first_step
         best = early_stop(self._curve) if steps else None
+        (train_loss,) = fresh_fit.mean_over_processes(trainer, [self._metric(trainer, "train_loss")])
         kept, prunable = count_kept(masks), count_prunable(masks)
         return Row(
             round=network.round,
@@ -73,7 +74,7 @@ class Scores:
             prunable=prunable,
             steps=steps,
             seconds=round(self._elapsed, 3),
-            train_loss=self._metric(trainer, "train_loss"),
+            train_loss=train_loss,
             val_loss=last.val_loss,
             val_acc=last.val_acc,
             test_loss=last.test_loss,

@@ -4,9 +4,6 @@ Most rows run on a fully connected network with Adam, on a residual network with
 and a schedule, and on somebody else's module with dropout and stock loaders.
 """
 
-import csv
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,36 +127,7 @@ def test_row_7_ignored_layers_do_not_count_in_the_number_to_prune(tmp_path: Path
     assert sum(int(mask.sum()) for mask in masks.values()) == (40 * 20 + 20 * 10) / 2
 
 
-def test_rows_8_and_16_masks_and_controls_are_the_same_on_all_processes(tmp_path: Path) -> None:
-    """Two processes with DDP, started by the Trainer, against one process with the same global batch."""
-
-    def run(folder: str, *flags: str) -> list[dict[str, str]]:
-        command = [
-            sys.executable,
-            "train.py",
-            "fit",
-            "--config",
-            "configs/quickstart.yaml",
-            f"--run_dir={tmp_path / folder}",
-        ]
-        command += ["--lottery.rounds=2", "--lottery.train_for=20it", "--data.train_size=800", *flags]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
-        with open(tmp_path / folder / "results.csv") as file:
-            return list(csv.DictReader(file))
-
-    one = run("one", "--data.batch_size=40")
-    two = run("two", "--data.batch_size=20", "--trainer.strategy=ddp", "--trainer.devices=2")
-    assert [(r["round"], r["variant"], r["kept"]) for r in one] == [(r["round"], r["variant"], r["kept"]) for r in two]
-    for ours, theirs in zip(one, two, strict=True):
-        assert float(ours["val_loss"]) == pytest.approx(float(theirs["val_loss"]), rel=1e-3)
-        assert float(ours["test_acc"]) == pytest.approx(float(theirs["test_acc"]), abs=2 / 360)
-    for round in (1, 2):
-        ours, theirs = (Ticket.load(tmp_path / f / "tickets" / f"round_0{round}.safetensors") for f in ("one", "two"))
-        same = [(ours.masks[name] == theirs.masks[name]).float().mean() for name in ours.masks]
-        assert min(same) > 0.999, "but for ties of floating point"
-        kept_by_both = {name: ours.masks[name] & theirs.masks[name] for name in ours.masks}
-        assert_same(masked(ours.rewind_point, kept_by_both), masked(theirs.rewind_point, kept_by_both))
+# Rows 8 and 16, several processes: test_processes.py.
 
 
 def test_row_9_negative_weights_learn(experiment: Experiment) -> None:
