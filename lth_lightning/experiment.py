@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.lengths import Length
-from lth_lightning.masks import State
 from lth_lightning.pruning import Pruning
 from lth_lightning.results import VARIANTS
-from lth_lightning.ticket import Ticket
 
 CONTROLS = tuple(variant for variant in VARIANTS if variant != "ticket")
 
@@ -76,24 +73,6 @@ def plan_networks(
     return plan
 
 
-def ticket_files(path: Path) -> dict[int, Path]:
-    """The ticket at `path`, or those in that folder, by their rounds.
-
-    Raises:
-        SettingError: there is none, one cannot be read, or two are of the same round.
-    """
-    paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not paths:
-        raise SettingError(f"lottery.tickets: there is no ticket (*.safetensors) in the folder {path}.")
-    files: dict[int, Path] = {}
-    for file in paths:
-        round = int(Ticket.load(file).info["round"])
-        if round in files:
-            raise SettingError(f"lottery.tickets: {files[round]} and {file} are both of round {round}.")
-        files[round] = file
-    return files
-
-
 def planned_rounds(rounds: int | None, pruning: Pruning) -> list[int]:
     """Rounds 0 to the last, as said by `lottery.rounds` or by how many densities there are.
 
@@ -124,23 +103,3 @@ def check_lengths(train_for: Length, rewind_to: Length) -> None:
     too_late = rewind_to.unit == train_for.unit and rewind_to.amount >= train_for.amount
     if too_late or (rewind_to.unit == "%" and rewind_to.amount >= 100):
         raise SettingError(f"lottery.rewind_to: {rewind_to} is not before the end of a round of {train_for}.")
-
-
-def whole_rewind_point(path: Path, ticket: Ticket) -> State | None:
-    """The rewind point with the weights that the ticket has pruned: from the dense round's file beside it.
-
-    A ticket holds only what survives; a control that keeps other weights needs those too.
-
-    Args:
-        path: the ticket's file.
-        ticket: what is in it.
-
-    Returns:
-        Every parameter and buffer, or None where the dense ticket of the same run is not there.
-    """
-    beside = path.with_name("round_00.safetensors")
-    dense = ticket if ticket.density == 1 else Ticket.load(beside) if beside.exists() else None
-    same_run = ("seed", "rewind_step", "architecture", "data")
-    if dense is None or dense.density < 1 or any(dense.info[key] != ticket.info[key] for key in same_run):
-        return None
-    return dense.rewind_point

@@ -6,9 +6,6 @@ counters that Lightning has no public way to reset; each was checked against Lig
 
 import copy
 import math
-import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +14,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     ModelCheckpoint,
@@ -25,15 +21,12 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from lightning.pytorch.loops import _EvaluationLoop
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data.distributed import DistributedSampler
 
 from lth_lightning.errors import SettingError
-from lth_lightning.seeding import derive_seed, preserved_generators
+from lth_lightning.seeding import derive_seed
 from lth_lightning.ticket import full_state, load_state
 
 NEVER = 10**12  # a number of epochs that no fit reaches
@@ -157,9 +150,7 @@ class FreshFit:
         for stopper, _ in self._stoppers:
             values = {name: getattr(stopper, name) for name in ("monitor", "mode", "patience", "min_delta")}
             facts |= {f"{type(stopper).__name__}, {name}": repr(value) for name, value in values.items()}
-        for average in self._averages:
-            values = {name: value for name, value in vars(average).items() if name[0] != "_" and _is_plain(value)}
-            facts |= {f"{type(average).__name__}, {name}": repr(value) for name, value in values.items()}
+        facts |= {f"callback {type(average).__name__}": described(average) for average in self._averages}
         return facts
 
     def _restart_counters(self, trainer: L.Trainer, step: int, epoch: int, batch: int) -> None:
@@ -219,57 +210,17 @@ class FreshFit:
             trainer.val_check_batch = max(1, int(min(batches, trainer.val_check_batch)))
 
 
+def described(thing: object) -> str:
+    """An object in words: its class, and those of its settings that can be told, e.g. `Movement(window=3)`."""
+    plain = {name: value for name, value in vars(thing).items() if name[0] != "_" and _is_plain(value)}
+    return f"{type(thing).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
+
+
 def _is_plain(value: Any) -> bool:
     """Whether its `repr` says all there is to it."""
     if isinstance(value, list | tuple):
         return all(_is_plain(entry) for entry in value)
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def agree(trainer: L.Trainer, fingerprint: str) -> bool:
-    """Whether all processes have the same SHA-256; all learn it together, so that none is left waiting."""
-    digest = torch.frombuffer(bytearray.fromhex(fingerprint), dtype=torch.uint8).to(trainer.strategy.root_device)
-    digests = trainer.strategy.all_gather(digest.to(torch.int64)).reshape(-1, len(digest))
-    return bool((digests == digests[0]).all())
-
-
-def share_buffers(trainer: L.Trainer) -> None:
-    """Give every process the first one's buffers: DDP makes running statistics alike only on the way forward."""
-    if trainer.world_size > 1:
-        for buffer in trainer.lightning_module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
-def mean_over_processes(trainer: L.Trainer, values: list[float | None]) -> list[float | None]:
-    """The mean of each value over the processes that know it: other people's modules may log each process's own."""
-    if trainer.world_size == 1:
-        return values
-    everyones: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everyones, values)
-    known = [[value for value in column if value is not None] for column in zip(*everyones, strict=True)]
-    return [_mean(column) if column else None for column in known]
-
-
-def _mean(values: list[float]) -> float:
-    return values[0] if len(set(values)) == 1 else sum(values) / len(values)  # exactly itself, also of three
-
-
-def end_on_sigterm(trainer: L.Trainer) -> None:
-    """Let SIGTERM end a process of several at once, and those that it started: the checkpoint is on disk.
-
-    Lightning 2.6 would broadcast in the signal's handler, in the midst of other collectives, and hang. Call it in
-    `on_train_start`: Lightning's handler is set after `on_fit_start`.
-    """
-    if trainer.world_size == 1 or threading.current_thread() is not threading.main_thread():
-        return
-
-    def end(number: int, _: Any) -> None:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.Signals(number))
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, end)  # until the fit ends: Lightning puts back what it found
 
 
 def show_length_of_one_round(trainer: L.Trainer, steps: int | None = None, epochs: int | None = None) -> None:
@@ -354,17 +305,6 @@ def seed_loaders(trainer: L.Trainer, seed: int, epoch: int) -> None:
                 generator.manual_seed(derive_seed(seed, "loader", i, epoch))
 
 
-def draws_of_rank(trainer: L.Trainer) -> list[int]:
-    """What tells this process's draws (dropout) from those of process 0, which draws what a single process would.
-
-    Nothing where processes share out what a sampler of the user's draws, each for itself: they must draw alike.
-    """
-    shared = any(
-        isinstance(getattr(loader, "sampler", None), DistributedSamplerWrapper) for loader in train_loaders(trainer)
-    )
-    return [trainer.global_rank] if trainer.global_rank and not shared else []
-
-
 def renew_iterator(trainer: L.Trainer) -> None:
     """Have the loaders iterated anew where Lightning does not: its first iterator is made before any hook, so it
     would draw from the generators as they were before the epoch was seeded."""
@@ -372,93 +312,6 @@ def renew_iterator(trainer: L.Trainer) -> None:
     if trainer.current_epoch == 0 or fit_loop.is_resuming:
         assert fit_loop._data_fetcher is not None
         iter(fit_loop._data_fetcher)
-
-
-def validate(trainer: L.Trainer) -> None:
-    """Run the validation loop between epochs."""
-    if trainer.enable_validation:
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
-
-
-def guard_validation(trainer: L.Trainer) -> None:
-    """Keep what validation draws (a shuffling loader, say) from changing what training draws next, and let it end
-    before a SIGTERM is heard.
-
-    Around the loop's `run`, as loaders draw before any hook.
-    """
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    run = loop.run
-
-    def guarded() -> Any:
-        with preserved_generators(), _deferred_sigterm(trainer):
-            return run()
-
-    loop.run = guarded  # type: ignore[method-assign]
-
-
-@contextmanager
-def _deferred_sigterm(trainer: L.Trainer) -> Iterator[None]:
-    """Lightning would leave the validation; no checkpoint could be made there, and an epoch be lost."""
-    if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    connector = trainer._signal_connector
-    before, handler = connector.received_sigterm, signal.getsignal(signal.SIGTERM)
-    heard: list[Any] = []
-    connector.received_sigterm = False
-    signal.signal(signal.SIGTERM, lambda *args: heard.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-        connector.received_sigterm = before
-        if heard and callable(handler):
-            handler(*heard[0])
-
-
-def unguard_validation(trainer: L.Trainer) -> None:
-    """Undo `guard_validation`."""
-    trainer.fit_loop.epoch_loop.val_loop.__dict__.pop("run", None)
-
-
-class TestLoop:
-    """Runs Lightning's test loop inside a fit, which `Trainer.test` cannot do without destroying its state.
-
-    The module's `test_step` does the work, so that any LightningModule's test metrics can be had.
-    """
-
-    __test__ = False  # not a test case of pytest's
-
-    def __init__(self, trainer: L.Trainer) -> None:
-        """Call it in `on_fit_start`, when strategy and data source are set."""
-        self._outer = trainer.test_loop
-        source = self._outer._data_source
-        module = trainer.lightning_module
-        self.available = is_overridden("test_step", module) and source.is_defined()
-        if not self.available:
-            return
-        if trainer.datamodule is not None:
-            trainer.datamodule.setup("test")
-        # Fitting, not testing: loaders are made once and kept. No inference mode: its tensors cannot train.
-        self._loop = _EvaluationLoop(
-            trainer, TrainerFn.FITTING, RunningStage.TESTING, verbose=False, inference_mode=False
-        )
-        self._loop._data_source = source
-
-    def run(self, trainer: L.Trainer) -> None:
-        """Evaluate on the test data; the metrics are in `trainer.callback_metrics` afterwards."""
-        if not self.available:
-            return
-        function, stage = trainer.state.fn, trainer.state.stage
-        trainer.test_loop = self._loop
-        trainer.state.fn, trainer.state.stage = TrainerFn.TESTING, RunningStage.TESTING
-        try:
-            self._loop.run()
-        finally:
-            trainer.test_loop = self._outer
-            trainer.state.fn, trainer.state.stage = function, stage
 
 
 def between_epochs(checkpoint: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from lth_lightning import fresh_fit, moment
+from lth_lightning import evaluation, fresh_fit, moment, processes
 from lth_lightning.divergence import LossWatch
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.experiment import (
@@ -26,18 +26,15 @@ from lth_lightning.experiment import (
     check_lengths,
     plan_networks,
     planned_rounds,
-    ticket_files,
-    whole_rewind_point,
 )
 from lth_lightning.files import content_hash, make_folder, replace_file
 from lth_lightning.folder_lock import FolderLock
+from lth_lightning.given import GivenTickets
 from lth_lightning.lengths import Length
 from lth_lightning.lineage import Lineage, copied
 from lth_lightning.masks import (
     MaskHooks,
     Masks,
-    State,
-    check_masks,
     dense_masks,
     density,
     fingerprint,
@@ -144,9 +141,9 @@ class LotteryTicket(L.Callback):
         self.rewind = rewind
         self.pruning = pruning
         self.data_order = data_order
-        self.tickets = None if tickets is None else ticket_files(Path(tickets))
-        found = self.tickets is None
-        all_rounds = planned_rounds(rounds, pruning) if self.tickets is None else list(self.tickets)
+        self.given = None if tickets is None else GivenTickets(Path(tickets))
+        found = self.given is None
+        all_rounds = planned_rounds(rounds, pruning) if self.given is None else list(self.given.files)
         self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=found)
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
@@ -216,14 +213,14 @@ class LotteryTicket(L.Callback):
             self._lineage = Lineage(dense_masks(self._weights), self.seed_in_use)
             if self.rewind_to.amount == 0:
                 self._lineage.set_rewind_point(pl_module, step=0)
-        fresh_fit.guard_validation(trainer)
+        evaluation.guard_validation(trainer)
         self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
         self._summary = SummaryCurves(trainer, self.results)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn lengths into steps, now that the length of an epoch is known."""
-        fresh_fit.end_on_sigterm(trainer)
+        processes.end_on_sigterm(trainer)
         per_epoch = fresh_fit.steps_per_epoch(trainer)
         if per_epoch is None and (self.train_for.unit, self.rewind_to.unit) != ("it", "it"):
             raise SettingError(
@@ -234,7 +231,7 @@ class LotteryTicket(L.Callback):
         self.round_steps = self.train_for.steps(self._steps_per_epoch)
         self._settle("loaders", fresh_fit.loader_facts(trainer))
         self._rewind_step = self.rewind_to.steps(self._steps_per_epoch, self.round_steps)
-        latest = max([self._rewind_step, *self._given_rewind_steps])
+        latest = max(self._rewind_step, self.given.latest_rewind_step if self.given else 0)
         if latest >= self.round_steps:
             raise SettingError(
                 f"lottery.rewind_to: the rewind point is step {latest}, not before the end of a round of "
@@ -272,7 +269,7 @@ class LotteryTicket(L.Callback):
         """Look at the loss, take the rewind point when its step is done, and a wish to stop as this network's end."""
         self._watch.see(outputs, fresh_fit.steps_done(trainer))
         if self._lineage.rewind_point is None and fresh_fit.steps_done(trainer) == self._rewind_step:
-            fresh_fit.share_buffers(trainer)
+            processes.share_buffers(trainer)
             self._lineage.set_rewind_point(pl_module, self._rewind_step)
         self._hear_stop(trainer)
 
@@ -303,7 +300,7 @@ class LotteryTicket(L.Callback):
             return
         self._hooks.remove()
         self._summary.close()
-        fresh_fit.unguard_validation(trainer)
+        evaluation.unguard_validation(trainer)
         moment.let_go(trainer)
         trainer.fit_loop.min_epochs = 0
 
@@ -335,8 +332,8 @@ class LotteryTicket(L.Callback):
         """The masks of this round, pruned from what the last one trained or read from a file, and where to start."""
         lineage = self._lineage
         lineage.order = round if self.data_order == "fresh" else 0
-        if self.tickets is not None:
-            lineage.take(*self._load_ticket(self.tickets[round], module))
+        if self.given is not None:
+            lineage.take(*self.given.load(round, module))
         elif round > 0:
             lineage.prune(self.pruning, round)
             lineage.rewind(self.rewind)
@@ -364,18 +361,13 @@ class LotteryTicket(L.Callback):
         self._announce(trainer, "on_network_start", network, density(masks))
 
     def _compare_processes(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.world_size == 1:
-            return
-        differing = [
-            what
-            for what, tensors in (("masks", self.masks_in_force), ("weights", full_state(module)))
-            if not fresh_fit.agree(trainer, fingerprint(tensors))
-        ]
-        if differing:
-            raise RuntimeError(
-                f"round {self.network.round}, {self.network.variant}: the processes start with different "
-                f"{' and '.join(differing)}. Criteria, `prunable` and resets must give each process the same."
-            )
+        """A criterion, a `prunable` or a reset may have drawn differently on each process."""
+        for what, tensors in (("masks", self.masks_in_force), ("weights", full_state(module))):
+            if trainer.world_size > 1 and not processes.agree(trainer, fingerprint(tensors)):
+                raise RuntimeError(
+                    f"round {self.network.round}, {self.network.variant}: the processes start with different {what}. "
+                    "Criteria, `prunable` and resets must give each process the same."
+                )
 
     def _network_is_over(self, trainer: L.Trainer) -> bool:
         return self._stopped or trainer.should_stop or fresh_fit.steps_done(trainer) >= self.round_steps
@@ -406,7 +398,7 @@ class LotteryTicket(L.Callback):
                 f"lottery.rewind_to: round 0 was stopped early, after {row.steps} steps, before the rewind point at "
                 f"step {self._rewind_step}. Rewind to an earlier step, or let rounds run longer."
             )
-        fresh_fit.share_buffers(trainer)
+        processes.share_buffers(trainer)
         trained = copied(full_state(module))
         if trainer.is_global_zero:
             start = masked(lineage.start, lineage.masks)
@@ -421,7 +413,7 @@ class LotteryTicket(L.Callback):
 
     def _first_step(self, network: Network) -> int:
         """The step that a network starts at: the rewind point's, but for the network that finds it."""
-        return 0 if network.round == 0 and self.tickets is None else self._lineage.rewind_step
+        return 0 if network.round == 0 and self.given is None else self._lineage.rewind_step
 
     def _ticket_info(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> dict[str, Any]:
         return {
@@ -450,7 +442,7 @@ class LotteryTicket(L.Callback):
         epoch, step, lineage = trainer.current_epoch, self._epoch_start, self._lineage
         seed = derive_seed(lineage.seed, "order", lineage.order)
         seed_global_generators(
-            derive_seed(lineage.seed, "epoch", lineage.order, epoch, *fresh_fit.draws_of_rank(trainer))
+            derive_seed(lineage.seed, "epoch", lineage.order, epoch, *processes.draws_of_rank(trainer))
         )
         per_step = fresh_fit.batches_per_step(trainer)
         # Only a network that starts at a rewind point starts inside an epoch.
@@ -509,29 +501,15 @@ class LotteryTicket(L.Callback):
     def _check_plan(self, module: L.LightningModule) -> None:
         """Find out now what would otherwise fail rounds later."""
         sizes = {name: weight.numel() for name, weight in self._weights.items()}
-        self.pruning.check(sizes, 0 if self.tickets is not None else self.plan[-1].round)
-        self._given_rewind_steps = []
-        for path in (self.tickets or {}).values():
-            ticket, whole = self._load_ticket(path, module)
-            check_masks(ticket.masks, self._weights)
-            if whole is None and "random_mask" in self.controls:
-                raise SettingError(
-                    f"lottery.controls: random_mask keeps weights that {path.name} has pruned and does not hold. Put "
-                    "its run's round_00.safetensors beside it, or leave random_mask out."
-                )
-            self._given_rewind_steps.append(int(ticket.info["rewind_step"]))
+        self.pruning.check(sizes, 0 if self.given is not None else self.plan[-1].round)
+        if self.given is not None:
+            self.given.check(module, self._weights, self.controls)
         if getattr(module, "masks", None) is not None:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
         for network in self.plan:
             if network.variant == "random_reinit":
                 self._lineage.fresh_weights(network, module)
                 break
-
-    def _load_ticket(self, path: Path, module: L.LightningModule) -> tuple[Ticket, State | None]:
-        """The ticket, and its rewind point with the pruned weights if the dense ticket lies beside it."""
-        ticket = Ticket.load(path)
-        fitting, whole = ticket.fit_to(module), whole_rewind_point(path, ticket)
-        return fitting, None if whole is None else Ticket(ticket.masks, whole).fit_to(module).rewind_point
 
     def _settings(self, trainer: L.Trainer) -> dict[str, str]:
         """What a resumed run must have in common with the run it resumes, in words."""
@@ -550,8 +528,8 @@ class LotteryTicket(L.Callback):
             "lottery.metrics": self.metrics,
             "lottery.evaluate_test": self.evaluate_test,
             **{f"lottery.pruning.{name}": value for name, value in pruning.items()},
-            "lottery.pruning.criterion": type(self.pruning.criterion).__name__,
-            **{f"content of {path.name}": content_hash(path)[:12] for path in (self.tickets or {}).values()},
+            "lottery.pruning.criterion": fresh_fit.described(self.pruning.criterion),
+            **(self.given.contents() if self.given else {}),
             **{f"shape of {name}": list(weight.shape) for name, weight in self._weights.items()},
         }
         return {name: str(value) for name, value in settings.items()} | self._fresh.facts(trainer)

@@ -7,8 +7,10 @@ from typing import Any
 import lightning as L
 
 from lth_lightning import fresh_fit
+from lth_lightning.evaluation import TestLoop, validate
 from lth_lightning.experiment import Network
 from lth_lightning.masks import Masks, count_kept, count_prunable
+from lth_lightning.processes import mean_over_processes
 from lth_lightning.results import Evaluation, LayerRow, Row, early_stop
 from lth_lightning.seeding import preserved_generators
 
@@ -24,7 +26,7 @@ class Scores:
 
     def __init__(self, names: dict[str, str]) -> None:
         self._names = names
-        self._test_loop: fresh_fit.TestLoop | None = None
+        self._test_loop: TestLoop | None = None
         self.start_over()
 
     def start_over(self) -> None:
@@ -35,13 +37,13 @@ class Scores:
 
     def attach(self, trainer: L.Trainer, with_test: bool) -> None:
         """Get ready for a fit; `with_test`: evaluate the test data too."""
-        self._test_loop = fresh_fit.TestLoop(trainer) if with_test else None
+        self._test_loop = TestLoop(trainer) if with_test else None
 
     def record(self, trainer: L.Trainer) -> None:
         """Add a point to the learning curve, from what validation has just logged and the test data."""
         if self._test_loop is not None:
             self._test_loop.run(trainer)
-        known = fresh_fit.mean_over_processes(trainer, [self._metric(trainer, name) for name in METRICS[1:]])
+        known = mean_over_processes(trainer, [self._metric(trainer, name) for name in METRICS[1:]])
         self._curve.append(Evaluation(fresh_fit.steps_done(trainer), *known))
 
     def complete(self, trainer: L.Trainer) -> None:
@@ -49,7 +51,7 @@ class Scores:
         if self._curve and self._curve[-1].step == fresh_fit.steps_done(trainer):
             return
         points = len(self._curve)
-        fresh_fit.validate(trainer)  # records by itself, in the callback's `on_validation_end`
+        validate(trainer)  # records by itself, in the callback's `on_validation_end`
         if len(self._curve) == points:
             with preserved_generators():
                 self.record(trainer)
@@ -63,7 +65,7 @@ class Scores:
         last = self._curve[-1]
         steps = fresh_fit.steps_done(trainer) - first_step
         best = early_stop(self._curve) if steps else None
-        (train_loss,) = fresh_fit.mean_over_processes(trainer, [self._metric(trainer, "train_loss")])
+        (train_loss,) = mean_over_processes(trainer, [self._metric(trainer, "train_loss")])
         kept, prunable = count_kept(masks), count_prunable(masks)
         return Row(
             round=network.round,
