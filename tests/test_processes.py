@@ -38,10 +38,7 @@ from lth_lightning import LotteryTicket, Magnitude, Pruning, SettingError, Ticke
 from lth_lightning.cli import main
 from lth_lightning.masks import fingerprint, prunable_weights
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server"),
-    pytest.mark.xdist_group("processes"),  # they share a server and the launched runs
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server")
 
 REPOSITORY = Path(__file__).parents[1]
 CONTROLS = ["random_reinit", "random_mask", "pruned_only"]
