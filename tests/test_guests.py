@@ -22,6 +22,7 @@ from conftest import (
 )
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
+    ModelCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -96,6 +97,19 @@ def test_averaged_weights_survive_a_resume(tmp_path: Path, cut_at: int) -> None:
     for round in (0, 1):
         assert_same(whole.ticket(round).trained, resumed.ticket(round).trained)
     assert [row.val_loss for row in whole.rows] == [row.val_loss for row in resumed.rows]
+
+
+def test_a_checkpoint_callback_saves_in_each_network_at_the_same_step(tmp_path: Path) -> None:
+    class Counting(ModelCheckpoint):
+        saved = 0
+
+        def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+            self.saved += 1
+            super()._save_checkpoint(trainer, filepath)
+
+    theirs = Counting(tmp_path / "theirs", every_n_train_steps=7)
+    fit(mlp(), digits(), tmp_path / "run", train_for="7it", trainer={"enable_checkpointing": True}, callbacks=(theirs,))
+    assert theirs.saved == 3
 
 
 # ------------------------------------------------------------------------ what is refused by name

@@ -293,6 +293,8 @@ def test_a_run_out_of_time_goes_on_at_the_batch_where_it_stopped(tmp_path: Path)
     assert 0 < first.batches < 36, "inside the first epoch"
     assert first.batches + second.batches == 80, "no batch twice"
     assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+    with open(tmp_path / "cut" / "results.csv") as file:
+        assert float(next(csv.DictReader(file))["seconds"]) > 40 * 0.05, "both parts of round 0"
 
 
 # ------------------------------------------------------------------------ what cannot be honest is refused
