@@ -206,10 +206,11 @@ class LotteryTicket(L.Callback):
         self._fresh.capture(trainer)
         self._weights = self.prunable(pl_module)
         self._hooks = MaskHooks(self._weights, trainer.optimizers)
+        if not self._resumed:
+            self.seed_in_use = trainer.strategy.broadcast(self._wanted_seed(otherwise=torch.initial_seed()))
         self._settle("settings", self._settings(trainer))
         self._check_plan(pl_module)
         if not self._resumed:
-            self.seed_in_use = trainer.strategy.broadcast(self._own_seed())
             self._lineage = Lineage(dense_masks(self._weights), self.seed_in_use)
             if self.rewind_to.amount == 0:
                 self._lineage.set_rewind_point(pl_module, step=0)
@@ -449,7 +450,7 @@ class LotteryTicket(L.Callback):
         before = (step - epoch * self._steps_per_epoch) * per_step if step == self._first_step(self.network) else 0
         loaders = fresh_fit.train_loaders(trainer)
         seekable = [loader for loader in loaders if isinstance(loader, SeekableLoader)]
-        to_skip = 0 if len(seekable) == len(loaders) else resumed_after
+        to_skip = 0 if len(loaders) == len(seekable) == 1 else resumed_after  # several take turns in ways of their own
         for loader in seekable:
             loader.seek(seed=seed, epoch=epoch, batch=before + resumed_after - to_skip)
         fresh_fit.seed_loaders(trainer, seed, epoch)
@@ -476,10 +477,8 @@ class LotteryTicket(L.Callback):
             if (method := getattr(callback, hook, None)) is not None:
                 method(trainer, trainer.lightning_module, *args)
 
-    def _own_seed(self) -> int:
-        if self._given_seed is not None:
-            return self._given_seed
-        return int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+    def _wanted_seed(self, otherwise: int) -> int:
+        return self._given_seed if self._given_seed is not None else int(os.environ.get("PL_GLOBAL_SEED", otherwise))
 
     def _claim_folder(self, trainer: L.Trainer) -> RunFolder:
         """The folder of this run, the same on all ranks; one that holds another run, or is in use, is refused."""
@@ -513,10 +512,9 @@ class LotteryTicket(L.Callback):
 
     def _settings(self, trainer: L.Trainer) -> dict[str, str]:
         """What a resumed run must have in common with the run it resumes, in words."""
-        seed = self._given_seed if self._given_seed is not None else os.environ.get("PL_GLOBAL_SEED", self.seed_in_use)
         pruning = {name: getattr(self.pruning, name) for name in ("rate", "rates", "densities", "prune_from", "scope")}
         settings = {
-            "seed": seed,
+            "seed": self._wanted_seed(otherwise=self.seed_in_use),
             "lottery.train_for": self.train_for,
             "lottery.rewind_to": self.rewind_to,
             "lottery.rewind": self.rewind,

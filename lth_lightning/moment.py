@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import RunningStage
 from torchmetrics import Metric
@@ -40,12 +41,18 @@ def after_each_batch(trainer: L.Trainer, then: Callable[[], None]) -> None:
 
 
 def let_go(trainer: L.Trainer) -> None:
-    """Undo `after_each_batch`."""
-    trainer.fit_loop.epoch_loop.__dict__.pop("on_advance_end", None)
+    """Undo `after_each_batch`, and a `go_on` that came to nothing."""
+    for name in ("on_advance_end", "reset"):
+        trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
 
 
 def is_inside_epoch(trainer: L.Trainer) -> bool:
-    """Whether an epoch has begun and more of its batches are to come."""
+    """Whether an epoch has begun and more of its batches are to come.
+
+    Never where a `training_step` draws its batches itself (`dataloader_iter`): there is no telling how many it drew.
+    """
+    if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
+        return False
     epoch: Any = trainer.fit_loop.epoch_progress.current
     loop = trainer.fit_loop.epoch_loop
     return epoch.ready == epoch.started == epoch.processed + 1 and not loop._is_training_done

@@ -150,6 +150,23 @@ class Patient(ForeignModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "valid/ce", "strict": False}}
 
 
+class TwoLoaders(ForeignData):
+    """Two of our own at once, of unlike lengths: the shorter one begins again."""
+
+    def train_dataloader(self) -> dict[str, Any]:
+        loaders = {}
+        for name, size in (("first", 250), ("second", 90)):
+            data = digits(train_size=size)
+            data.setup("fit")
+            loaders[name] = data.train_dataloader()
+        return loaders
+
+
+class Pairs(ForeignModule):
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return super().training_step(batch["first"], batch_idx) + super().training_step(batch["second"], batch_idx)
+
+
 def augmented() -> ImageDataModule:
     return digits(augment=True)
 
@@ -179,6 +196,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], dic
         {"check_val_every_n_epoch": 2},
     ),
     "manual optimization": (Manual, ForeignData, {"metrics": FOREIGN_METRICS}, {}),
+    "two loaders": (Pairs, TwoLoaders, {"metrics": FOREIGN_METRICS, "rewind_to": "0it"}, {}),
     "evaluation by steps": (mlp, digits, {}, {"val_check_interval": 3, "check_val_every_n_epoch": None}),
 }
 
@@ -213,6 +231,17 @@ def test_a_run_goes_on_inside_an_epoch_to_the_same_end(tmp_path: Path, case: str
     assert any(place["inside_epoch"] for place in places)
     assert_equal_runs(whole.lottery.folder.path, resumed.lottery.folder.path)
     assert_same(copies(whole.module), copies(resumed.module))
+
+
+def test_a_run_without_a_seed_goes_on_with_the_one_it_had(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"seed": None, "controls": ["random_mask"]}
+    whole = fit(mlp(), digits(), tmp_path / "whole", **settings)
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(mlp(), digits(), tmp_path / "cut", callbacks=(Cut(12),), **settings)
+    torch.manual_seed(99)
+    fit(mlp(), digits(), tmp_path / "cut", ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt", **settings)
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
 
 
 class Kill(L.Callback):
