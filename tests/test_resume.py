@@ -244,6 +244,25 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_had(tmp_path: Path) -> Non
     assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
 
 
+class DrawsItself(ForeignModule):
+    def training_step(self, dataloader_iter: Any) -> Tensor:
+        batch, _, _ = next(dataloader_iter)
+        return F.cross_entropy(self.body(batch[0]), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+def test_a_module_that_draws_its_batches_itself_goes_on_from_an_epochs_start(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"metrics": FOREIGN_METRICS, "rounds": 1, "train_for": "17it"}
+    whole = fit(DrawsItself(), ForeignData(), tmp_path / "whole", **settings)
+    torch.manual_seed(0)
+    settings["checkpoint_every_n_train_steps"] = 1
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(DrawsItself(), ForeignData(), tmp_path / "cut", callbacks=(Cut(12),), **settings)
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    fit(DrawsItself(), ForeignData(), tmp_path / "cut", ckpt_path=checkpoint, **settings)
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
 class Kill(L.Callback):
     """What a scheduler does to a job, after the n-th batch, or in the n-th validation."""
 
