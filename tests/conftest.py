@@ -1,5 +1,6 @@
 """Small real experiments that the tests share: Digits, seconds long, on one thread."""
 
+import csv
 import logging
 import os
 import warnings
@@ -286,3 +287,29 @@ def assert_same(ours: State, theirs: State) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
+
+
+class Cut(L.Callback):
+    """Ends a fit in the middle of its n-th batch, as a crash would."""
+
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("cut")
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """In all but the seconds it took."""
+    for name in ("results.csv", "layers.csv"):
+        with open(one / name) as ours, open(other / name) as theirs:
+            first, second = (
+                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)] for f in (ours, theirs)
+            )
+        assert first == second
+    tickets = sorted(path.name for path in (one / "tickets").iterdir())
+    assert tickets == sorted(path.name for path in (other / "tickets").iterdir())
+    for name in tickets:
+        assert (one / "tickets" / name).read_bytes() == (other / "tickets" / name).read_bytes()

@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import Fit, assert_same, copies, digits, fit, make_trainer, mlp, resnet, train_by_hand
+from conftest import Cut, Fit, assert_same, copies, digits, fit, make_trainer, mlp, resnet, train_by_hand
 
 from lth_lightning import Criterion, Evidence, LotteryTicket, Pruning, Ticket
 from lth_lightning.masks import fingerprint, masked
@@ -221,19 +221,10 @@ def test_row_13_the_rewind_point_is_not_one_step_late(experiment: Experiment) ->
 
 
 def test_row_14_a_resumed_fit_keeps_sparsity_chance_and_learning_rate(experiment: Experiment) -> None:
-    """In the third epoch of round 1, after the schedule has moved; all kill points are in test_lottery.py."""
-
-    class Cut(L.Callback):
-        left = 21 + 16
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyError("cut")
-
+    """In the third epoch of round 1, after the schedule has moved; test_resume.py and test_kills.py cut elsewhere."""
     whole = experiment(rounds=1, train_for="21it")
-    with pytest.raises(KeyError, match="cut"):
-        experiment("cut", rounds=1, train_for="21it", callbacks=(Cut(),))
+    with pytest.raises(RuntimeError, match="cut"):
+        experiment("cut", rounds=1, train_for="21it", callbacks=(Cut(21 + 16),))
     checkpoint = whole.lottery.folder.path.with_name("cut") / "checkpoints" / "last.ckpt"
     look = EachStep()
     resumed = experiment("cut", rounds=1, train_for="21it", ckpt_path=checkpoint, callbacks=(look,))

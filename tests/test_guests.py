@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import (
     FOREIGN_METRICS,
+    Cut,
     Fit,
     ForeignData,
     ForeignModule,
@@ -76,14 +77,6 @@ def test_averaged_weights_begin_anew_each_round(tmp_path: Path, kind: str) -> No
 
 @pytest.mark.parametrize("cut_at", [10, 17, 25])
 def test_averaged_weights_survive_a_resume(tmp_path: Path, cut_at: int) -> None:
-    class Cut(L.Callback):
-        left = cut_at
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise RuntimeError("cut")
-
     def run(folder: str, *more: L.Callback, **settings: Any) -> Fit:
         torch.manual_seed(0)
         callbacks = (averaging("exponential"), *more)
@@ -92,7 +85,7 @@ def test_averaged_weights_survive_a_resume(tmp_path: Path, cut_at: int) -> None:
 
     whole = run("whole")
     with pytest.raises(RuntimeError, match="cut"):
-        run("cut", Cut())
+        run("cut", Cut(cut_at))
     resumed = run("cut", ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt")
     for round in (0, 1):
         assert_same(whole.ticket(round).trained, resumed.ticket(round).trained)

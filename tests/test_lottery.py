@@ -1,6 +1,5 @@
 """The callback: rounds, rewind points, controls, seeds, resuming, other people's callbacks."""
 
-import csv
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +10,11 @@ import pytest
 import torch
 from conftest import (
     FOREIGN_METRICS,
+    Cut,
     Fit,
     ForeignData,
     ForeignModule,
+    assert_equal_runs,
     assert_same,
     copies,
     digits,
@@ -318,18 +319,6 @@ def test_early_stop_columns_are_the_evaluation_of_the_lowest_validation_loss(tmp
 # ------------------------------------------------------------------------ resuming
 
 
-class Cut(L.Callback):
-    """Ends a fit in the middle of its n-th batch, as a crash would."""
-
-    def __init__(self, batch: int) -> None:
-        self.left = batch
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise RuntimeError("cut")
-
-
 @pytest.mark.parametrize("cut_at", [3, 7, 8, 18, 22, 33, 45, 60])
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Experiment, cut_at: int) -> None:
     settings = {"rounds": 2, "train_for": "17it", "rewind_to": "5it", "controls": ALL_CONTROLS}
@@ -338,7 +327,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Expe
         experiment("cut", **settings, callbacks=(Cut(cut_at),))
     checkpoint = whole.lottery.folder.path.with_name("cut") / "checkpoints" / "last.ckpt"
     resumed = experiment("cut", **settings, ckpt_path=checkpoint)
-    _assert_equal_runs(whole.lottery.folder.path, resumed.lottery.folder.path)
+    assert_equal_runs(whole.lottery.folder.path, resumed.lottery.folder.path)
     assert_same(copies(whole.module), copies(resumed.module))
 
 
@@ -361,7 +350,7 @@ def test_a_resumed_run_of_another_kind_ends_the_same(tmp_path: Path, way: dict[s
         fit(resnet(), digits(), tmp_path / "cut", **settings, callbacks=(Cut(cut_at),))
     checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     fit(resnet(), digits(), tmp_path / "cut", **settings, ckpt_path=checkpoint)
-    _assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
 
 
 def test_tickets_from_files_resume_too(tmp_path: Path) -> None:
@@ -372,7 +361,7 @@ def test_tickets_from_files_resume_too(tmp_path: Path) -> None:
         fit(mlp(), digits(), tmp_path / "cut", **settings, controls=["random_reinit"], callbacks=(Cut(45),))
     checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     fit(mlp(), digits(), tmp_path / "cut", **settings, controls=["random_reinit"], ckpt_path=checkpoint)
-    _assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
 
 
 @pytest.mark.parametrize("rewind", ["weights", "learning_rate", "nothing"])
@@ -410,19 +399,6 @@ def test_no_hook_is_left_on_the_module_after_a_fit(tmp_path: Path) -> None:
     run = fit(mlp(), digits(), tmp_path)
     assert not any(parameter._post_accumulate_grad_hooks for parameter in run.module.parameters())
     assert "run" not in vars(run.trainer.fit_loop.epoch_loop.val_loop)
-
-
-def _assert_equal_runs(one: Path, other: Path) -> None:
-    for name in ("results.csv", "layers.csv"):
-        with open(one / name) as ours, open(other / name) as theirs:
-            rows = [
-                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)] for f in (ours, theirs)
-            ]
-        assert rows[0] == rows[1]
-    files = sorted(path.name for path in (one / "tickets").iterdir())
-    assert files == sorted(path.name for path in (other / "tickets").iterdir())
-    for name in files:
-        assert (one / "tickets" / name).read_bytes() == (other / "tickets" / name).read_bytes()
 
 
 def test_resuming_a_finished_run_ends_at_once_with_its_results_and_its_last_ticket(tmp_path: Path) -> None:

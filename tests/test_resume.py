@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     FOREIGN_METRICS,
+    Cut,
     ForeignData,
     ForeignModule,
+    assert_equal_runs,
     assert_same,
     copies,
     digits,
@@ -29,33 +31,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lth_lightning import ImageDataModule, Pruning, SettingError
-
-
-class Cut(L.Callback):
-    """Ends a fit in the middle of its n-th batch, as a crash would."""
-
-    def __init__(self, batch: int) -> None:
-        self.left = batch
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise RuntimeError("cut")
-
-
-def assert_equal_runs(one: Path, other: Path) -> None:
-    """In all but the seconds it took."""
-    for name in ("results.csv", "layers.csv"):
-        with open(one / name) as ours, open(other / name) as theirs:
-            first, second = (
-                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)] for f in (ours, theirs)
-            )
-        assert first == second
-    tickets = sorted(path.name for path in (one / "tickets").iterdir())
-    assert tickets == sorted(path.name for path in (other / "tickets").iterdir())
-    for name in tickets:
-        assert (one / "tickets" / name).read_bytes() == (other / "tickets" / name).read_bytes()
-
 
 # ------------------------------------------------------------------------ inside an epoch
 
@@ -250,7 +225,7 @@ class DrawsItself(ForeignModule):
         return F.cross_entropy(self.body(batch[0]), batch[1])
 
 
-@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 def test_a_module_that_draws_its_batches_itself_goes_on_from_an_epochs_start(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"metrics": FOREIGN_METRICS, "rounds": 1, "train_for": "17it"}
     whole = fit(DrawsItself(), ForeignData(), tmp_path / "whole", **settings)
