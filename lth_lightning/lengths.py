@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from lth_lightning.errors import SettingError
@@ -23,7 +24,7 @@ class Length:
         Raises:
             SettingError: the text is no such length.
         """
-        match = re.fullmatch(r"(\d+)(it|ep)|(\d+(?:\.\d+)?)(%)", str(text).strip())
+        match = re.fullmatch(r"(\d{1,15})(it|ep)|(\d{1,15}(?:\.\d{1,12})?)(%)", str(text).strip(), re.ASCII)
         amount, unit = [group for group in match.groups() if group is not None] if match else ("", "")
         if unit not in units:
             examples = {"it": "500it", "ep": "2ep", "%": "5%"}
@@ -41,4 +42,5 @@ class Length:
         return int(self.amount * round_steps / 100)
 
     def __str__(self) -> str:
-        return f"{float(self.amount):g}{self.unit}"
+        amount = Decimal(self.amount.numerator) / self.amount.denominator  # exact: `parse` takes 27 digits at most
+        return f"{amount:f}{self.unit}"

@@ -105,8 +105,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name!r} {value.dtype} {tuple(value.shape)}\n".encode())
+        # Not `reshape(-1)`: of a single entry, or of none, it keeps a stride that `view` refuses.
+        digest.update(value.as_strided((value.numel(),), (1,)).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -168,7 +168,7 @@ class Pruning:
         if round == 0 or group.rate == 0:
             return size
         if self.densities is not None:
-            return max(1, size - math.floor((1 - _as_written(self.densities[round - 1])) * size))
+            return size - math.floor((1 - _as_written(self.densities[round - 1])) * size)
         for _ in range(round):
             size -= math.floor(_as_written(group.rate) * size)
         return size
@@ -190,7 +190,7 @@ class Pruning:
         Raises:
             SettingError: no weight is prunable, a glob matches none, or some round prunes nothing.
         """
-        if not sizes:
+        if not sum(sizes.values()):
             raise SettingError("nothing to prune: the network has no trainable Linear or convolution weight.")
         if rounds and self.density_after(sizes, 1) == 1:
             raise SettingError(

@@ -139,6 +139,6 @@ def _class_of(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     named = _class_of(value)
-    if named is None:
+    if named is None or not (isinstance(named, str) or all(isinstance(name, str) for name in named)):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return named if isinstance(named, str) else f"[{', '.join(named)}]"

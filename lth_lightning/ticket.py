@@ -5,6 +5,7 @@ eight entries to a byte, and of the rewind point and the trained weights only th
 shrinks with the density. Everything else of the network (biases, normalisation, buffers) is held whole.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from lth_lightning.errors import TicketError
 from lth_lightning.files import replace_file
 from lth_lightning.masks import Masks, State, density, fingerprint, masked, stable_name
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "lth_lightning.ticket"  # the only key: safetensors writes several in random order, and bytes would differ
 
 
@@ -82,8 +83,8 @@ class Ticket:
             "format": FORMAT,
             "density": self.density,
             "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
-            "hash": fingerprint(tensors),
         }
+        info["hash"] = _hash(tensors, info)
         replace_file(Path(path), save(tensors, {_KEY: json.dumps(info, sort_keys=True)}))
 
     @classmethod
@@ -106,16 +107,17 @@ class Ticket:
             raise TicketError(f"{path} is a safetensors file, but not a ticket.")
         try:
             info = json.loads(metadata[_KEY])
-            if info.pop("format") != FORMAT:
+            if info["format"] != FORMAT:
                 raise ValueError(f"this version reads format {FORMAT}, and it has another")
             return cls._from_tensors(tensors, info)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise TicketError(f"{path} cannot be read: {error}.") from error
 
     @classmethod
     def _from_tensors(cls, tensors: State, info: dict[str, Any]) -> "Ticket":
-        if fingerprint(tensors) != info.pop("hash"):
+        if info["hash"] != _hash(tensors, info):
             raise ValueError("its content does not have the hash it was written with")
+        del info["hash"], info["format"]
         masks = {name: _unpack(tensors[f"mask.{name}"], shape) for name, shape in info.pop("shapes").items()}
         states: dict[str, State] = {"rewind_point": {}, "trained": {}}
         for key, value in tensors.items():
@@ -190,6 +192,12 @@ def _prefixes(ours: State, target: State) -> list[tuple[str, str]]:
         return [head for head in heads if all(name.startswith(head) for name in state)]
 
     return [("", ""), *((old, "") for old in first_parts(ours)), *(("", new) for new in first_parts(target))]
+
+
+def _hash(tensors: State, info: dict[str, Any]) -> str:
+    """SHA-256 over the tensors and all that is said of them, `info` as it reads back from JSON."""
+    said = json.dumps(json.loads(json.dumps(info | {"hash": None})), sort_keys=True)
+    return hashlib.sha256(f"{fingerprint(tensors)} {said}".encode()).hexdigest()
 
 
 def _pack(mask: Tensor) -> Tensor:
