@@ -23,9 +23,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # any: a damaged file makes torch raise whatever it meets
-        raise SettingError(f"ckpt_path: {path} is no checkpoint, or is damaged ({type(error).__name__}).") from error
+        raise SettingError(
+            f"ckpt_path: {path} is no checkpoint, or is damaged ({type(error).__name__}): start a new run."
+        ) from error
     if damaged is not None:
-        raise SettingError(f"ckpt_path: {path} is damaged: {damaged} in it is not what was written.")
+        raise SettingError(f"ckpt_path: {path} is damaged: {damaged} in it is not what was written. Start a new run.")
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         raise SettingError(f"ckpt_path: {path} is no checkpoint of Lightning's.")
     return checkpoint

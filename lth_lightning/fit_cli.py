@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -232,7 +232,10 @@ class LotteryCLI(LightningCLI):
             began_with = state_of_callback(self._weights, SaveRunConfig.__qualname__).get("settings")
             check_same(began_with, all_settings(self._parser(self.subcommand), settings))
         elif run_dir and resume and RunFolder(run_dir).taken:
-            raise SettingError(f"ckpt_path: there is a run in {run_dir}, but no {checkpoint} to go on from.")
+            raise SettingError(
+                f"ckpt_path: there is a run in {run_dir}, but no {checkpoint} to go on from. Start a new run, in "
+                "another run_dir."
+            )
         else:
             settings.ckpt_path = None
             if first:
@@ -306,6 +309,8 @@ class LotteryCLI(LightningCLI):
             trainer.logger = SubRunLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
         callbacks = trainer.callbacks or []
         trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
+            trainer.enable_checkpointing = True  # or Lightning refuses what was asked for
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
         if trainer.enable_progress_bar is not False and not has_display:
             trainer.callbacks.append(LotteryProgress())

@@ -9,7 +9,8 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -57,6 +58,23 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
             )
 
 
+def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
+    """Name a ModelCheckpoint that would overwrite the lottery's own file.
+
+    Raises:
+        SettingError: there is one.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback._enable_version_counter or callback.dirpath is None:
+            continue
+        names = {callback.CHECKPOINT_NAME_LAST if callback.save_last else None, callback.filename}
+        if checkpoint.stem in names and Path(callback.dirpath).resolve() == checkpoint.parent.resolve():
+            raise SettingError(
+                f"trainer.callbacks: ModelCheckpoint would overwrite {checkpoint}, which the lottery goes on from. "
+                "Give it a dirpath of its own."
+            )
+
+
 class FreshFit:
     """What a fit starts with and training changes: given back at the start of each network.
 
@@ -75,7 +93,7 @@ class FreshFit:
         self._optimizers: list[Any] = []
         self._schedulers: list[Any] = []
         self._precision: Any = None
-        self._whole_epoch: tuple[Any, Any, Any] | None = None
+        self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
 
     def capture(self, trainer: L.Trainer) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
@@ -167,6 +185,9 @@ class FreshFit:
             optimization.reset()
             optimization.total.increment_by(step)
         epoch_loop._batches_that_stepped = step
+        if trainer.reload_dataloaders_every_n_epochs:
+            fit_loop._last_train_dl_reload_epoch = epoch_loop.val_loop._last_val_dl_reload_epoch = -math.inf
+            fit_loop.setup_data()
 
     def advance_schedulers(self, trainer: L.Trainer, step: int, epoch: int) -> None:
         """Bring new schedulers to where they stand after `step` steps and `epoch` whole epochs of training.
@@ -197,12 +218,12 @@ class FreshFit:
         fit_loop = trainer.fit_loop
         loader = fit_loop._combined_loader
         assert loader is not None and loader.limits is not None
-        if self._whole_epoch is not None:
-            loader.limits, fit_loop.max_batches, trainer.val_check_batch = self._whole_epoch
-            self._whole_epoch = None
+        if self._whole_epoch is not None and self._whole_epoch[0] is loader:
+            _, loader.limits, fit_loop.max_batches, trainer.val_check_batch = self._whole_epoch
+        self._whole_epoch = None
         if batches >= fit_loop.max_batches - already and not already:
             return
-        self._whole_epoch = (list(loader.limits), fit_loop.max_batches, trainer.val_check_batch)
+        self._whole_epoch = (loader, list(loader.limits), fit_loop.max_batches, trainer.val_check_batch)
         batches = int(min(batches, fit_loop.max_batches - already))
         loader.limits = [min(limit, batches) for limit in loader.limits]
         fit_loop.max_batches = batches
@@ -223,17 +244,26 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def show_length_of_one_round(trainer: L.Trainer, steps: int | None = None, epochs: int | None = None) -> None:
-    """Let `configure_optimizers` see one round as the length of training: OneCycle and others plan by it."""
-    trainer.fit_loop.max_epochs = epochs if epochs is not None else -1
-    trainer.fit_loop.epoch_loop.max_steps = steps if steps is not None else -1
+class FitLength(NamedTuple):
+    """How long a fit is; -1 is no limit. `configure_optimizers` sees it: OneCycle and others plan by it."""
+
+    epochs: int | None
+    steps: int
+    at_least_epochs: int | None = 0
 
 
-def lift_length(trainer: L.Trainer) -> None:
-    """Take limits off the fit: who calls this ends it. `should_stop` then ends an epoch, not the fit."""
-    trainer.fit_loop.max_epochs = -1
-    trainer.fit_loop.epoch_loop.max_steps = -1
-    trainer.fit_loop.min_epochs = NEVER
+ENDLESS = FitLength(-1, -1, NEVER)
+"""Who sets this ends the fit; `should_stop` ends an epoch only."""
+
+
+def length(trainer: L.Trainer) -> FitLength:
+    """How long the trainer's fit is."""
+    return FitLength(trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.min_epochs)
+
+
+def show_length(trainer: L.Trainer, length: FitLength) -> None:
+    """Let the trainer's fit be, or seem, so long."""
+    trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.min_epochs = length
 
 
 def end_epoch_here(trainer: L.Trainer) -> None:
@@ -300,9 +330,12 @@ def seed_loaders(trainer: L.Trainer, seed: int, epoch: int) -> None:
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             sampler.seed = derive_seed(seed, "sampler", i) % 2**31
-        for owner in (loader, sampler):
+        batches = getattr(loader, "batch_sampler", None)
+        for owner in (loader, sampler, batches, getattr(batches, "sampler", None)):
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                 generator.manual_seed(derive_seed(seed, "loader", i, epoch))
+        if getattr(loader, "persistent_workers", False):
+            loader._iterator = None  # workers that live on draw by all that they drew before: new ones start anew
 
 
 def renew_iterator(trainer: L.Trainer) -> None:
@@ -314,11 +347,15 @@ def renew_iterator(trainer: L.Trainer) -> None:
         iter(fit_loop._data_fetcher)
 
 
-def between_epochs(checkpoint: dict[str, Any]) -> None:
-    """Edit a checkpoint made in `on_train_epoch_start` so that a resumed fit starts with this very epoch.
+def settle_place(checkpoint: dict[str, Any], *, inside_epoch: bool) -> None:
+    """Edit a checkpoint so that a resumed fit goes on where it was made.
 
-    As saved, the epoch counts as begun, and Lightning would go on in the middle of an epoch of no batches.
+    The loaders' own places go: who resumes brings them to theirs, and with both they would be twice as far. As made
+    in `on_train_epoch_start`, the epoch counts as begun, and Lightning would go on in an epoch of no batches.
     """
+    checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+    if inside_epoch:
+        return
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
     for tracker in (progress["total"], progress["current"]):
         tracker["ready"] = tracker["started"]

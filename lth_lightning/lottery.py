@@ -63,6 +63,16 @@ class SeekableLoader(Protocol):
         """Let the next iteration give this epoch's batches, from `batch` on."""
 
 
+class _First(L.Callback):
+    """Ends a network and begins the next before other callbacks hear that an epoch starts: theirs is the new one's."""
+
+    def __init__(self, lottery: "LotteryTicket") -> None:
+        self._lottery = lottery
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._lottery.between_epochs(trainer, pl_module)
+
+
 class LotteryTicket(L.Callback):
     """Find winning tickets in any LightningModule: train, prune, rewind, repeat, inside one `Trainer.fit`.
 
@@ -156,7 +166,10 @@ class LotteryTicket(L.Callback):
         self._given_seed = seed
         self._given_run_dir = run_dir
         self.folder_is_locked = False  # set by who has locked it before the fit: the command line
+        self._fitting = False
         self._lock: FolderLock | None = None
+        self._hooks: MaskHooks | None = None
+        self._summary: SummaryCurves | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -187,22 +200,26 @@ class LotteryTicket(L.Callback):
         if not self._fitting:
             return
         self._forget()
+        self._length = fresh_fit.length(trainer)
         fresh_fit.refuse_what_cannot_work(trainer)
         if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
             raise SettingError(
                 f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
                 "ends the fit itself, after its rounds. Leave both at -1 and set lottery.train_for."
             )
-        # Last of all, so as to see what the other callbacks did to a batch or an epoch. A new list, as Lightning
-        # is going through the old one.
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
+        # Last of all, so as to see what the other callbacks did to a batch. A new list, as Lightning is going through
+        # the old one.
+        others = [
+            callback for callback in trainer.callbacks if callback is not self and not isinstance(callback, _First)
+        ]
+        trainer.callbacks = [_First(self), *others, self]
         self._fresh = fresh_fit.FreshFit(trainer)
-        whole = int(self.train_for.amount)
-        fresh_fit.show_length_of_one_round(trainer, **{"steps" if self.train_for.unit == "it" else "epochs": whole})
+        whole, in_steps = int(self.train_for.amount), self.train_for.unit == "it"
+        fresh_fit.show_length(trainer, fresh_fit.FitLength(*((-1, whole) if in_steps else (whole, -1))))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
-        fresh_fit.lift_length(trainer)
+        fresh_fit.show_length(trainer, fresh_fit.ENDLESS)
         self._fresh.capture(trainer)
         self._weights = self.prunable(pl_module)
         self._hooks = MaskHooks(self._weights, trainer.optimizers)
@@ -217,6 +234,7 @@ class LotteryTicket(L.Callback):
         evaluation.guard_validation(trainer)
         self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
+        fresh_fit.refuse_to_share(trainer, self.folder.checkpoint)
         self._summary = SummaryCurves(trainer, self.results)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -246,13 +264,15 @@ class LotteryTicket(L.Callback):
         if self.checkpoint_every_n_train_steps or fresh_fit.has_time_limit(trainer):
             moment.after_each_batch(trainer, lambda: self._checkpoint_inside_epoch(trainer))
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Between epochs, where nothing of the last one is pending: end a network, start the next.
+    def between_epochs(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where nothing of the last epoch is pending, and the next has not begun: end a network, start the next.
 
-        After the last network it ends the fit: Lightning's loop takes `StopIteration` for that.
+        After the last network, and when time is up, it ends the fit: Lightning's loop takes `StopIteration` for that.
         """
+        time_is_up = self._time_is_up(trainer)
         if self._begun:
             self._watch.check(trainer)
+            self._stopped |= trainer.should_stop and not time_is_up
         if self._begun and self._network_is_over(trainer):
             self._finish_network(trainer, pl_module)
         while not self._begun and self._position < len(self.plan):
@@ -262,7 +282,7 @@ class LotteryTicket(L.Callback):
             self._fresh.restart_averages(trainer)
         self._epoch_start = fresh_fit.steps_done(trainer)
         self._save_checkpoint(trainer)
-        if self._position == len(self.plan):
+        if time_is_up or self._position == len(self.plan):
             raise StopIteration
         self._enter_epoch(trainer)
 
@@ -276,7 +296,7 @@ class LotteryTicket(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add a point to the learning curve, test data included."""
-        if not trainer.sanity_checking:
+        if self._fitting and not trainer.sanity_checking:
             self._watch.check(trainer)
             with self._fresh.averaged_weights(trainer):
                 self._scores.record(trainer)
@@ -287,23 +307,31 @@ class LotteryTicket(L.Callback):
 
         Several processes do not stop at one batch for certain; they go on from the last checkpoint.
         """
+        if not self._fitting:
+            return
         at_rest = isinstance(exception, SIGTERMException) and moment.is_between_batches(trainer)
-        if at_rest and self._begun and trainer.world_size == 1:
-            self._save_checkpoint(trainer, inside_epoch=moment.is_inside_epoch(trainer))
-        self.teardown(trainer, pl_module, "fit")  # Lightning has no teardown after an exception
+        try:
+            if at_rest and self._begun and trainer.world_size == 1:
+                self._stopped |= trainer.should_stop and not self._time_is_up(trainer)
+                self._save_checkpoint(trainer, inside_epoch=moment.is_inside_epoch(trainer))
+        finally:
+            self.teardown(trainer, pl_module, "fit")  # Lightning has no teardown after an exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take off what the fit put on."""
+        """Take off what the fit put on, as far as it came."""
+        if not self._fitting:
+            return
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _First)]
+        fresh_fit.show_length(trainer, self._length)
+        evaluation.unguard_validation(trainer)
+        moment.let_go(trainer)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-        if stage != "fit" or not hasattr(self, "_summary"):
-            return
-        self._hooks.remove()
-        self._summary.close()
-        evaluation.unguard_validation(trainer)
-        moment.let_go(trainer)
-        trainer.fit_loop.min_epochs = 0
+        if self._hooks is not None:
+            self._hooks.remove()
+        if self._summary is not None:
+            self._summary.close()
 
     # ------------------------------------------------------------------------ one network
 
@@ -355,6 +383,7 @@ class LotteryTicket(L.Callback):
         network, masks = self.network, self.masks_in_force
         self._compare_processes(trainer, module)
         self._watch.start_over(trainer, network)
+        assert self._hooks is not None
         self._hooks.enforce(masks)
         if self._lineage.rates is not None:
             self._fresh.hold_learning_rates(trainer, self._lineage.rates)
@@ -371,7 +400,7 @@ class LotteryTicket(L.Callback):
                 )
 
     def _network_is_over(self, trainer: L.Trainer) -> bool:
-        return self._stopped or trainer.should_stop or fresh_fit.steps_done(trainer) >= self.round_steps
+        return self._stopped or fresh_fit.steps_done(trainer) >= self.round_steps
 
     def _finish_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
@@ -387,6 +416,7 @@ class LotteryTicket(L.Callback):
         if trainer.is_global_zero:
             write_rows(self.folder.results, self.results)
             write_layers(self.folder.layers, self.layers)
+        assert self._summary is not None
         self._summary.add(row)
         self._announce(trainer, "on_network_end", row)
         self._position += 1
@@ -463,12 +493,15 @@ class LotteryTicket(L.Callback):
         `max_time` ends the fit, to be resumed."""
         if not trainer.should_stop:
             return
-        if fresh_fit.out_of_time(trainer):
+        if self._time_is_up(trainer):
             trainer.fit_loop.min_epochs = 0
             return
         trainer.should_stop = False
         self._stopped = True
         fresh_fit.end_epoch_here(trainer)
+
+    def _time_is_up(self, trainer: L.Trainer) -> bool:
+        return trainer.should_stop and fresh_fit.out_of_time(trainer)
 
     # ------------------------------------------------------------------------ results, files, checkpoints
 
@@ -567,9 +600,9 @@ class LotteryTicket(L.Callback):
         trainer.strategy.barrier("last.ckpt")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a fit that resumes from between two epochs begin the next one."""
-        if getattr(self, "_saving", False) and self._moment is not None and not self._moment[0]["inside_epoch"]:
-            fresh_fit.between_epochs(checkpoint)
+        """Make the lottery's own checkpoints say where a resumed fit goes on."""
+        if getattr(self, "_saving", False) and self._moment is not None:
+            fresh_fit.settle_place(checkpoint, inside_epoch=self._moment[0]["inside_epoch"])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and text only, so that checkpoints load with `weights_only`."""

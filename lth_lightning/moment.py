@@ -3,7 +3,8 @@
 Lightning saves weights, optimizers, schedules, callbacks and its counters, and those as they are in the middle of
 a hook: resumed, it repeats a schedule's step or leaves out a validation. So a moment is taken where nothing of the
 last batch is pending, and holds what Lightning leaves out: the generators, the place in stock DataLoaders,
-the means of what is logged so far, torchmetrics' states, and gradients that wait for their step.
+the means of what is logged so far, torchmetrics' states, buffers that are not persistent, and gradients that wait for
+their step.
 """
 
 import random
@@ -75,6 +76,7 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
         "inside_epoch": inside_epoch,
         "known": {name: value.detach().cpu() for name, value in trainer._logger_connector._callback_metrics.items()},
         "metrics": {name: _metric_state(metric) for name, metric in _metrics(trainer).items()},
+        "buffers": {name: buffer.detach().cpu() for name, buffer in _unsaved_buffers(trainer).items()},
     }
     if inside_epoch:
         moment |= {"generators": _generators(), "means": _means(trainer), "gradients": _pending_gradients(trainer)}
@@ -102,6 +104,8 @@ def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int]
     for name, metric in _metrics(trainer).items():
         if name in moment["metrics"]:
             _restore_metric(metric, moment["metrics"][name])
+    for name, buffer in _unsaved_buffers(trainer).items():
+        buffer.copy_(moment["buffers"][name])
     if not moment["inside_epoch"]:
         return
     if len(moments) != trainer.world_size:
@@ -159,7 +163,14 @@ def _restore_generators(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-# ------------------------------------------------------------------------ gradients
+# ------------------------------------------------------------------------ gradients and buffers
+
+
+def _unsaved_buffers(trainer: L.Trainer) -> dict[str, torch.Tensor]:
+    """Buffers that are not persistent, which no `state_dict` holds."""
+    module = trainer.lightning_module
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
 
 
 def _pending_gradients(trainer: L.Trainer) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from lth_lightning import LotteryTicket, Pruning, SettingError, Ticket
 from lth_lightning.errors import DivergedError
@@ -105,7 +105,86 @@ def test_a_checkpoint_callback_saves_in_each_network_at_the_same_step(tmp_path: 
     assert theirs.saved == 3
 
 
+def test_callbacks_hear_of_a_networks_first_epoch_and_of_none_of_the_last_ones(tmp_path: Path) -> None:
+    class Look(L.Callback):
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def on_network_start(self, *_: Any) -> None:
+            self.seen.append([])
+
+        def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            self.seen[-1].append((trainer.current_epoch, trainer.global_step))
+
+    look = Look()
+    fit(mlp(), digits(), tmp_path, train_for="17it", rewind_to="9it", controls=["random_mask"], callbacks=(look,))
+    assert look.seen == [[(0, 0), (1, 7), (2, 14)], *[[(1, 9), (2, 14)]] * 4]
+
+
+def test_loaders_that_are_made_anew_begin_with_a_networks_first_epoch(tmp_path: Path) -> None:
+    class Growing(ForeignData):
+        sizes: ClassVar[list[int]] = []
+
+        def train_dataloader(self) -> DataLoader:
+            self.sizes.append(self.trainer.current_epoch)
+            part = Subset(self.splits["train"], range(80 + 40 * self.trainer.current_epoch))
+            return DataLoader(part, batch_size=40, shuffle=True)
+
+    run = fit(
+        ForeignModule(),
+        Growing(),
+        tmp_path,
+        train_for="9it",
+        metrics=FOREIGN_METRICS,
+        trainer={"reload_dataloaders_every_n_epochs": 1},
+    )
+    assert [row.steps for row in run.rows] == [9, 9, 9]
+    assert Growing.sizes == [0, *[0, 1, 2, 3] * 3], "2, 3 and 4 batches in each network, and one that is not begun"
+
+
 # ------------------------------------------------------------------------ what is refused by name
+
+
+def test_a_checkpoint_callback_that_would_overwrite_the_lotterys_own_is_refused(tmp_path: Path) -> None:
+    theirs = ModelCheckpoint(tmp_path / "checkpoints", save_last=True, enable_version_counter=False)
+    with pytest.raises(SettingError, match="ModelCheckpoint would overwrite .*last.ckpt, which the"):
+        fit(mlp(), digits(), tmp_path, trainer={"enable_checkpointing": True}, callbacks=(theirs,))
+
+
+def test_a_trainer_can_fit_after_a_fit_that_failed_at_its_start(tmp_path: Path) -> None:
+    class Failing(ForeignModule):
+        fails = True
+
+        def configure_optimizers(self) -> Any:
+            if self.fails:
+                raise RuntimeError("no optimizer")
+            return super().configure_optimizers()
+
+    lottery = LotteryTicket(rounds=1, train_for="2ep", run_dir=tmp_path, metrics=FOREIGN_METRICS)
+    trainer, module = make_trainer(callbacks=[lottery]), Failing()
+    with pytest.raises(RuntimeError, match="no optimizer"):
+        trainer.fit(module, ForeignData())
+    module.fails = False
+    trainer.fit(module, ForeignData())
+    assert [row.steps for row in lottery.results] == [14, 14]
+    assert trainer.callbacks[-1] is lottery and len(trainer.callbacks) == 1
+
+
+def test_validating_beside_a_lottery_that_has_not_run_or_has(tmp_path: Path) -> None:
+    class Count(ForeignModule):
+        tested = 0
+
+        def test_step(self, *args: Any) -> None:
+            self.tested += 1
+            super().test_step(*args)
+
+    lottery = LotteryTicket(rounds=0, train_for="3it", run_dir=tmp_path, metrics=FOREIGN_METRICS)
+    trainer, module = make_trainer(callbacks=[lottery]), Count()
+    trainer.validate(module, ForeignData(), verbose=False)
+    trainer.fit(module, ForeignData())
+    before = module.tested
+    trainer.validate(module, ForeignData(), verbose=False)
+    assert module.tested == before
 
 
 def test_stochastic_weight_averaging_is_refused(tmp_path: Path) -> None:

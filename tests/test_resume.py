@@ -25,9 +25,9 @@ from conftest import (
     mlp,
     resnet,
 )
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 from torchmetrics.classification import MulticlassAccuracy
 
 from lth_lightning import ImageDataModule, Pruning, SettingError
@@ -41,10 +41,12 @@ class Measured(ForeignModule):
     def __init__(self) -> None:
         super().__init__()
         self.hits = MulticlassAccuracy(10)
+        self.register_buffer("drift", torch.zeros(()), persistent=False)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         logits = self.body(batch[0])
-        loss = F.cross_entropy(logits, batch[1])
+        self.drift += 0.01
+        loss = F.cross_entropy(logits, batch[1], label_smoothing=float(self.drift) % 0.5)
         self.hits(logits, batch[1])
         self.log("loss", loss, on_step=False, on_epoch=True)
         self.log("worst", loss, on_step=False, on_epoch=True, reduce_fx="max")
@@ -101,6 +103,49 @@ class OwnGeneratorData(ForeignData):
     def train_dataloader(self) -> DataLoader:
         generator = torch.Generator().manual_seed(5)
         return DataLoader(self.splits["train"], batch_size=40, shuffle=True, generator=generator)
+
+
+class BatchSamplerData(ForeignData):
+    """Its order hangs on a generator two samplers deep."""
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = RandomSampler(self.splits["train"], generator=torch.Generator().manual_seed(5))
+        return DataLoader(self.splits["train"], batch_sampler=BatchSampler(sampler, 40, drop_last=False))
+
+
+class Placed:
+    """A loader that keeps its own place, as torchdata's does."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches, self.place, self.loaded = batches, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        self.place, self.loaded = self.loaded, 0
+        for batch in self.batches[self.place :]:
+            self.place += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.loaded = state["place"]
+
+
+class PlacedData(ForeignData):
+    def train_dataloader(self) -> Any:
+        return Placed(list(DataLoader(self.splits["train"], batch_size=40)))
+
+
+class WorkerData(ForeignData):
+    """Its workers live on from epoch to epoch, and draw."""
+
+    def train_dataloader(self) -> DataLoader:
+        data = Jittered(*self.splits["train"].tensors)
+        return DataLoader(data, batch_size=40, shuffle=True, num_workers=1, persistent_workers=True)
 
 
 class Manual(ForeignModule):
@@ -163,6 +208,8 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], dic
         {"val_check_interval": 4},
     ),
     "loader with a generator of its own": (ForeignModule, OwnGeneratorData, {"metrics": FOREIGN_METRICS}, {}),
+    "a generator two samplers deep": (ForeignModule, BatchSamplerData, {"metrics": FOREIGN_METRICS}, {}),
+    "a loader that keeps its own place": (ForeignModule, PlacedData, {"metrics": FOREIGN_METRICS}, {}),
     "accumulation": (resnet, digits, {"rewind_to": "3it"}, {"accumulate_grad_batches": 2}),
     "plateau that follows an older validation": (
         Patient,
@@ -216,6 +263,24 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_had(tmp_path: Path) -> Non
         fit(mlp(), digits(), tmp_path / "cut", callbacks=(Cut(12),), **settings)
     torch.manual_seed(99)
     fit(mlp(), digits(), tmp_path / "cut", ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt", **settings)
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+def test_workers_that_live_on_draw_alike_after_a_resume(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"metrics": FOREIGN_METRICS, "rounds": 1, "checkpoint_every_n_train_steps": 2}
+    whole = fit(ForeignModule(), WorkerData(), tmp_path / "whole", **settings)
+    for batches, checkpoint in ((13, None), (4, tmp_path / "cut" / "checkpoints" / "last.ckpt")):
+        torch.manual_seed(0)
+        with pytest.raises(RuntimeError, match="cut"):
+            fit(
+                ForeignModule(),
+                WorkerData(),
+                tmp_path / "cut",
+                callbacks=(Cut(batches),),
+                ckpt_path=checkpoint,
+                **settings,
+            )
+    fit(ForeignModule(), WorkerData(), tmp_path / "cut", ckpt_path=checkpoint, **settings)
     assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
 
 
@@ -318,6 +383,52 @@ def test_a_run_out_of_time_goes_on_at_the_batch_where_it_stopped(tmp_path: Path)
     assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
     with open(tmp_path / "cut" / "results.csv") as file:
         assert float(next(csv.DictReader(file))["seconds"]) > 40 * 0.05, "both parts of round 0"
+
+
+def test_time_that_is_up_before_a_resumed_run_begins_cuts_no_network_short(tmp_path: Path) -> None:
+    """Lightning's timer counts all of a run, and says stop before the first batch."""
+    whole = fit(mlp(), digits(), tmp_path / "whole", rounds=1)
+    torch.manual_seed(0)
+    hour, none = {"max_time": {"hours": 1}}, {"max_time": {"seconds": 0}}
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(mlp(), digits(), tmp_path / "cut", rounds=1, trainer=hour, callbacks=(Cut(9),))
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    for _ in range(2):
+        assert not fit(mlp(), digits(), tmp_path / "cut", rounds=1, trainer=none, ckpt_path=checkpoint).rows
+    fit(mlp(), digits(), tmp_path / "cut", rounds=1, trainer=hour, ckpt_path=checkpoint)
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+def test_a_timer_by_epochs_ends_the_fit_and_not_the_network(tmp_path: Path) -> None:
+    timer = Timer({"seconds": 0}, interval="epoch")
+    run = fit(mlp(), digits(), tmp_path / "cut", train_for="21it", callbacks=(timer,))
+    assert not run.rows
+    torch.manual_seed(0)
+    whole = fit(mlp(), digits(), tmp_path / "whole", train_for="21it")
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    timer = Timer({"hours": 1}, interval="epoch")
+    fit(mlp(), digits(), tmp_path / "cut", train_for="21it", callbacks=(timer,), ckpt_path=checkpoint)
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+def test_sigterm_does_not_undo_an_early_stop(tmp_path: Path) -> None:
+    class KillAtEpochsEnd(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.current_epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def stopper() -> EarlyStopping:
+        return EarlyStopping("train_loss", patience=1, min_delta=100.0, check_on_train_epoch_end=True)
+
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "28it"}
+    whole = fit(mlp(), digits(), tmp_path / "whole", callbacks=(stopper(),), **settings)
+    torch.manual_seed(0)
+    with pytest.raises(SystemExit):
+        fit(mlp(), digits(), tmp_path / "cut", callbacks=(stopper(), KillAtEpochsEnd()), **settings)
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    resumed = fit(mlp(), digits(), tmp_path / "cut", callbacks=(stopper(),), ckpt_path=checkpoint, **settings)
+    assert [row.steps for row in resumed.rows] == [14, 14]
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
 
 
 # ------------------------------------------------------------------------ what cannot be honest is refused
