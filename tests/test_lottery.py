@@ -80,7 +80,7 @@ def test_every_round_equals_a_plain_loop_bit_for_bit(experiment: Experiment, rew
         assert_same(ticket.trained, train_by_hand(run, start, ticket.masks, first, 17, order=round))
 
 
-@pytest.mark.parametrize("k", [0, 1, 6, 7, 8])
+@pytest.mark.parametrize("k", [1, 7, 8])
 def test_the_rewind_point_is_what_exactly_k_steps_lead_to(experiment: Experiment, k: int) -> None:
     run = experiment(rounds=2, train_for="10it", rewind_to=f"{k}it")
     after_k = train_by_hand(run, run.start(0), {}, 0, k, order=0)
