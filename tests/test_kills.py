@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lth_lightning.cli import main
 from lth_lightning.folder_lock import LOCK
 
-KILLS = int(os.environ.get("LTH_KILLS", "2"))  # at random moments, of each experiment and seed
+KILLS = int(os.environ.get("LTH_KILLS", "3"))  # at random moments, of each experiment and seed
 SEEDS = int(os.environ.get("LTH_SEEDS", "1"))
 PATIENCE = 120  # seconds until a process counts as hanging
 

@@ -319,7 +319,7 @@ def test_early_stop_columns_are_the_evaluation_of_the_lowest_validation_loss(tmp
 # ------------------------------------------------------------------------ resuming
 
 
-@pytest.mark.parametrize("cut_at", [3, 8, 33, 45])
+@pytest.mark.parametrize("cut_at", [22])
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Experiment, cut_at: int) -> None:
     settings = {"rounds": 2, "train_for": "17it", "rewind_to": "5it", "controls": ALL_CONTROLS}
     whole = experiment(**settings)
@@ -334,7 +334,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Expe
 @pytest.mark.parametrize(
     "way", [{"rewind": "learning_rate"}, {"rewind": "nothing"}, {"pruning": Pruning(prune_from="dense")}]
 )
-@pytest.mark.parametrize("cut_at", [25, 59])
+@pytest.mark.parametrize("cut_at", [59])
 def test_a_resumed_run_of_another_kind_ends_the_same(tmp_path: Path, way: dict[str, Any], cut_at: int) -> None:
     """In round 1's ticket, in its control, and in round 2; a network trains 17 steps, rewound ones 12."""
     settings: dict[str, Any] = {
