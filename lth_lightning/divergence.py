@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lth_lightning.errors import DivergedError
 from lth_lightning.experiment import Network
 
+NONE = torch.iinfo(torch.int64).max  # a step that none is
+
 
 class LossWatch:
     """Looks at each training loss, of one network after the other.
@@ -23,8 +25,7 @@ class LossWatch:
         device = trainer.strategy.root_device
         self._network = network
         self._at_once = device.type == "cpu" and trainer.world_size == 1
-        self._first_bad = torch.full((), torch.iinfo(torch.int64).max, device=device)
-        self._none = int(self._first_bad)
+        self._first_bad = torch.full((), NONE, device=device)
 
     def see(self, outputs: Any, step: int) -> None:
         """Look at what `training_step` gave in step `step`: a loss, or a mapping with one; all else says nothing.
@@ -39,7 +40,7 @@ class LossWatch:
             if bad := [value for value in loss.flatten().tolist() if not math.isfinite(value)]:
                 raise self._error(step, f"the training loss is {bad[0]}")
             return
-        noted = torch.where(loss.detach().isfinite().all(), self._none, step)
+        noted = torch.where(loss.detach().isfinite().all(), NONE, step)
         self._first_bad = torch.minimum(self._first_bad, noted)
 
     def check(self, trainer: L.Trainer) -> None:
@@ -51,7 +52,7 @@ class LossWatch:
         if self._at_once:
             return
         step = int(trainer.strategy.all_gather(self._first_bad).min())
-        if step != self._none:
+        if step != NONE:
             raise self._error(step, "the training loss is not finite")
 
     def check_weights(self, module: nn.Module, step: int) -> None:
@@ -65,9 +66,8 @@ class LossWatch:
                 raise self._error(step, f"{name} holds weights that are not finite")
 
     def _error(self, step: int, what: str) -> DivergedError:
-        network = self._network
-        which = network.variant + (f" #{network.replicate + 1}" if network.replicate else "")
         return DivergedError(
-            f"round {network.round}, {which}, step {step}: {what}. Training has diverged, and the run is stopped; its "
-            "results and tickets so far are intact. A lower learning rate or gradient clipping may help."
+            f"round {self._network.round}, {self._network.name}, step {step}: {what}. Training has diverged, and the "
+            "run is stopped; its results and tickets so far are intact. A lower learning rate or gradient clipping "
+            "may help."
         )

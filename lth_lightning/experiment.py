@@ -19,10 +19,14 @@ class Network:
     variant: str
     replicate: int = 0
 
+    @property
+    def name(self) -> str:
+        """What it is in its round: `ticket`, `random_mask #2`."""
+        return self.variant + (f" #{self.replicate + 1}" if self.replicate else "")
+
     def title(self, density: float) -> str:
         """A name that reads well in a legend and sorts by round: `round_07 21.1% ticket`."""
-        again = f" #{self.replicate + 1}" if self.replicate else ""
-        return f"round_{self.round:02d} {100 * density:.3g}% {self.variant}{again}"
+        return f"round_{self.round:02d} {100 * density:.3g}% {self.name}"
 
 
 def plan_networks(

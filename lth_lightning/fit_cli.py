@@ -326,8 +326,6 @@ class LotteryCLI(LightningCLI):
         if self.subcommand == "fit":
             self._try_optimizer()
             self._get(self.config_init, "lottery").folder_is_locked = self._lock is not None
-            if self._lock is not None:
-                RunFolder(Path(self.settings.run_dir)).prepare()
         self._weights = None
 
     def _try_optimizer(self) -> None:

@@ -185,7 +185,7 @@ class LotteryTicket(L.Callback):
         self.masks_in_force: Masks = {}
         self._scores = Scores(self.metrics)
         self._watch = LossWatch()
-        self._moment: list[moment.Moment] | None = None  # of the checkpoint that is written or resumed
+        self._moment: list[moment.Moment] | None = None  # while one is written, or to go on from
         self._resumed = False
         self._settings_in_use: dict[str, dict[str, str]] = {}
         self._resumed_folder: str | None = None
@@ -261,6 +261,7 @@ class LotteryTicket(L.Callback):
             self._open_network(trainer, pl_module)
             assert self._moment is not None
             moment.go_on(trainer, self._moment, lambda done: self._enter_epoch(trainer, done))
+        self._moment = None
         if self.checkpoint_every_n_train_steps or fresh_fit.has_time_limit(trainer):
             moment.after_each_batch(trainer, lambda: self._checkpoint_inside_epoch(trainer))
 
@@ -587,11 +588,8 @@ class LotteryTicket(L.Callback):
         if self._begun:
             self._watch.check(trainer)
         self._moment = moment.capture(trainer, inside_epoch=inside_epoch)
-        self._saving = True
-        try:
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        finally:
-            self._saving = False
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        self._moment = None  # another callback's checkpoint has none
         if trainer.is_global_zero:
             # Not `trainer.save_checkpoint`, which writes to TMPDIR first, syncs nothing and makes lost folders anew.
             content = io.BytesIO()
@@ -601,7 +599,7 @@ class LotteryTicket(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the lottery's own checkpoints say where a resumed fit goes on."""
-        if getattr(self, "_saving", False) and self._moment is not None:
+        if self._moment is not None:
             fresh_fit.settle_place(checkpoint, inside_epoch=self._moment[0]["inside_epoch"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -613,7 +611,7 @@ class LotteryTicket(L.Callback):
             "begun": self._begun,
             "stopped": self._stopped,
             "epoch_start": self._epoch_start,
-            "moment": self._moment if getattr(self, "_saving", False) else None,
+            "moment": self._moment,
             "lineage": self._lineage.state_dict(),
             "scores": self._scores.state_dict(),
             "ticket_hashes": self._ticket_hashes,

@@ -7,13 +7,11 @@ the means of what is logged so far, torchmetrics' states, buffers that are not p
 their step.
 """
 
-import random
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
@@ -21,6 +19,8 @@ from lightning.pytorch.trainer.states import RunningStage
 from torchmetrics import Metric
 
 from lth_lightning.errors import SettingError
+from lth_lightning.processes import gathered
+from lth_lightning.seeding import generators, restore_generators
 
 Moment = dict[str, Any]
 META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
@@ -79,12 +79,8 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
         "buffers": {name: buffer.detach().cpu() for name, buffer in _unsaved_buffers(trainer).items()},
     }
     if inside_epoch:
-        moment |= {"generators": _generators(), "means": _means(trainer), "gradients": _pending_gradients(trainer)}
-    if trainer.world_size == 1:
-        return [moment]
-    moments: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(moments, moment)
-    return moments
+        moment |= {"generators": generators(), "means": _means(trainer), "gradients": _pending_gradients(trainer)}
+    return gathered(trainer, moment)
 
 
 def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int], None]) -> None:
@@ -126,7 +122,7 @@ def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int]
         parameters = dict(trainer.lightning_module.named_parameters())
         for name, gradient in moment["gradients"].items():
             parameters[name].grad = gradient.to(parameters[name].device)
-        _restore_generators(moment["generators"])  # last of all, as everything else may draw
+        restore_generators(moment["generators"])  # last of all, as everything else may draw
 
     loop.reset = enter  # type: ignore[method-assign]
 
@@ -138,29 +134,6 @@ def skip_batches(trainer: L.Trainer, count: int) -> None:
     for _ in range(count):
         next(fetcher)
     fetcher.fetched = 0  # Lightning adds the batches that are done itself
-
-
-# ------------------------------------------------------------------------ generators
-
-
-def _generators() -> dict[str, Any]:
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def _restore_generators(state: dict[str, Any]) -> None:
-    name, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 # ------------------------------------------------------------------------ gradients and buffers

@@ -12,6 +12,15 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lth_lightning.fresh_fit import train_loaders
 
 
+def gathered(trainer: L.Trainer, value: Any) -> list[Any]:
+    """What each process has for `value`, in the order of ranks; any object that can be pickled."""
+    values: list[Any] = [value]
+    if trainer.world_size > 1:
+        values = [None] * trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def agree(trainer: L.Trainer, fingerprint: str) -> bool:
     """Whether all processes have the same SHA-256; all learn it together, so that none is left waiting."""
     digest = torch.frombuffer(bytearray.fromhex(fingerprint), dtype=torch.uint8).to(trainer.strategy.root_device)
@@ -28,10 +37,7 @@ def share_buffers(trainer: L.Trainer) -> None:
 
 def mean_over_processes(trainer: L.Trainer, values: list[float | None]) -> list[float | None]:
     """The mean of each value over the processes that know it: other people's modules may log each process's own."""
-    if trainer.world_size == 1:
-        return values
-    everyones: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everyones, values)
+    everyones = gathered(trainer, values)
     known = [[value for value in column if value is not None] for column in zip(*everyones, strict=True)]
     return [_mean(column) if column else None for column in known]
 

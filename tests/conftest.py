@@ -289,6 +289,19 @@ def assert_same(ours: State, theirs: State) -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
+class Order(L.Callback):
+    """The targets of every batch that a network saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def on_network_start(self, *_: Any) -> None:
+        self.seen.append([])
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, _: int) -> None:
+        self.seen[-1] += batch[1].tolist()
+
+
 class Cut(L.Callback):
     """Ends a fit in the middle of its n-th batch, as a crash would."""
 

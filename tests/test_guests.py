@@ -13,6 +13,7 @@ from conftest import (
     Fit,
     ForeignData,
     ForeignModule,
+    Order,
     assert_same,
     copies,
     digits,
@@ -237,16 +238,6 @@ def test_a_loader_with_a_generator_of_its_own_gives_tickets_and_controls_one_ord
         def train_dataloader(self) -> DataLoader:
             generator = torch.Generator().manual_seed(5)
             return DataLoader(self.splits["train"], batch_size=40, shuffle=True, generator=generator)
-
-    class Order(L.Callback):
-        def __init__(self) -> None:
-            self.seen: list[list[int]] = []
-
-        def on_network_start(self, *_: Any) -> None:
-            self.seen.append([])
-
-        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, _: int) -> None:
-            self.seen[-1] += batch[1].tolist()
 
     order = Order()
     fit(

@@ -14,6 +14,7 @@ from conftest import (
     Fit,
     ForeignData,
     ForeignModule,
+    Order,
     assert_equal_runs,
     assert_same,
     copies,
@@ -258,19 +259,6 @@ def test_replicates_are_drawn_anew_and_all_hang_on_the_seed(tmp_path: Path) -> N
 def test_control_rounds_restrict_the_controls(tmp_path: Path) -> None:
     run = fit(mlp(), digits(), tmp_path, rounds=3, controls=["random_mask"], control_rounds=[2])
     assert [(row.round, row.variant) for row in run.rows if row.variant != "ticket"] == [(2, "random_mask")]
-
-
-class Order(L.Callback):
-    """The targets of every batch that a network saw."""
-
-    def __init__(self) -> None:
-        self.seen: list[list[int]] = []
-
-    def on_network_start(self, *_: Any) -> None:
-        self.seen.append([])
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, _: int) -> None:
-        self.seen[-1] += batch[1].tolist()
 
 
 @pytest.mark.parametrize("data_order", ["fresh", "same"])

@@ -24,10 +24,9 @@ from lth_lightning.experiment import CONTROLS, Network, plan_networks
 from lth_lightning.lengths import Length
 from lth_lightning.loader import TensorLoader, crop_and_flip, rank_share
 from lth_lightning.masks import Masks, State, dense_masks, density, fingerprint, masked, shuffled
-from lth_lightning.moment import _generators, _restore_generators
 from lth_lightning.results import VARIANTS, LayerRow, Row, read_layers, read_rows, write_layers, write_rows
 from lth_lightning.same_settings import MAY_DIFFER, check_same
-from lth_lightning.seeding import derive_seed
+from lth_lightning.seeding import derive_seed, generators, restore_generators
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DTYPES = (*FLOATS, torch.int64, torch.int16, torch.uint8, torch.bool)
@@ -647,10 +646,10 @@ def test_generators_go_on_from_where_they_were_kept(folder: Path, seed: int, use
     for name, times in used:
         for _ in range(times):
             USES[name]()
-    torch.save(_generators(), folder / "moment.ckpt")
+    torch.save(generators(), folder / "moment.ckpt")
     expected = [USES[name]() for name in [*USES, *USES]]
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    _restore_generators(torch.load(folder / "moment.ckpt", weights_only=True))
+    restore_generators(torch.load(folder / "moment.ckpt", weights_only=True))
     assert [USES[name]() for name in [*USES, *USES]] == expected
 
 
