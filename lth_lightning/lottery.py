@@ -42,7 +42,7 @@ from lth_lightning.masks import (
     prunable_weights,
 )
 from lth_lightning.pruning import Pruning
-from lth_lightning.results import LayerRow, Row, write_layers, write_rows
+from lth_lightning.results import LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.run_folder import RunFolder, free_folder
 from lth_lightning.scores import METRICS, Scores, layer_rows
 from lth_lightning.seeding import derive_seed, seed_global_generators
@@ -417,6 +417,7 @@ class LotteryTicket(L.Callback):
         if trainer.is_global_zero:
             write_rows(self.folder.results, self.results)
             write_layers(self.folder.layers, self.layers)
+            write_curve(self.folder.curve(network), self._scores.curve(network))
         assert self._summary is not None
         self._summary.add(row)
         self._announce(trainer, "on_network_end", row)

@@ -1,4 +1,4 @@
-"""One row a trained network: results.csv and layers.csv, written and read back, and what several rows say together."""
+"""One row a trained network: results.csv, layers.csv and curves/, written and read back, and what rows say together."""
 
 import csv
 import io
@@ -54,7 +54,21 @@ class LayerRow:
     density: float
 
 
-Record = TypeVar("Record", Row, LayerRow)
+@dataclass(frozen=True)
+class CurveRow:
+    """A point of a network's learning curve, a line of its file in curves/: an evaluation after `step` steps."""
+
+    round: int
+    variant: str
+    replicate: int
+    step: int
+    val_loss: float | None
+    val_acc: float | None
+    test_loss: float | None
+    test_acc: float | None
+
+
+Record = TypeVar("Record", Row, LayerRow, CurveRow)
 
 
 def in_order(rows: Iterable[Record]) -> list[Record]:
@@ -87,6 +101,17 @@ def write_layers(path: Path, rows: Sequence[LayerRow]) -> None:
 def read_layers(path: Path) -> list[LayerRow]:
     """The rows of a layers.csv; errors as in `read_rows`."""
     return _read(path, LayerRow)
+
+
+def write_curve(path: Path, rows: Sequence[CurveRow]) -> None:
+    """Write a network's learning curve: a file each, so that none grows with the rounds."""
+    _write(path, CurveRow, rows)
+
+
+def read_curves(folder: Path) -> list[CurveRow]:
+    """The learning curves in a run's curves/, by round, variant, replicate and step; none where there is no such
+    folder. Errors as in `read_rows`."""
+    return in_order(row for path in sorted(folder.glob("*.csv")) for row in _read(path, CurveRow))
 
 
 def _write(path: Path, kind: type[Record], rows: Sequence[Record]) -> None:

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lth_lightning.errors import SettingError
+from lth_lightning.experiment import Network
 from lth_lightning.files import check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.folder_lock import FolderLock
 
-RESULTS, LAYERS, TICKETS, CHECKPOINT, FIGURES = (
+RESULTS, LAYERS, CURVES, TICKETS, CHECKPOINT, FIGURES = (
     "results.csv",
     "layers.csv",
+    "curves",
     "tickets",
     "checkpoints/last.ckpt",
     "figures",
@@ -27,12 +29,17 @@ class RunFolder:
         self.path = path
         self.results = path / RESULTS
         self.layers = path / LAYERS
+        self.curves = path / CURVES
         self.tickets = path / TICKETS
         self.checkpoint = path / CHECKPOINT
 
     def ticket(self, round: int) -> Path:
         """The file of a round's ticket."""
         return self.tickets / f"round_{round:02d}.safetensors"
+
+    def curve(self, network: Network) -> Path:
+        """The file of a network's learning curve."""
+        return self.curves / f"round_{network.round:02d}_{network.variant}_{network.replicate}.csv"
 
     @property
     def taken(self) -> bool:
@@ -57,9 +64,9 @@ class RunFolder:
         Raises:
             WriteError: they cannot be made or written.
         """
-        for folder in (self.path, self.tickets, self.checkpoint.parent):
+        for folder in (self.path, self.curves, self.tickets, self.checkpoint.parent):
             make_folder(folder)
-        for folder in (self.path, self.tickets, self.checkpoint.parent, self.path / FIGURES):
+        for folder in (self.path, self.curves, self.tickets, self.checkpoint.parent, self.path / FIGURES):
             remove_unfinished(folder)
         probe = self.path / ".writable"
         replace_file(probe, b"")
@@ -67,7 +74,7 @@ class RunFolder:
 
     def remove_empty_folders(self) -> None:
         """Undo `prepare` for a run that came to nothing."""
-        for folder in (self.tickets, self.checkpoint.parent):
+        for folder in (self.curves, self.tickets, self.checkpoint.parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -11,7 +11,7 @@ from lth_lightning.evaluation import TestLoop, validate
 from lth_lightning.experiment import Network
 from lth_lightning.masks import Masks, count_kept, count_prunable
 from lth_lightning.processes import mean_over_processes
-from lth_lightning.results import Evaluation, LayerRow, Row, early_stop
+from lth_lightning.results import CurveRow, Evaluation, LayerRow, Row, early_stop
 from lth_lightning.seeding import preserved_generators
 
 METRICS = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc")
@@ -85,6 +85,10 @@ class Scores:
             early_stop_val_loss=best.val_loss if best else None,
             early_stop_test_acc=best.test_acc if best else None,
         )
+
+    def curve(self, network: Network) -> list[CurveRow]:
+        """The network's learning curve so far, as lines of its file."""
+        return [CurveRow(network.round, network.variant, network.replicate, **asdict(point)) for point in self._curve]
 
     @property
     def _elapsed(self) -> float:

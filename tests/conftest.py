@@ -322,7 +322,8 @@ def assert_equal_runs(one: Path, other: Path) -> None:
                 [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)] for f in (ours, theirs)
             )
         assert first == second
-    tickets = sorted(path.name for path in (one / "tickets").iterdir())
-    assert tickets == sorted(path.name for path in (other / "tickets").iterdir())
-    for name in tickets:
-        assert (one / "tickets" / name).read_bytes() == (other / "tickets" / name).read_bytes()
+    for folder in ("tickets", "curves"):
+        names = sorted(path.name for path in (one / folder).iterdir())
+        assert names == sorted(path.name for path in (other / folder).iterdir())
+        for name in names:
+            assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes()

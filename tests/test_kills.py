@@ -164,7 +164,7 @@ def kind(name: str) -> str:
     name = re.sub(r"(^|/)\.(.+)\.\w{8}\.unfinished$", r"\1\2", name)
     name = re.sub(r"/round_\d+ [^/]*", "/round", re.sub(r"/all rounds, [^/]*", "/all rounds", name))
     name = re.sub(r"events\.out\..*", "events", re.sub(r"round_\d+\.", "round.", name))
-    return re.sub(r"figures/.*", "figures/*", name)
+    return re.sub(r"(figures|curves)/.*", r"\1/*", name)
 
 
 Hook = Callable[[str, tuple[Any, ...]], None]
@@ -303,7 +303,8 @@ def outcome(run: Path) -> dict[str, Any]:
         "bytes": {name: (run / name).read_bytes() for name in ("config.yaml", "layers.csv")},
         "tickets": {path.name: path.read_bytes() for path in (run / "tickets").glob("[!.]*")},
         "weights": {name: value.tolist() for name, value in checkpoint["state_dict"].items()},
-        "curves": {folder.name: curves(folder) for folder in (run / "tensorboard").iterdir()},
+        "curves": {path.name: path.read_bytes() for path in (run / "curves").glob("[!.]*")},
+        "points": {folder.name: points(folder) for folder in (run / "tensorboard").iterdir()},
     }
 
 
@@ -313,7 +314,7 @@ def rows(run: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The points of each tag as TensorBoard shows them."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -425,7 +426,7 @@ def hows(operation: Operation, others: Collection[Operation]) -> tuple[str, ...]
 
 
 WRITTEN = {
-    *("config.yaml", "checkpoints/last.ckpt", "tickets/round.safetensors", "results.csv", "layers.csv"),
+    *("config.yaml", "checkpoints/last.ckpt", "tickets/round.safetensors", "results.csv", "layers.csv", "curves/*"),
     *("tensorboard/round/events", "tensorboard/all rounds/events", "report.md", "figures/*"),
 }
 

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lth_lightning import LotteryTicket, Magnitude, Pruning, SettingError, prunable_weights
 from lth_lightning.masks import density, masked
+from lth_lightning.results import read_curves
 
 Experiment = Callable[..., Fit]
 ALL_CONTROLS = ("random_reinit", "random_mask", "pruned_only")
@@ -282,7 +283,9 @@ def test_how_often_is_evaluated_does_not_change_what_is_trained(experiment: Expe
     assert never.rows[2].test_acc is None
 
 
-def test_early_stop_columns_are_the_evaluation_of_the_lowest_validation_loss(tmp_path: Path) -> None:
+def test_early_stop_columns_are_the_evaluation_of_the_lowest_loss_and_curves_hold_all(
+    tmp_path: Path,
+) -> None:
     class Curve(L.Callback):
         def __init__(self) -> None:
             self.points: list[list[tuple[float, int]]] = []
@@ -302,6 +305,9 @@ def test_early_stop_columns_are_the_evaluation_of_the_lowest_validation_loss(tmp
         loss, step = min(points)
         assert (row.early_stop_val_loss, row.early_stop_step) == (loss, step)
         assert row.val_loss == points[-1][0]
+        kept = [point for point in read_curves(run.lottery.folder.curves) if point.round == row.round]
+        assert [(point.val_loss, point.step) for point in kept] == points
+        assert kept[-1].test_acc == row.test_acc
 
 
 # ------------------------------------------------------------------------ resuming

@@ -1,4 +1,4 @@
-"""results.csv and layers.csv read back what was written, and refuse what is something else; the paper's early stop."""
+"""results.csv, layers.csv and curves/ read back what was written, or are refused; the paper's early stop."""
 
 import csv
 import random
@@ -10,6 +10,7 @@ import pytest
 
 from lth_lightning.errors import SettingError
 from lth_lightning.results import (
+    CurveRow,
     Evaluation,
     LayerRow,
     Row,
@@ -17,8 +18,10 @@ from lth_lightning.results import (
     by_round,
     early_stop,
     in_order,
+    read_curves,
     read_layers,
     read_rows,
+    write_curve,
     write_layers,
     write_rows,
 )
@@ -49,6 +52,17 @@ def test_layers_read_back_equal_whatever_their_names(tmp_path: Path) -> None:
     layers = [LayerRow(1, "ticket", 0, name, 2, 3, 2 / 3) for name in ("net.0.weight", 'odd, "name"', "Gewölbe")]
     write_layers(tmp_path / "layers.csv", layers)
     assert read_layers(tmp_path / "layers.csv") == layers
+
+
+def test_curves_read_back_together_by_round_variant_and_step(tmp_path: Path) -> None:
+    def curve(round: int, variant: str) -> list[CurveRow]:
+        return [CurveRow(round, variant, 0, step, 1 / 3 + step, None, None, 0.5) for step in (20, 100, 1000)]
+
+    expected = [curve(0, "ticket"), curve(1, "ticket"), curve(1, "random_reinit"), curve(10, "ticket")]
+    for name, points in zip("dbca", expected, strict=True):
+        write_curve(tmp_path / f"{name}.csv", points)
+    assert read_curves(tmp_path) == [point for points in expected for point in points]
+    assert read_curves(tmp_path / "not_there") == []
 
 
 def good_lines() -> list[str]:
