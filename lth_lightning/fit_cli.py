@@ -264,6 +264,7 @@ class LotteryCLI(LightningCLI):
         """The files that a config names in lottery.tickets may be gone."""
         lottery = self.settings.lottery
         lottery.tickets, lottery.rounds, lottery.controls, lottery.control_rounds = None, 0, [], None
+        lottery.transfer, lottery.on_mismatch = "mask_and_weights", "refuse"
         self._parser(self.subcommand).callback_keys.clear()
 
     # ------------------------------------------------------------------------ model, data, trainer

@@ -1,14 +1,44 @@
-"""Tickets from files, to be trained in place of new ones."""
+"""Tickets from files, to be trained in place of new ones, on the same data or on other.
+
+What a ticket owes to its mask, to the signs of its weights and to their values is asked by Zhou et al. 2019
+(arXiv:1905.01067); whether it holds for other data and optimizers by Morcos et al. 2019 (arXiv:1906.02773).
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from lth_lightning.errors import SettingError
+from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.files import content_hash
-from lth_lightning.masks import State, check_masks
-from lth_lightning.ticket import Ticket
+from lth_lightning.masks import Masks, State, check_masks
+from lth_lightning.ticket import Ticket, full_state
+
+TRANSFERS = ("mask", "mask_and_sign", "mask_and_weights")
+MISMATCHES = ("refuse", "reinitialise")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run takes over from a ticket's file, by the names of its module.
+
+    Args:
+        masks: the ticket's; True throughout where a layer is of another shape.
+        start: the weights to start from.
+        whole: the same with the weights that the ticket has pruned, or None where they are not known.
+        info: what the ticket says of itself.
+        rewind_step: the step that training starts at.
+        rates: the learning rates to hold, of a ticket that was fine-tuned.
+    """
+
+    masks: Masks
+    start: State
+    whole: State | None
+    info: Mapping[str, Any]
+    rewind_step: int
+    rates: list[list[float]] | None
 
 
 class GivenTickets:
@@ -16,30 +46,62 @@ class GivenTickets:
 
     Args:
         path: a ticket, or a folder of them.
+        transfer: what is taken over: `mask_and_weights`; `mask_and_sign`, on weights with the ticket's signs and fresh
+            magnitudes; or the `mask` alone, on fresh weights. All that is not prunable goes with the weights.
+        on_mismatch: what becomes of a layer whose shape differs: `refuse`, or `reinitialise` it and keep all of it.
 
     Attributes:
         files: each ticket's file, by its round.
         latest_rewind_step: the latest step that one of them starts at, once they are checked.
+        reinitialised: what is of another shape, by name and in words, once they are checked.
 
     Raises:
-        SettingError: there is none, one cannot be read, or two are of the same round.
+        SettingError: there is none, one cannot be read, two are of the same round, or a choice is unknown.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, transfer: str = "mask_and_weights", on_mismatch: str = "refuse") -> None:
+        for setting, given, allowed in (("transfer", transfer, TRANSFERS), ("on_mismatch", on_mismatch, MISMATCHES)):
+            if given not in allowed:
+                raise unknown_name(f"lottery.{setting}", given, allowed)
+        self.transfer, self.on_mismatch = transfer, on_mismatch
         self.files = ticket_files(path)
         self.latest_rewind_step = 0
+        self.reinitialised: dict[str, str] = {}
 
-    def load(self, round: int, module: nn.Module) -> tuple[Ticket, State | None]:
-        """The ticket under the module's names, and its rewind point with the pruned weights, where that is known.
+    @property
+    def needs_fresh_weights(self) -> bool:
+        """Whether `load` is to be given weights of the run's own."""
+        return self.transfer != "mask_and_weights" or self.on_mismatch == "reinitialise"
+
+    def load(self, round: int, module: nn.Module, fresh: State | None) -> Taken:
+        """What this run takes over from that round's ticket.
+
+        Args:
+            round: one of `files`.
+            module: the network to train.
+            fresh: newly drawn weights of `module`, where `needs_fresh_weights`.
 
         Raises:
             TicketError: the file cannot be read, or does not fit the module.
         """
-        ticket = Ticket.load(self.files[round])
-        fitting, whole = ticket.fit_to(module), whole_rewind_point(self.files[round], ticket)
-        return fitting, None if whole is None else Ticket(ticket.masks, whole).fit_to(module).rewind_point
+        written = Ticket.load(self.files[round])
+        filling = fresh if self.on_mismatch == "reinitialise" else None
+        ticket, whole = written.fit_to(module, filling), whole_rewind_point(self.files[round], written)
+        if whole is not None:
+            whole = Ticket(written.masks, whole).fit_to(module, filling).rewind_point
+        if self.transfer == "mask_and_weights":
+            step, rates = int(ticket.info["rewind_step"]), ticket.info["learning_rates"]
+            return Taken(ticket.masks, ticket.rewind_point, whole, ticket.info, step, rates)
+        assert fresh is not None
+        if self.transfer == "mask":
+            return Taken(ticket.masks, fresh, fresh, ticket.info, 0, None)
+        signed = with_signs(fresh, ticket.rewind_point, ticket.masks)
+        whole = None if whole is None else with_signs(fresh, whole, ticket.masks)
+        return Taken(ticket.masks, signed, whole, ticket.info, 0, None)
 
-    def check(self, module: nn.Module, weights: Mapping[str, Tensor], controls: Sequence[str]) -> None:
+    def check(
+        self, module: nn.Module, weights: Mapping[str, Tensor], controls: Sequence[str], fresh: State | None
+    ) -> None:
         """Find out before any training what would fail rounds later.
 
         Raises:
@@ -47,14 +109,21 @@ class GivenTickets:
                 needs.
         """
         for round, path in self.files.items():
-            ticket, whole = self.load(round, module)
-            check_masks(ticket.masks, weights)
-            if whole is None and "random_mask" in controls:
+            misshapen = Ticket.load(path).misshapen(full_state(module))
+            if misshapen and self.on_mismatch == "refuse":
+                raise SettingError(
+                    f"lottery.tickets: {path.name} does not fit the network: {', '.join(misshapen.values())}. With "
+                    "lottery.on_mismatch reinitialise those layers start from fresh weights and keep all of them."
+                )
+            taken = self.load(round, module, fresh)
+            check_masks(taken.masks, weights)
+            if taken.whole is None and "random_mask" in controls:
                 raise SettingError(
                     f"lottery.controls: random_mask keeps weights that {path.name} has pruned and does not hold. Put "
                     "its run's round_00.safetensors beside it, or leave random_mask out."
                 )
-            self.latest_rewind_step = max(self.latest_rewind_step, int(ticket.info["rewind_step"]))
+            self.latest_rewind_step = max(self.latest_rewind_step, taken.rewind_step)
+            self.reinitialised |= misshapen
 
     def contents(self) -> dict[str, str]:
         """The beginning of each file's hash, by its name: other files are other tickets, wherever they lie."""
@@ -97,3 +166,14 @@ def whole_rewind_point(path: Path, ticket: Ticket) -> State | None:
     if dense is None or dense.density < 1 or any(dense.info[key] != ticket.info[key] for key in same_run):
         return None
     return dense.rewind_point
+
+
+def with_signs(magnitudes: State, signs: State, masks: Masks) -> State:
+    """|magnitudes| with the signs of `signs`, entry by entry, where there are masks; else `magnitudes` as they are.
+
+    Zhou et al. 2019 (arXiv:1905.01067), section 4: the signs at the start matter more than the values.
+    """
+    return {
+        name: value.abs() * signs[name].to(value.device).sign() if name in masks else value
+        for name, value in magnitudes.items()
+    }

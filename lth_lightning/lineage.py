@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from lth_lightning.experiment import Network
+from lth_lightning.given import Taken
 from lth_lightning.masks import Masks, State, dense_masks, masked, shuffled, stable_name
 from lth_lightning.models import reset
 from lth_lightning.pruning import Evidence, Pruning
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
-from lth_lightning.ticket import Ticket, full_state, load_state
+from lth_lightning.ticket import full_state, load_state
 
 
 def copied(state: State) -> State:
@@ -34,6 +35,7 @@ class Lineage:
         trained: the last ticket after training.
         dense: round 0 after training, kept for one-shot pruning.
         rates: the learning rates that fine-tuning holds.
+        own: weights drawn for tickets from files of which not all is taken over.
     """
 
     masks: Masks
@@ -45,6 +47,7 @@ class Lineage:
     trained: State | None = None
     dense: State | None = None
     rates: list[list[float]] | None = None
+    own: State | None = None
 
     def set_rewind_point(self, module: nn.Module, step: int) -> None:
         """Take the weights of `module` as they are now for the rewind point."""
@@ -72,18 +75,12 @@ class Lineage:
         """Settle where this round's networks start: at the rewind point, or where the last ticket ended."""
         self.start = self.rewind_point if way == "weights" else self.trained
 
-    def take(self, ticket: Ticket, whole: State | None) -> None:
-        """Go on with a ticket from a file: its masks, its rewind point, its seed and its order of the data.
-
-        Args:
-            ticket: the ticket, by the names of the module.
-            whole: the rewind point with the pruned weights, where it is known.
-        """
-        self.masks = ticket.masks
-        self.start = ticket.rewind_point
-        self.rewind_point = ticket.rewind_point if whole is None else whole
-        self.seed, self.order = int(ticket.info["seed"]), int(ticket.info["data_order"])
-        self.rewind_step, self.rates = int(ticket.info["rewind_step"]), ticket.info["learning_rates"]
+    def take(self, taken: Taken) -> None:
+        """Go on with what is taken over from a ticket's file: its seed and its order of the data too."""
+        self.masks, self.start = taken.masks, taken.start
+        self.rewind_point = taken.start if taken.whole is None else taken.whole
+        self.seed, self.order = int(taken.info["seed"]), int(taken.info["data_order"])
+        self.rewind_step, self.rates = taken.rewind_step, taken.rates
 
     def masks_of(self, network: Network) -> Masks:
         """A network's masks: the ticket's, or for `random_mask` the same shuffled within each layer."""
@@ -94,7 +91,7 @@ class Lineage:
     def start_of(self, network: Network, module: nn.Module) -> State:
         """The weights that a network starts from, before its masks."""
         if network.variant == "random_reinit":
-            return self.fresh_weights(network, module)
+            return self.fresh_weights(module, "random_reinit", network.round, network.replicate)
         if network.variant == "pruned_only":
             assert self.trained_before_pruning is not None
             return self.trained_before_pruning
@@ -104,8 +101,12 @@ class Lineage:
             return self.rewind_point
         return self.start if self.start is not None else copied(full_state(module))
 
-    def fresh_weights(self, network: Network, module: nn.Module) -> State:
+    def fresh_weights(self, module: nn.Module, *purpose: str | int) -> State:
         """New weights for what is trained; frozen weights, and buffers that nothing resets, as at the rewind point.
+
+        Args:
+            module: the network, left as it is.
+            purpose: what they are for; the draw hangs on it and the seed.
 
         Raises:
             SettingError: the module cannot be reset (`models.reset`).
@@ -115,7 +116,7 @@ class Lineage:
         if self.rewind_point is not None:
             load_state(module, self.rewind_point)
         with preserved_generators():
-            seed_global_generators(derive_seed(self.seed, "random_reinit", network.round, network.replicate))
+            seed_global_generators(derive_seed(self.seed, *purpose))
             reset(module)
         fresh = copied(full_state(module))
         load_state(module, before)

@@ -96,6 +96,10 @@ class LotteryTicket(L.Callback):
         control_replicates: how many random_reinit and random_mask networks a round, each drawn anew.
         data_order: `fresh`: a new order of the data each round; `same`: round 0's order in every round.
         tickets: a ticket file, or a folder of them, to train in place of finding new ones.
+        transfer: what is taken over from `tickets`: `mask_and_weights`; `mask_and_sign` (the weights' signs, with newly
+            drawn magnitudes); or the `mask` alone (newly drawn weights).
+        on_mismatch: a layer of `tickets` that has another shape here (other images, other classes): `refuse` it, or
+            `reinitialise` it and keep all its weights.
         prunable: the rule that says which weights may be pruned, a function from a module to its weights by name.
         metrics: names under which the module logs `train_loss`, `val_loss`, `val_acc`, `test_loss` and
             `test_acc`, where it uses others, e.g. `{"val_loss": "valid/ce"}`.
@@ -133,6 +137,8 @@ class LotteryTicket(L.Callback):
         control_replicates: int = 1,
         data_order: str = "fresh",
         tickets: str | os.PathLike[str] | None = None,
+        transfer: str = "mask_and_weights",
+        on_mismatch: str = "refuse",
         prunable: Callable[[nn.Module], dict[str, nn.Parameter]] = prunable_weights,
         metrics: dict[str, str] | None = None,
         evaluate_test: bool = True,
@@ -151,7 +157,12 @@ class LotteryTicket(L.Callback):
         self.rewind = rewind
         self.pruning = pruning
         self.data_order = data_order
-        self.given = None if tickets is None else GivenTickets(Path(tickets))
+        self.given = None if tickets is None else GivenTickets(Path(tickets), transfer, on_mismatch)
+        if tickets is None and (transfer, on_mismatch) != ("mask_and_weights", "refuse"):
+            raise SettingError(
+                f"lottery.transfer is {transfer} and lottery.on_mismatch {on_mismatch}, but there is nothing to take "
+                "over: name the tickets (--lottery.tickets RUN/tickets)."
+            )
         found = self.given is None
         all_rounds = planned_rounds(rounds, pruning) if self.given is None else list(self.given.files)
         self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=found)
@@ -226,11 +237,11 @@ class LotteryTicket(L.Callback):
         if not self._resumed:
             self.seed_in_use = trainer.strategy.broadcast(self._wanted_seed(otherwise=torch.initial_seed()))
         self._settle("settings", self._settings(trainer))
-        self._check_plan(pl_module)
         if not self._resumed:
             self._lineage = Lineage(dense_masks(self._weights), self.seed_in_use)
             if self.rewind_to.amount == 0:
                 self._lineage.set_rewind_point(pl_module, step=0)
+        self._check_plan(trainer, pl_module)
         evaluation.guard_validation(trainer)
         self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
@@ -363,7 +374,7 @@ class LotteryTicket(L.Callback):
         lineage = self._lineage
         lineage.order = round if self.data_order == "fresh" else 0
         if self.given is not None:
-            lineage.take(*self.given.load(round, module))
+            lineage.take(self.given.load(round, module, lineage.own))
         elif round > 0:
             lineage.prune(self.pruning, round)
             lineage.rewind(self.rewind)
@@ -458,6 +469,8 @@ class LotteryTicket(L.Callback):
             "train_for": str(self.train_for),
             "rewind_to": str(self.rewind_to),
             "rewind_step": self._lineage.rewind_step,
+            "transfer": self.given.transfer if self.given else None,
+            "reinitialised": list(self.given.reinitialised) if self.given else [],
             "learning_rates": self._lineage.rates,
             "val_acc": row.val_acc,
             "test_acc": row.test_acc,
@@ -532,18 +545,29 @@ class LotteryTicket(L.Callback):
             chosen = folder.path
         return RunFolder(Path(trainer.strategy.broadcast(str(chosen))))
 
-    def _check_plan(self, module: L.LightningModule) -> None:
+    def _check_plan(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Find out now what would otherwise fail rounds later."""
         sizes = {name: weight.numel() for name, weight in self._weights.items()}
         self.pruning.check(sizes, 0 if self.given is not None else self.plan[-1].round)
         if self.given is not None:
-            self.given.check(module, self._weights, self.controls)
+            self._check_given(trainer, self.given, module)
         if getattr(module, "masks", None) is not None:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
         for network in self.plan:
             if network.variant == "random_reinit":
-                self._lineage.fresh_weights(network, module)
+                self._lineage.fresh_weights(module)
                 break
+
+    def _check_given(self, trainer: L.Trainer, given: GivenTickets, module: L.LightningModule) -> None:
+        if given.needs_fresh_weights and self._lineage.own is None:
+            # Drawn anew, as a seed gives a network the very weights that a ticket of that seed was found from.
+            self._lineage.own = self._lineage.fresh_weights(module, "transfer")
+        given.check(module, self._weights, self.controls, self._lineage.own)
+        if given.reinitialised and trainer.is_global_zero:
+            log.warning(
+                "lottery.tickets: of another shape here, so re-initialised and kept whole: %s.",
+                ", ".join(given.reinitialised.values()),
+            )
 
     def _settings(self, trainer: L.Trainer) -> dict[str, str]:
         """What a resumed run must have in common with the run it resumes, in words."""
@@ -558,6 +582,8 @@ class LotteryTicket(L.Callback):
             "lottery.controls": self.controls,
             "lottery.control_rounds": self.control_rounds,
             "lottery.control_replicates": self.control_replicates,
+            "lottery.transfer": self.given.transfer if self.given else None,
+            "lottery.on_mismatch": self.given.on_mismatch if self.given else None,
             "lottery.metrics": self.metrics,
             "lottery.evaluate_test": self.evaluate_test,
             **{f"lottery.pruning.{name}": value for name, value in pruning.items()},

@@ -126,24 +126,29 @@ class Ticket:
                 states[part][name] = _spread(value, masks[name]) if name in masks else value
         return cls(masks, states["rewind_point"], states["trained"] or None, info)
 
-    def fit_to(self, module: nn.Module) -> "Ticket":
+    def fit_to(self, module: nn.Module, fresh: State | None = None) -> "Ticket":
         """The same ticket under the names of `module`: a network alone, or inside a LightningModule.
 
         Names fit as they are, or without a prefix that one side has on all of them (`net.`).
 
+        Args:
+            module: the network to fit.
+            fresh: values by the names of `module`, for what is of another shape (a network for other images or other
+                classes): those layers start from them and keep all their weights; `trained` is None then. None: a
+                shape that differs is an error.
+
         Raises:
-            TicketError: parameters or buffers are missing, superfluous or of another shape; it lists them.
+            TicketError: parameters or buffers are missing, superfluous or, without `fresh`, of another shape; it
+                lists them.
         """
         target = full_state(module)
         renamed = self._renamed(target)
+        if fresh is not None and (misshapen := renamed.misshapen(target)):
+            renamed = renamed._refilled({name: fresh[name] for name in misshapen})
         ours = renamed.rewind_point
         misfits = [f"{name} (only in the ticket)" for name in ours.keys() - target.keys()]
         misfits += [f"{name} (only in the network)" for name in target.keys() - ours.keys()]
-        misfits += [
-            f"{name} (ticket {tuple(ours[name].shape)}, network {tuple(target[name].shape)})"
-            for name in ours.keys() & target.keys()
-            if ours[name].shape != target[name].shape
-        ]
+        misfits += renamed.misshapen(target).values()
         if misfits:
             made_for = self.info.get("architecture", "another network")
             more = f" and {len(misfits) - 5} more" if len(misfits) > 5 else ""
@@ -153,6 +158,23 @@ class Ticket:
             )
         in_order = {name: renamed.masks[name] for name in target if name in renamed.masks}
         return Ticket(in_order, renamed.rewind_point, renamed.trained, renamed.info)
+
+    def misshapen(self, target: State) -> dict[str, str]:
+        """The parameters and buffers of `target`, a network's, that are of another shape here: names, and in words."""
+        ours = self._renamed(target).rewind_point
+        return {
+            name: f"{name} (ticket {tuple(ours[name].shape)}, network {tuple(value.shape)})"
+            for name, value in target.items()
+            if name in ours and ours[name].shape != value.shape
+        }
+
+    def _refilled(self, values: State) -> "Ticket":
+        """With `values` in place of what is there by their names, whole."""
+        masks = {
+            name: torch.ones_like(values[name], dtype=torch.bool) if name in values else mask
+            for name, mask in self.masks.items()
+        }
+        return Ticket(masks, self.rewind_point | values, None, self.info)
 
     def _renamed(self, target: State) -> "Ticket":
         for old, new in _prefixes(self.rewind_point, target):

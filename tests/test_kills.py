@@ -328,9 +328,9 @@ class Reference:
     operations: list[tuple[float, Operation]]
 
     def __post_init__(self) -> None:
-        for tags in self.outcome["curves"].values():
-            for points in tags.values():
-                steps = [step for step, _ in points]
+        for tags in self.outcome["points"].values():
+            for curve in tags.values():
+                steps = [step for step, _ in curve]
                 assert steps == sorted(set(steps))
 
     def check(self, experiment: Experiment) -> None:
