@@ -5,7 +5,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor
@@ -22,7 +22,7 @@ from dataset_files import accept_cifar10, write_cifar10, write_mnist
 from lth_lightning import LotteryTicket, Ticket, prunable_weights
 from lth_lightning.cli import main
 from lth_lightning.fit_cli import LotteryCLI
-from lth_lightning.pruning import Magnitude
+from lth_lightning.pruning import Magnitude, Pruning
 from lth_lightning.results import read_layers, read_rows
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -46,6 +46,11 @@ class Published:
     percents: dict[int, float] = field(default_factory=dict)
     rounds: int = 20
     controls: tuple[str, ...] = BOTH
+    control_rounds: tuple[int, ...] | None = None
+    densities: tuple[float, ...] | None = None  # pruned from the dense network, in place of rates
+    epochs: int | None = None  # that make up `steps`, where the config says so many epochs
+    scaling: str = "standardise"
+    val_check_interval: int | None = 100
     # Of the networks that are pruned globally, rewound late, and trained at a falling rate on augmented images:
     together: bool = False
     rewind_step: int = 0
@@ -73,6 +78,18 @@ LENET5: dict[str, Any] = {
     "optimizer": adam(1.2e-3),
 }
 CONV: dict[str, Any] = {"dataset": "CIFAR10", "batch": 60, "rates": {"output": 0.1, "fc": 0.2, "conv": 0.1}}
+MLP: dict[str, Any] = {"controls": ("random_reinit",)}
+TUTORIAL: dict[str, Any] = {
+    **MLP,
+    "dataset": "MNIST",
+    "weights": 784 * 128 + 128 * 64 + 64 * 10,
+    "steps": 4 * 1_719,
+    "epochs": 4,
+    "batch": 32,
+    "optimizer": adam(1e-3),
+    "scaling": "symmetric",
+    "val_check_interval": 200,
+}
 DEEP: dict[str, Any] = {
     "dataset": "CIFAR10",
     "optimizer": SGD,
@@ -80,6 +97,7 @@ DEEP: dict[str, Any] = {
     "controls": ("random_reinit",),
     "together": True,
     "rewind_step": 1000,
+    "val_check_interval": None,
 }
 PUBLISHED = {
     "quickstart": Published(
@@ -91,6 +109,34 @@ PUBLISHED = {
         rates={"": 0.3},
         optimizer=adam(1.2e-3),
         percents={12: 1.4},
+        val_check_interval=None,
+    ),
+    "mlp_fashion_mnist": Published(
+        **MLP,
+        dataset="FashionMNIST",
+        weights=784 * 256 + 256 * 128 + 128 * 32 + 32 * 10,
+        steps=20 * 430,
+        epochs=20,
+        batch=128,
+        rounds=5,
+        rates={"": 0.2},
+        optimizer=adam(1e-5),
+        val_check_interval=None,
+    ),
+    "mlp_mnist": Published(**TUTORIAL, rounds=6, rates={"": 0.4}, percents={1: 60, 2: 36, 3: 21.6, 6: 4.67}),
+    "mlp_mnist_one_shot": Published(
+        **{**TUTORIAL, "controls": ("pruned_only",)}, rounds=4, rates={}, densities=(0.6, 0.4, 0.2, 0.05)
+    ),
+    "generalisation_mnist": Published(
+        **MLP,
+        dataset="MNIST",
+        weights=266_200,
+        steps=1_000,
+        batch=60,
+        rounds=10,
+        control_rounds=(2, 4, 6, 8, 10),
+        rates={"": 0.2},
+        optimizer=adam(1e-3),
     ),
     "lenet300_mnist": Published(dataset="MNIST", **LENET300),
     "lenet300_fashion_mnist": Published(dataset="FashionMNIST", **LENET300),
@@ -185,10 +231,13 @@ def shortened(config: Path, data_dir: Path) -> list[str]:
     settings: dict[str, Any] = {
         "--data.data_dir": data_dir,
         "--data.batch_size": 4 if large(config) else 14,
-        "--lottery.rounds": 2,
         "--lottery.train_for": "4it",
         "--lottery.control_rounds": list(control_rounds(config)),
     }
+    if PUBLISHED[config.stem].densities:
+        settings["--lottery.pruning.densities"] = list(PUBLISHED[config.stem].densities[:2])
+    else:
+        settings["--lottery.rounds"] = 2
     text = config.read_text()
     if "rewind_to" in text:
         settings["--lottery.rewind_to"] = "2it"
@@ -200,6 +249,9 @@ def shortened(config: Path, data_dir: Path) -> list[str]:
 def survivors(sizes: dict[str, int], expected: Published, round: int) -> dict[str, int]:
     """Each weight's survivors by the published rates, of exactly floor(rate x survivors) pruned; where layers are
     ranked together, of all of one rate, under the rate's name. In fractions, and without the code under test."""
+    if expected.densities:
+        gone = 1 - Fraction(str(expected.densities[round - 1])) if round else Fraction(0)
+        return {name: size - floor(gone * size) for name, size in sizes.items()}
     kept: dict[str, int] = {}
     rates = {}
     for name, size in sizes.items():
@@ -218,7 +270,8 @@ def survivors(sizes: dict[str, int], expected: Published, round: int) -> dict[st
 def test_the_configs_that_the_project_promises_are_there() -> None:
     lenets = [f"{net}_{data}" for net in ("lenet300", "lenet5") for data in ("mnist", "fashion_mnist")]
     cifar10 = [f"{net}_cifar10" for net in ("conv2", "conv4", "conv6", "resnet20", "vgg19")]
-    assert {config.stem for config in CONFIGS} >= {"quickstart", *lenets, *cifar10}
+    mlps = {"mlp_fashion_mnist", "mlp_mnist", "mlp_mnist_one_shot", "generalisation_mnist"}
+    assert {config.stem for config in CONFIGS} >= {"quickstart", *lenets, *cifar10, *mlps}
     assert {config.stem for config in CONFIGS} == PUBLISHED.keys(), "a config whose settings no test states"
 
 
@@ -238,7 +291,7 @@ def test_settings_are_the_published_ones(config: Path, tmp_path: Path) -> None:
     data = cli.datamodule
     assert (data.dataset, data.batch_size, data.augment) == (expected.dataset, expected.batch, expected.together)
     assert (data.val_size, data.train_size) == (None, None)  # 55K/5K and 45K/5K: tests/test_data.py
-    assert cli.model.init == "glorot_normal"
+    assert (data.scaling, cli.model.init) == (expected.scaling, "glorot_normal")
 
     chosen = cli.model.configure_optimizers()
     optimizer = chosen["optimizer"] if isinstance(chosen, dict) else chosen
@@ -250,18 +303,20 @@ def test_settings_are_the_published_ones(config: Path, tmp_path: Path) -> None:
         [expected.optimizer["lr"] * 0.1**drop for drop in range(len(expected.milestones) + 1)]
     )
 
-    assert (lottery.train_for.amount, lottery.train_for.unit) == (expected.steps, "it")
+    length = (expected.steps, "it") if expected.epochs is None else (expected.epochs, "ep")
+    assert (lottery.train_for.amount, lottery.train_for.unit) == length
     assert lottery.rewind_to.steps(1, expected.steps) == expected.rewind_step
     assert lottery.rewind == "weights"
     pruning = lottery.pruning
     assert pruning.scope == ("global" if expected.together else "layerwise")
-    assert (pruning.prune_from, pruning.densities, type(pruning.criterion)) == ("last_round", None, Magnitude)
-    variants = ("ticket", *expected.controls)
-    assert [(network.round, network.variant) for network in lottery.plan] == [
-        (number, variant) for number in range(expected.rounds + 1) for variant in (variants if number else ("ticket",))
-    ]
-    if config.stem != "quickstart" and not expected.milestones:
-        assert (cli.trainer.val_check_interval, cli.trainer.check_val_every_n_epoch) == (100, None)
+    assert pruning.prune_from == ("dense" if expected.densities else "last_round")
+    assert type(pruning.criterion) is Magnitude
+    assert [(network.round, network.variant) for network in lottery.plan] == planned(
+        expected, expected.rounds, expected.control_rounds or range(1, expected.rounds + 1)
+    )
+    if expected.val_check_interval:
+        checks = (cli.trainer.val_check_interval, cli.trainer.check_val_every_n_epoch)
+        assert checks == (expected.val_check_interval, None)
 
     sizes = {name: weight.numel() for name, weight in prunable_weights(cli.model).items()}
     assert sum(sizes.values()) == expected.weights
@@ -271,6 +326,17 @@ def test_settings_are_the_published_ones(config: Path, tmp_path: Path) -> None:
         one_digit = percent == round(percent, 1)
         # Only whole weights go, which leaves up to 0.006 points more than powers of 0.8.
         assert 100 * ours[number] == pytest.approx(percent, abs=0.051 if one_digit else 0.006), f"round {number}"
+
+
+def planned(expected: Published, rounds: int, control_rounds: Iterable[int]) -> list[tuple[int, str]]:
+    """Rounds and variants in the order of training: `pruned_only` shows what training then changes."""
+    before = [control for control in expected.controls if control == "pruned_only"]
+    after = [control for control in expected.controls if control != "pruned_only"]
+    plan = []
+    for number in range(rounds + 1):
+        here = number in control_rounds
+        plan += [(number, variant) for variant in [*(before if here else []), "ticket", *(after if here else [])]]
+    return plan
 
 
 def learning_rates(chosen: Any, steps: tuple[int, ...]) -> list[float]:
@@ -296,7 +362,8 @@ def test_the_header_tells_source_command_cost_and_figures(config: Path) -> None:
     assert "arXiv:" in header or "Ours: " in header
     assert "\n# Measured here" in header
     expected = PUBLISHED[config.stem]
-    tickets, controls = expected.rounds + 1, expected.rounds * len(expected.controls)
+    trained = [control for control in expected.controls if control != "pruned_only"]
+    tickets, controls = expected.rounds + 1, len(expected.control_rounds or range(expected.rounds)) * len(trained)
     steps = expected.steps + (tickets + controls - 1) * (expected.steps - expected.rewind_step)
     assert re.search(rf"Trains {tickets + controls} networks \({tickets} tickets, .*; {steps:,} steps\)", header)
 
@@ -310,12 +377,12 @@ def test_two_rounds_run_and_leave_what_a_run_leaves(config: Path, data_dir: Path
     assert fit(config, run_dir, *shortened(config, data_dir)) == 0
 
     rows = read_rows(run_dir / "results.csv")
-    controls = dict.fromkeys(control_rounds(config), expected.controls)
-    variants = [(round, variant) for round in range(3) for variant in ("ticket", *controls.get(round, ()))]
-    assert [(row.round, row.variant) for row in rows] == variants
+    assert [(row.round, row.variant) for row in rows] == planned(expected, 2, control_rounds(config))
     rewind_step = 2 if expected.rewind_step else 0
-    assert [row.steps for row in rows] == [4] + [4 - rewind_step] * (len(rows) - 1)
-    for row in rows:
+    trained = [row for row in rows if row.variant != "pruned_only"]
+    assert [row.steps for row in trained] == [4] + [4 - rewind_step] * (len(trained) - 1)
+    assert [row.steps for row in rows if row.variant == "pruned_only"] == [0] * (len(rows) - len(trained))
+    for row in trained:
         assert None not in (row.train_loss, row.val_loss, row.test_loss, row.early_stop_val_loss)
         assert 0 <= row.val_acc <= 1
         assert 0 <= row.test_acc <= 1
@@ -342,12 +409,24 @@ def test_two_rounds_run_and_leave_what_a_run_leaves(config: Path, data_dir: Path
     assert (last.info["round"], last.info["rewind_step"]) == (2, rewind_step)
 
     settings = yaml.safe_load((run_dir / "config.yaml").read_text())
-    assert (settings["data"]["dataset"], settings["lottery"]["rounds"]) == (expected.dataset, 2)
-    assert "random_reinit" in (run_dir / "report.md").read_text().replace(" ", "_")
+    assert settings["data"]["dataset"] == expected.dataset
+    assert expected.controls[0] in (run_dir / "report.md").read_text().replace(" ", "_")
     assert {path.suffix for path in (run_dir / "figures").iterdir()} >= {".png", ".svg"}
     assert (run_dir / "checkpoints" / "last.ckpt").stat().st_size
     curves = {folder.name.split()[0] for folder in (run_dir / "tensorboard").iterdir() if folder.is_dir()}
     assert {"round_00", "round_01", "round_02"} <= curves
+
+
+def test_the_tutorials_counts_of_pruned_weights() -> None:
+    """One-shot at 40 %: 40,140, 3,276 and 256 weights go. In 18 rounds at 20 % about 1,965 of 109,184 are left."""
+    sizes = {"fc1": 784 * 128, "fc2": 128 * 64, "output": 64 * 10}
+    one_shot = Pruning(densities=[0.6, 0.4, 0.2, 0.05], prune_from="dense")
+    gone = [
+        sizes[group.names[0]] - one_shot.kept(group, sizes[group.names[0]], 1) for group in one_shot.groups([*sizes])
+    ]
+    assert gone == [40_140, 3_276, 256]
+    left = Pruning(rate=0.2).density_after(sizes, 18) * sum(sizes.values())
+    assert left == pytest.approx(1_965, abs=10)
 
 
 @pytest.mark.parametrize("stem", ["quickstart", "resnet20_cifar10"])

@@ -52,7 +52,9 @@ def test_the_mask_alone_comes_with_fresh_weights_the_same_in_every_round(found: 
     for name, weight in own.items():
         if name.endswith("weight"):
             assert not (weight == theirs[name]).any(), "fresh, though module and seed are those that found the tickets"
-            assert float(weight.std()) == pytest.approx(float(theirs[name].std()), rel=0.2), "drawn from the same distribution"
+            assert float(weight.std()) == pytest.approx(float(theirs[name].std()), rel=0.2), (
+                "drawn from the same distribution"
+            )
     for round in range(3):
         assert_same(run.ticket(round).masks, found.ticket(round).masks)
         assert_same(run.start(round), masked(own, run.ticket(round).masks))
