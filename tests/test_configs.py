@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -366,6 +367,31 @@ def test_the_header_tells_source_command_cost_and_figures(config: Path) -> None:
     tickets, controls = expected.rounds + 1, len(expected.control_rounds or range(expected.rounds)) * len(trained)
     steps = expected.steps + (tickets + controls - 1) * (expected.steps - expected.rewind_step)
     assert re.search(rf"Trains {tickets + controls} networks \({tickets} tickets, .*; {steps:,} steps\)", header)
+
+
+def options_in_readme() -> list[str]:
+    """The right column of README's table for those who come from another implementation: what is in backticks."""
+    readme = (CONFIGS[0].parents[1] / "README.md").read_text()
+    table = readme.split("| there | here |")[1].split("\n\n")[0]
+    return [setting for line in table.splitlines() for setting in re.findall(r"`(--.*?)`", line)]
+
+
+@pytest.mark.parametrize("setting", options_in_readme())
+def test_every_option_that_the_readme_translates_is_understood(setting: str, tmp_path: Path) -> None:
+    mine = {"my_package.MyNetwork": "lth_lightning.models.LeNet300", "my_package.MyCriterion": "lth_lightning.Random"}
+    for name, existing in mine.items():
+        setting = setting.replace(name, existing)
+    settings = shlex.split(setting.replace("runs/mine", str(tmp_path / "mine")))
+    config = settings[1] if settings[0] == "--config" else "configs/lenet300_mnist.yaml"
+    started = ["fit", "--config", str(CONFIGS[0].parents[1] / config), *settings[2 * (settings[0] == "--config") :]]
+    if "--run_dir" not in started:
+        started += ["--run_dir", str(tmp_path / "run")]
+    Unstarted(started)
+
+
+def test_the_readme_translates_every_option() -> None:
+    flags = {word for setting in options_in_readme() for word in setting.split() if word.startswith("--")}
+    assert len(flags) >= 18
 
 
 # ------------------------------------------------------------------------ what they do
