@@ -1,6 +1,7 @@
 """The papers' figures, drawn from rows; readable in black and white and by the colour-blind.
 
-Nothing but this module imports matplotlib, so that whoever draws nothing does not wait for it.
+Nothing but this module and those of single figures that build on it (`curve_figure.py`, `comparison_figure.py`)
+imports matplotlib, so that whoever draws nothing does not wait for it.
 """
 
 import io
@@ -15,6 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from lth_lightning.conclusion import counted
 from lth_lightning.results import LayerRow, Row, Spread, by_round, curves, dense_rows, densities, of_variant, spread
 
 Curve = dict[int, Spread]
@@ -50,7 +52,7 @@ def accuracy_figure(rows: Sequence[Row], title: str) -> Figure | None:
         return None
     figure, axes = _over_density(rows, found, spread(row.test_acc for row in dense_rows(rows)), title)
     axes.set_ylabel("test accuracy (%)")
-    axes.yaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(as_percent)
     framed = {variant: curve for variant, curve in found.items() if variant != "pruned_only"} or found
     lowest = min(value.low for curve in framed.values() for value in curve.values())
     highest = max(value.high for curve in found.values() for value in curve.values())
@@ -87,14 +89,14 @@ def layers_figure(layers: Sequence[LayerRow], title: str) -> Figure | None:
         return None
     groups = _alike(tickets)
     legend_columns = math.ceil(len(groups) / 20)
-    figure, axes = _frame(title, width=5.2 + 2 * legend_columns)
+    figure, axes = frame(title, width=5.2 + 2 * legend_columns)
     for number, (label, curve) in enumerate(groups.items()):
-        _draw(axes, list(curve), list(curve.values()), _layer_style(number, len(groups)), label)
+        draw(axes, list(curve), list(curve.values()), _layer_style(number, len(groups)), label)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("weights kept in the layer (%, log scale)")
     axes.set_yscale("log")
-    _percent_ticks(axes.yaxis, [value.low for curve in groups.values() for value in curve.values()])
+    percent_ticks(axes.yaxis, [value.low for curve in groups.values() for value in curve.values()])
     figure.legend(loc="outside right upper", ncols=legend_columns, fontsize="small", title="layer (weights)")
     return figure
 
@@ -104,10 +106,12 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
     out = io.BytesIO()
     with rc_context({"svg.hashsalt": "lth_lightning"}):
         figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    figure.set_layout_engine("none")  # it stands now; to lay it out again for the next kind takes as long as to draw it
     return out.getvalue()
 
 
-def _frame(title: str, width: float) -> tuple[Figure, Axes]:
+def frame(title: str, width: float) -> tuple[Figure, Axes]:
+    """An empty figure in the house's look."""
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize="medium")
@@ -120,22 +124,20 @@ def _over_density(
     rows: Sequence[Row], found: dict[str, Curve], dense: Spread | None, title: str
 ) -> tuple[Figure, Axes]:
     """A curve a variant over a density axis that falls to the right, and the dense network's mean as a line."""
-    figure, axes = _frame(title, width=7)
+    figure, axes = frame(title, width=7)
     density = densities(rows)
     for variant, curve in found.items():
-        label = f"{variant.replace('_', ' ')} ({_count(curve)})"
-        _draw(axes, [density[number] for number in curve], list(curve.values()), STYLES[variant], label)
+        label = f"{variant.replace('_', ' ')} ({counted(value.n for value in curve.values())})"
+        draw(axes, [density[number] for number in curve], list(curve.values()), STYLES[variant], label)
     if dense:
         axes.axhline(dense.mean, color="black", linestyle="--", linewidth=1, label=f"dense network (n = {dense.n})")
-    axes.set_xlabel("weights kept (%, log scale)")
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    _percent_ticks(axes.xaxis, list(density.values()))
+    density_axis(axes, list(density.values()))
+    _count_axis(axes, rows[0].prunable)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure, axes
 
 
-def _draw(axes: Axes, x: Sequence[float], values: Sequence[Spread], style: Style, label: str) -> None:
+def draw(axes: Axes, x: Sequence[float], values: Sequence[Spread], style: Style, label: str) -> None:
     """Means as a line with markers, and from least to greatest as a band."""
     means = [value.mean for value in values]
     axes.plot(
@@ -185,13 +187,34 @@ def _layer_style(number: int, of: int) -> Style:
     return Style(color, "osD^v<>pX*"[number % 10], lines[number % len(lines)])
 
 
-def _count(curve: Curve) -> str:
-    """How many networks a point of the curve stands for: "n = 3", or "n = 1 to 3" where points differ."""
-    counts = {value.n for value in curve.values()}
-    return "n = " + " to ".join(map(str, sorted({min(counts), max(counts)})))
+def density_axis(axes: Axes, shown: Sequence[float]) -> None:
+    """A logarithmic density axis that falls to the right, like the papers', around the densities `shown`."""
+    axes.set_xlabel("weights kept (%, log scale)")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    percent_ticks(axes.xaxis, shown)
 
 
-def _percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
+def _count_axis(axes: Axes, prunable: int) -> None:
+    """Above the density axis, how many weights that is; the ticks are the same."""
+    above = axes.secondary_xaxis("top")
+    above.set_xlabel("number of weights kept", fontsize="small")
+    above.xaxis.set_major_locator(FixedLocator(list(axes.get_xticks())))
+    above.xaxis.set_minor_locator(NullLocator())
+    above.xaxis.set_major_formatter(lambda density, position: weight_count(density * prunable))
+    above.tick_params(labelsize="small", color="0.7")
+    above.spines["top"].set_color("0.7")
+
+
+def weight_count(weights: float) -> str:
+    """A number of weights as a tick prints it: 1,965; 53.2K; 4.3M."""
+    for least, size, unit in ((999_500, 1e6, "M"), (1e4, 1e3, "K")):
+        if weights >= least:
+            return f"{weights / size:.3g}{unit}"
+    return f"{weights:,.0f}"
+
+
+def percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
     """Ticks at 100, 50, 20, 10 … percent, finer where fewer than three of them fall among the densities `shown`."""
     least = min(shown) * 0.95
     for digits in ((1, 2, 5), range(1, 10)):
@@ -201,8 +224,9 @@ def _percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
             break
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(_percent)
+    axis.set_major_formatter(as_percent)
 
 
-def _percent(fraction: float, position: float) -> str:
+def as_percent(fraction: float, position: float) -> str:
+    """A fraction as a tick in percent."""
     return f"{100 * fraction:g}"

@@ -391,7 +391,7 @@ class LotteryCLI(LightningCLI):
             run = report.Run.read(run_dir)
             report.write_report([run], run_dir)
             console.print(report.table(run.rows, report.title_of([run])))
-            console.print(report.summary(run.rows), soft_wrap=not console.is_terminal)
+            console.print(report.summary([run.rows]), soft_wrap=not console.is_terminal)
         self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
 
     def _say_where(self, console: Console, run_dir: Path, done: int, planned: int) -> None:

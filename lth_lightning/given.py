@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.errors import SettingError, TicketError, unknown_name
 from lth_lightning.files import content_hash
 from lth_lightning.masks import Masks, State, check_masks
 from lth_lightning.ticket import Ticket, full_state
@@ -110,12 +110,13 @@ class GivenTickets:
         """
         for round, path in self.files.items():
             misshapen = Ticket.load(path).misshapen(full_state(module))
-            if misshapen and self.on_mismatch == "refuse":
-                raise SettingError(
-                    f"lottery.tickets: {path.name} does not fit the network: {', '.join(misshapen.values())}. With "
-                    "lottery.on_mismatch reinitialise those layers start from fresh weights and keep all of them."
-                )
-            taken = self.load(round, module, fresh)
+            try:
+                taken = self.load(round, module, fresh)
+            except TicketError as error:
+                if not misshapen or self.on_mismatch == "reinitialise":
+                    raise
+                hint = "Layers of another shape can start anew, whole: --lottery.on_mismatch reinitialise."
+                raise TicketError(f"{error} {hint}") from error
             check_masks(taken.masks, weights)
             if taken.whole is None and "random_mask" in controls:
                 raise SettingError(

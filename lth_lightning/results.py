@@ -115,11 +115,16 @@ def read_curves(folder: Path) -> list[CurveRow]:
 
 
 def _write(path: Path, kind: type[Record], rows: Sequence[Record]) -> None:
+    replace_file(path, as_csv([field.name for field in fields(kind)], map(astuple, rows)))
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as the content of a CSV file: None is an empty field, floats read back equal."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(kind))
-    writer.writerows(map(_written, astuple(row)) for row in rows)
-    replace_file(path, text.getvalue().encode())
+    writer.writerow(columns)
+    writer.writerows(map(_written, row) for row in rows)
+    return text.getvalue().encode()
 
 
 def _written(value: object) -> str:

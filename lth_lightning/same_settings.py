@@ -1,16 +1,16 @@
-"""Whether a run goes on with the settings that it began with: one half by these, one half by those is no experiment.
+"""Whether two runs, or the two halves of one, were made by the same settings: half by these, half by those is none.
 
-What it began with stands in its checkpoint. Its config.yaml may have been edited since, and be the very file that
-the command names.
+What a run began with stands in its checkpoint. Its config.yaml may have been edited since, and be the very file that
+the command names. Reports compare the config.yaml of several runs. Lightning is not imported here: a report need not
+wait for it.
 """
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
-from typing import Any
-
-from lightning.pytorch import callbacks
+from itertools import chain
+from typing import Any, NamedTuple
 
 from lth_lightning.errors import SettingError
 
@@ -46,16 +46,27 @@ MAY_DIFFER: dict[str, tuple[str, ...]] = {
         "trainer.detect_anomaly",
     ),
 }
-# Callbacks that leave training as it is, theirs and their subclasses; the others must be the same.
 ONLOOKERS = (
-    callbacks.DeviceStatsMonitor,
-    callbacks.LearningRateMonitor,
-    callbacks.ModelCheckpoint,
-    callbacks.ModelSummary,
-    callbacks.ProgressBar,
-    callbacks.ThroughputMonitor,
-    callbacks.Timer,
+    "DeviceStatsMonitor",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "ProgressBar",
+    "RichModelSummary",
+    "RichProgressBar",
+    "TQDMProgressBar",
+    "ThroughputMonitor",
+    "Timer",
 )
+"""Lightning's callbacks that leave training as it is; so do their subclasses. The others must be the same."""
+
+
+class Different(NamedTuple):
+    """A setting that is not the same in two runs: its dotted name, and both values."""
+
+    name: str
+    then: Any
+    now: Any
 
 
 def check_same(then: object, now: str) -> None:
@@ -69,13 +80,16 @@ def check_same(then: object, now: str) -> None:
         SettingError: settings that count differ; it names them all, with both values. Or there are none in `then`.
     """
     try:
-        began_with = _what_counts(json.loads(then))  # type: ignore[arg-type]
+        began_with = what_counts(json.loads(then))  # type: ignore[arg-type]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise SettingError(
             "ckpt_path: the checkpoint does not say with which settings the run began: it was written by another "
             "version of lth_lightning, or not by `train.py fit`. Start a new run."
         ) from error
-    differ = list(_differences("", began_with, _what_counts(json.loads(now))))
+    differ = [
+        f"{name} was {shown(before)}, is {shown(after)}"
+        for name, before, after in differences(began_with, what_counts(json.loads(now)))
+    ]
     if differ:
         raise SettingError(
             f"ckpt_path: the run began with other settings: {'; '.join(differ)}. Give them as they were, or start a "
@@ -83,17 +97,30 @@ def check_same(then: object, now: str) -> None:
         )
 
 
-def _what_counts(settings: dict[str, Any]) -> dict[str, Any]:
-    patterns = [pattern for names in MAY_DIFFER.values() for pattern in names]
-    kept = _without(settings, patterns)
-    given = kept["trainer"]["callbacks"] or []
-    kept["trainer"]["callbacks"] = [
-        callback
-        for callback in (given if isinstance(given, list) else [given])
-        if not issubclass(_loaded(callback["class_path"]) or object, ONLOOKERS)
-    ]
-    kept["lottery"]["pruning"]["rates"] = json.dumps(kept["lottery"]["pruning"]["rates"])  # their order counts
+def what_counts(
+    settings: Mapping[str, Any], may_differ: Iterable[str] = tuple(chain(*MAY_DIFFER.values()))
+) -> dict[str, Any]:
+    """The settings that make a run what it is, in a form that can be compared.
+
+    Args:
+        settings: those of a run, nested as in config.yaml.
+        may_differ: patterns of the dotted names that do not count.
+    """
+    kept = _without(settings, list(may_differ))
+    if trainer := kept.get("trainer"):
+        given = trainer.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        paths = [callback["class_path"] if isinstance(callback, dict) else callback for callback in given]
+        trainer["callbacks"] = [one for one, path in zip(given, paths, strict=True) if not _is_onlooker(str(path))]
+    if rates := (kept.get("lottery", {}).get("pruning") or {}).get("rates"):
+        kept["lottery"]["pruning"]["rates"] = json.dumps(rates)  # their order counts
     return kept
+
+
+def _is_onlooker(path: str) -> bool:
+    found = _loaded(path)
+    names = [f"{base.__module__}.{base.__qualname__}" for base in found.__mro__] if found else [path]
+    return any(n.startswith("lightning.pytorch.callbacks.") and n.rpartition(".")[2] in ONLOOKERS for n in names)
 
 
 def _loaded(path: str) -> type | None:
@@ -111,20 +138,20 @@ def _without(settings: Mapping[str, Any], patterns: Iterable[str], prefix: str =
     }
 
 
-def _differences(name: str, then: Any, now: Any) -> Iterable[str]:
-    """A line for each value that differs; null is as good as not there, which is what an older version's setting is."""
+def differences(then: Any, now: Any, name: str = "") -> Iterator[Different]:
+    """Each value that differs; null is as good as not there, which is what an older version's setting is."""
     if _class_of(then) == _class_of(now):
         if isinstance(then, dict) and isinstance(now, dict):
             for key in dict.fromkeys([*then, *now]):
                 if key != "class_path":
-                    yield from _differences(f"{name}.{key}" if name else key, then.get(key), now.get(key))
+                    yield from differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
             return
         if _class_of(then) is not None:  # a list of objects, callbacks say
             for number, pair in enumerate(zip(then, now, strict=True)):
-                yield from _differences(f"{name}[{number}]", *pair)
+                yield from differences(*pair, f"{name}[{number}]")
             return
     if json.dumps(then) != json.dumps(now):  # 1 is not true, nor 1.0 an integer
-        yield f"{name} was {_shown(then)}, is {_shown(now)}"
+        yield Different(name, then, now)
 
 
 def _class_of(value: Any) -> Any:
@@ -137,7 +164,8 @@ def _class_of(value: Any) -> Any:
     return f"{found.__module__}.{found.__qualname__}" if found else path  # one class can have several paths
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as an error prints it: a class by its path."""
     named = _class_of(value)
     if named is None or not (isinstance(named, str) or all(isinstance(name, str) for name in named)):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

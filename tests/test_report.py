@@ -1,5 +1,6 @@
 """A report says what the rows say: tables, conclusion and figures against figures worked out by hand."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from lth_lightning import report
+from lth_lightning.curve_figure import curves_figure
 from lth_lightning.errors import SettingError
-from lth_lightning.figures import accuracy_figure, image_bytes, layers_figure
+from lth_lightning.figures import accuracy_figure, image_bytes, layers_figure, weight_count
+from lth_lightning.paired_table import paired_markdown, paired_table, points
 from lth_lightning.report import Run, main, summary, table, write_report
-from lth_lightning.results import VARIANTS, LayerRow, Row, write_layers, write_rows
+from lth_lightning.results import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_layers, write_rows
 
 SHORT = {"T": "ticket", "R": "random_reinit", "M": "random_mask", "P": "pruned_only"}
 
@@ -130,7 +133,7 @@ def test_columns_without_values_are_left_out() -> None:
 
 
 def test_summary_compares_where_the_ticket_still_matches_and_a_control_was_trained() -> None:
-    assert summary(USUAL) == (
+    assert summary([USUAL]) == (
         "At 25 % of the weights the ticket has 97.1 % test accuracy (n = 1), 3.0 points more than random reinit "
         "(94.1 %), 6.1 points more than random mask (91.0 %); the dense network has 97.2 %. The smallest density at "
         "which each was seen to match the dense network (at most 0.5 points below it): ticket 25 %; "
@@ -155,7 +158,72 @@ def test_summary_compares_where_the_ticket_still_matches_and_a_control_was_train
     ],
 )
 def test_summary_is_honest_in_either_direction(rows: list[Row], said: str) -> None:
-    assert said in summary(rows)
+    assert said in summary([rows])
+
+
+def test_summary_of_several_runs_gives_the_paired_interval_in_the_direction_of_its_words() -> None:
+    runs = [rows_of(T=[0.97, 0.97], R=[None, 0.95]), rows_of(T=[0.97, 0.975], R=[None, 0.965])]
+    # differences 2.0 and 1.0 points: mean 1.5, t(0.975, 1) = 12.706, s / sqrt(2) = 0.5, so +- 6.4
+    assert "1.5 points more than random reinit (95.8 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(runs)
+    worse = [rows_of(T=[0.97, 0.95], R=[None, 0.97]), rows_of(T=[0.97, 0.965], R=[None, 0.975])]
+    assert "1.5 points less than random reinit (97.2 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(worse)
+
+
+# ------------------------------------------------------------------------------------- paired differences
+
+
+THREE = [
+    rows_of(T=[0.97, 0.98 + shift, 0.95], R=[None, 0.96 + shift + extra, None]) for shift, extra in
+    ((0.0, 0.0), (0.01, 0.01), (-0.02, -0.01))
+]  # fmt: skip
+
+
+def test_paired_table_fits_80_columns_and_says_n() -> None:
+    found = paired_table(THREE)
+    terminal = Console(width=80)
+    with terminal.capture() as capture:
+        terminal.print(found)
+    text = capture.get()
+    assert max(map(len, text.splitlines())) <= 80
+    # points 2, 1 and 3: 2.0 +- 4.303 * 1 / sqrt(3); steps 100 (dense) over 200
+    assert "1 50.00 +2.0 ±2.5" in " ".join(text.split())
+    assert text.split()[text.split().index("25.00") :][1:4] == ["−2.0", "±0.0", "0.3×"]
+    assert "n = 3, paired by run; ±: 95 % interval" in text
+
+
+def test_paired_table_of_one_run_has_differences_without_intervals() -> None:
+    terminal = Console(width=80)
+    with terminal.capture() as capture:
+        terminal.print(paired_table(THREE[:1]))
+    text = capture.get()
+    assert "+2.0" in text and "±" not in text and "n = 1" in text
+    assert paired_table([rows_of(T=[0.97])]) is None
+    assert paired_markdown([rows_of(T=[0.97])]) == ""
+
+
+def test_paired_markdown_has_the_ends_of_intervals() -> None:
+    assert "| +2.0 (−0.5 to +4.5, n = 3) |" in paired_markdown(THREE)
+    assert [points(x) for x in (0.0123, -0.0123, 0.0004, -0.0004)] == ["+1.2", "−1.2", "0.0", "0.0"]
+
+
+def test_statistics_csv_has_a_line_a_round_and_variant(tmp_path: Path) -> None:
+    for seed, rows in enumerate(THREE):
+        save(tmp_path / str(seed), rows, seed)
+    assert main([*map(str, sorted(tmp_path.iterdir())), "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "statistics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["round"], line["variant"]) for line in lines] == [
+        ("0", "ticket"),
+        ("1", "ticket"),
+        ("1", "random_reinit"),
+        ("2", "ticket"),
+    ]
+    assert float(lines[2]["ticket_minus_variant"]) == pytest.approx(0.02)
+    assert float(lines[2]["ticket_minus_variant_high95"]) == pytest.approx(0.02 + 4.302652729911275 * 0.01 / 3**0.5)
+    assert lines[2]["ticket_minus_variant_n"] == "3"
+    assert [line["matches_dense"] for line in lines] == ["True", "True", "False", "False"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "+2.0 (−0.5 to +4.5, n = 3)" in text
 
 
 # ------------------------------------------------------------------------------------- figures
@@ -196,6 +264,90 @@ def test_layers_that_shrink_alike_share_a_curve() -> None:
     assert np.asarray(figure.axes[0].lines[1].get_ydata()).tolist() == [1, 0.9]  # an empty layer leaves the log axis
 
 
+def curve_rows(rows: list[Row], steps: tuple[int, ...] = (100, 200, 300), tested: bool = True) -> list[CurveRow]:
+    """A learning curve of each row that ends at its accuracy."""
+    return [
+        CurveRow(r.round, r.variant, 0, step, 0.1, accuracy - 0.01, 0.1, accuracy if tested else None)
+        for r in rows
+        for step in steps
+        for accuracy in [(r.test_acc or 0.0) - 0.1 * (steps[-1] - step) / steps[-1]]
+    ]
+
+
+def test_learning_curves_show_dense_network_tickets_and_their_reinits_at_the_densities_asked_for() -> None:
+    figure = curves_figure(curve_rows(USUAL) + curve_rows(USUAL), USUAL, "title", [0.5, 0.13])
+    assert figure is not None
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    assert list(lines) == [
+        "dense network (n = 2)",
+        "ticket 50 % (n = 2)",
+        "ticket 12.5 % (n = 2)",
+        "random reinit 50 % (n = 2)",
+        "random reinit 12.5 % (n = 2)",
+    ]
+    assert [line.get_linestyle() for line in lines.values()] == ["-", "-", "-", "--", "--"]
+    assert lines["ticket 50 % (n = 2)"].get_color() == lines["random reinit 50 % (n = 2)"].get_color()
+    assert np.asarray(lines["ticket 50 % (n = 2)"].get_xdata()).tolist() == [100, 200, 300]
+    assert np.asarray(lines["ticket 50 % (n = 2)"].get_ydata())[-1] == pytest.approx(0.975)
+    assert figure.axes[0].get_ylabel() == "test accuracy (%)"
+
+
+def test_learning_curves_are_means_only_where_all_networks_were_evaluated() -> None:
+    rows = rows_of(T=[0.9, 0.8])
+    figure = curves_figure(curve_rows(rows) + curve_rows(rows, (100, 250, 300)), rows, "title")
+    assert figure is not None
+    assert np.asarray(figure.axes[0].lines[0].get_xdata()).tolist() == [100, 300]
+
+
+def test_learning_curves_choose_four_densities_spread_over_all_and_those_with_a_reinit_first() -> None:
+    rows = rows_of(T=[0.9] * 13, R=[None] + [0.8] * 12)
+    figure = curves_figure(curve_rows(rows), rows, "title")
+    assert figure is not None
+    shown = [str(line.get_label()) for line in figure.axes[0].lines if "ticket" in str(line.get_label())]
+    assert shown == [f"ticket {100 * 0.5**number:.3g} % (n = 1)" for number in (3, 6, 9, 12)]
+    rows = rows_of(T=[0.9] * 13, R=[0.8 if number in (1, 2, 3, 4) else None for number in range(13)])
+    figure = curves_figure(curve_rows(rows), rows, "title")
+    assert figure is not None
+    assert sum("random reinit" in str(line.get_label()) for line in figure.axes[0].lines) == 4
+
+
+def test_learning_curves_fall_back_to_validation_and_are_left_out_where_there_are_none() -> None:
+    figure = curves_figure(curve_rows(USUAL, tested=False), USUAL, "title")
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == "validation accuracy (%)"
+    assert curves_figure([], USUAL, "title") is None
+
+
+def test_a_density_that_no_round_is_near_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"--densities: no round is near 0\.04; there is 0\.5, 0\.25, 0\.125"):
+        curves_figure(curve_rows(USUAL), USUAL, "title", [0.04])
+    run = save(tmp_path / "run", USUAL)
+    with pytest.raises(SettingError, match="has no learning curves"):
+        main([str(run), "--densities", "0.5"])
+    with pytest.raises(SystemExit):
+        main([str(run), "--densities", "51"])
+
+
+def test_curves_of_a_run_are_drawn(tmp_path: Path) -> None:
+    run = save(tmp_path / "run", USUAL)
+    (run / "curves").mkdir()
+    write_curve(run / "curves" / "round_00_ticket_0.csv", curve_rows(USUAL[:1]))
+    write_curve(run / "curves" / "round_01_ticket_0.csv", curve_rows(USUAL[1:2]))
+    assert main([str(run), "--densities", "0.51"]) == 0
+    assert "figures/curves.png" in (run / "report.md").read_text()
+    assert (run / "figures" / "curves.svg").is_file()
+
+
+def test_density_axis_says_above_how_many_weights_are_kept() -> None:
+    figure = accuracy_figure(USUAL, "title")
+    assert figure is not None
+    image_bytes(figure, "png")
+    (above,) = figure.axes[0].child_axes
+    assert [tick.get_text() for tick in above.get_xticklabels()] == ["200", "500", "1,000"]
+    counts = [weight_count(n) for n in (1965, 9999, 53240, 266200, 999_999, 4.3e6)]
+    assert counts == ["1,965", "9,999", "53.2K", "266K", "1M", "4.3M"]
+
+
 # ------------------------------------------------------------------------------------- report
 
 
@@ -203,7 +355,7 @@ def test_report_of_a_run_stands_in_its_folder(tmp_path: Path, capsys: pytest.Cap
     run = save(tmp_path / "quickstart" / "3", USUAL, seed=7)
     assert main([str(run)]) == 0
     text = (run / "report.md").read_text()
-    for said in ("# MLP on Digits, quickstart/3", "- seed: 7", summary(USUAL), "**97.5**"):
+    for said in ("# MLP on Digits, quickstart/3", "- seed: 7", summary([USUAL]), "**97.5**"):
         assert said in text
     linked = re.findall(r"\]\((.+?)\)", text)
     assert len(linked) == 3
@@ -253,7 +405,7 @@ def test_modules_of_the_report_import_nothing_slow() -> None:
     code = (
         "import sys, types; package = types.ModuleType('lth_lightning'); package.__path__ = [sys.argv[1]]; "
         "sys.modules['lth_lightning'] = package; import lth_lightning.report; "
-        "print([name for name in ('torch', 'lightning', 'matplotlib') if name in sys.modules])"
+        "print([name for name in ('torch', 'lightning', 'matplotlib', 'scipy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(Path(report.__file__).parent)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
