@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from lth_lightning.lottery import LotteryTicket
     from lth_lightning.masks import MaskHooks, prunable_weights
     from lth_lightning.module import ImageClassifier
+    from lth_lightning.probe import Probe
     from lth_lightning.progress import LotteryProgress
-    from lth_lightning.pruning import Criterion, Evidence, Magnitude, Pruning, Random
+    from lth_lightning.pruning import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Pruning, Random
+    from lth_lightning.saliency import SNIP, GraSP, SynFlow
     from lth_lightning.ticket import Ticket
 
 __version__ = "0.1.0"
@@ -21,32 +23,44 @@ __version__ = "0.1.0"
 _HOME = {
     "Criterion": "pruning",
     "Evidence": "pruning",
+    "GraSP": "saliency",
     "ImageClassifier": "module",
     "ImageDataModule": "data",
     "LotteryProgress": "progress",
     "LotteryTicket": "lottery",
     "Magnitude": "pruning",
+    "MagnitudeIncrease": "pruning",
     "MaskHooks": "masks",
+    "Movement": "pruning",
+    "Probe": "probe",
     "Pruning": "pruning",
     "Random": "pruning",
+    "SNIP": "saliency",
     "SettingError": "errors",
+    "SynFlow": "saliency",
     "Ticket": "ticket",
     "TicketError": "errors",
     "prunable_weights": "masks",
 }
 
 __all__ = [
+    "SNIP",
     "Criterion",
     "Evidence",
+    "GraSP",
     "ImageClassifier",
     "ImageDataModule",
     "LotteryProgress",
     "LotteryTicket",
     "Magnitude",
+    "MagnitudeIncrease",
     "MaskHooks",
+    "Movement",
+    "Probe",
     "Pruning",
     "Random",
     "SettingError",
+    "SynFlow",
     "Ticket",
     "TicketError",
     "prunable_weights",

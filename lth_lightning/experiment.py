@@ -96,6 +96,26 @@ def planned_rounds(rounds: int | None, pruning: Pruning) -> list[int]:
     return list(range(last + 1))
 
 
+def check_initialisation(pruning: Pruning, rewind: str, controls: Sequence[str]) -> None:
+    """Refuse what needs trained weights where masks are made without any.
+
+    Raises:
+        SettingError: another way to rewind than `weights`, or the control `pruned_only`.
+    """
+    if pruning.prune_from != "initialisation":
+        return
+    if rewind != "weights":
+        raise SettingError(
+            f"lottery.rewind: {rewind} goes on from the weights that were pruned, and with lottery.pruning.prune_from "
+            "initialisation they are not trained; set --lottery.rewind weights, or prune from dense."
+        )
+    if "pruned_only" in controls:
+        raise SettingError(
+            "lottery.controls: pruned_only shows trained weights as pruning leaves them, and with "
+            "lottery.pruning.prune_from initialisation none are trained before; leave it out."
+        )
+
+
 def check_lengths(train_for: Length, rewind_to: Length) -> None:
     """Refuse what can be seen to be wrong without knowing the length of an epoch.
 

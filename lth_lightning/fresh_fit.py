@@ -5,6 +5,7 @@ counters that Lightning has no public way to reset; each was checked against Lig
 """
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -336,6 +337,32 @@ def seed_loaders(trainer: L.Trainer, seed: int, epoch: int) -> None:
                 generator.manual_seed(derive_seed(seed, "loader", i, epoch))
         if getattr(loader, "persistent_workers", False):
             loader._iterator = None  # workers that live on draw by all that they drew before: new ones start anew
+
+
+def first_batches(trainer: L.Trainer, count: int) -> list[Any]:
+    """The first batches of a pass of its own over the training data, as `training_step` gets them.
+
+    Where the loaders stand afterwards is not where they stood: seek or seed them before they are trained with.
+
+    Raises:
+        SettingError: there are several training loaders, or fewer batches.
+    """
+    loaders = train_loaders(trainer)
+    if len(loaders) != 1:
+        raise SettingError(
+            f"lottery.pruning.criterion: it scores by batches of the training data, and there are {len(loaders)} "
+            "training loaders; give one, or choose a criterion that needs no data."
+        )
+    batches = []
+    for batch in itertools.islice(iter(loaders[0]), count):
+        converted = trainer.precision_plugin.convert_input(batch)
+        before_transfer = trainer.lightning_module._on_before_batch_transfer(converted, dataloader_idx=0)
+        batches.append(trainer.strategy.batch_to_device(before_transfer, dataloader_idx=0))
+    if len(batches) < count:
+        raise SettingError(
+            f"lottery.pruning.criterion.batches: {count}, but an epoch has {len(batches)}; give {len(batches)} at most."
+        )
+    return batches
 
 
 def renew_iterator(trainer: L.Trainer) -> None:

@@ -1,5 +1,6 @@
 """Lineage: what each round hands on to the next, masks and weights; no Trainer, no files."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,8 +9,10 @@ from torch import nn
 
 from lth_lightning.experiment import Network
 from lth_lightning.given import Taken
+from lth_lightning.loader import Batch
 from lth_lightning.masks import Masks, State, dense_masks, masked, shuffled, stable_name
 from lth_lightning.models import reset
+from lth_lightning.probe import Probe
 from lth_lightning.pruning import Evidence, Pruning
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.ticket import full_state, load_state
@@ -31,7 +34,7 @@ class Lineage:
         rewind_step: the optimizer step of the rewind point.
         rewind_point: every parameter and buffer at that step; None until round 0 gets there.
         start: the weights that this round's networks start from, before their masks: the rewind point, or
-            with other ways to rewind the last trained weights.
+            with other ways to rewind the trained weights that its masks were made from.
         trained: the last ticket after training.
         dense: round 0 after training, kept for one-shot pruning.
         rates: the learning rates that fine-tuning holds.
@@ -54,17 +57,34 @@ class Lineage:
         self.rewind_point = self.start = copied(full_state(module))
         self.rewind_step = step
 
-    def prune(self, pruning: Pruning, round: int) -> None:
-        """Make this round's masks from what the last round trained, or, one-shot, from what the dense one did."""
-        trained, start = self.trained_before_pruning, self.rewind_point if self.dense is not None else self.start
+    def prune(self, pruning: Pruning, round: int, module: nn.Module, batches: Callable[[int], list[Batch]]) -> None:
+        """Make this round's masks from what the last round trained, or, one-shot, from the dense network.
+
+        Args:
+            pruning: which weights go.
+            round: 1 for the first pruning.
+            module: the network, and …
+            batches: … so many batches of its training data, for criteria that ask for them.
+        """
+        self.masks = pruning.prune(*self.to_prune(pruning, round, module, batches), round)
+
+    def to_prune(
+        self, pruning: Pruning, round: int, module: nn.Module, batches: Callable[[int], list[Batch]]
+    ) -> tuple[Masks, Evidence]:
+        """The masks to go on from, and what the criterion may look at; arguments as for `prune`."""
+        one_shot = pruning.prune_from != "last_round"
+        trained = self.rewind_point if pruning.prune_from == "initialisation" else self.trained_before_pruning
+        start = self.rewind_point if one_shot else self.start
         assert trained is not None and start is not None
-        base = dense_masks(self.masks) if self.dense is not None else self.masks
+        base = dense_masks(self.masks) if one_shot else self.masks
         evidence = Evidence(
             trained={name: trained[name] for name in base},
-            start=masked({name: start[name] for name in base}, base),
+            # After a resume `start` comes from a file, and what was trained since does not.
+            start=masked({name: start[name].to(trained[name].device) for name in base}, base),
             generator=self._generator("pruning", round),
+            network=Probe(module, trained, batches, derive_seed(self.seed, "probe", round)),
         )
-        self.masks = pruning.prune(base, evidence, round)
+        return base, evidence
 
     @property
     def trained_before_pruning(self) -> State | None:
@@ -72,8 +92,8 @@ class Lineage:
         return self.trained if self.dense is None else self.dense
 
     def rewind(self, way: str) -> None:
-        """Settle where this round's networks start: at the rewind point, or where the last ticket ended."""
-        self.start = self.rewind_point if way == "weights" else self.trained
+        """Settle where this round's networks start: at the rewind point, or where the network ended that was pruned."""
+        self.start = self.rewind_point if way == "weights" else self.trained_before_pruning
 
     def take(self, taken: Taken) -> None:
         """Go on with what is taken over from a ticket's file: its seed and its order of the data too."""

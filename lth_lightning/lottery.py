@@ -5,6 +5,7 @@ what they were before training, train again, and so on. Late rewinding: Frankle 
 learning-rate rewinding and fine-tuning: Renda et al. 2020 (arXiv:2003.02389).
 """
 
+import functools
 import io
 import logging
 import os
@@ -23,6 +24,7 @@ from lth_lightning.divergence import LossWatch
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.experiment import (
     Network,
+    check_initialisation,
     check_lengths,
     plan_networks,
     planned_rounds,
@@ -32,6 +34,7 @@ from lth_lightning.folder_lock import FolderLock
 from lth_lightning.given import GivenTickets
 from lth_lightning.lengths import Length
 from lth_lightning.lineage import Lineage, copied
+from lth_lightning.loader import Batch
 from lth_lightning.masks import (
     MaskHooks,
     Masks,
@@ -45,7 +48,7 @@ from lth_lightning.pruning import Pruning
 from lth_lightning.results import LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.run_folder import RunFolder, free_folder
 from lth_lightning.scores import METRICS, Scores, layer_rows
-from lth_lightning.seeding import derive_seed, seed_global_generators
+from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.tensorboard import SummaryCurves, enter_sub_run, leave_sub_run
 from lth_lightning.ticket import Ticket, full_state, load_state
 
@@ -164,6 +167,8 @@ class LotteryTicket(L.Callback):
                 "over: name the tickets (--lottery.tickets RUN/tickets)."
             )
         found = self.given is None
+        if found:
+            check_initialisation(pruning, rewind, controls)
         all_rounds = planned_rounds(rounds, pruning) if self.given is None else list(self.given.files)
         self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=found)
         self.controls, self.control_replicates = list(controls), control_replicates
@@ -267,6 +272,8 @@ class LotteryTicket(L.Callback):
                 f"lottery.rewind_to: the rewind point is step {latest}, not before the end of a round of "
                 f"{self.round_steps} steps ({self.train_for})."
             )
+        if not self._resumed:
+            self._rehearse_pruning(trainer, pl_module)
         if self._begun:  # a resumed network: its weights came with the checkpoint, its hooks do not
             self.masks_in_force = self._lineage.masks_of(self.network)
             self._open_network(trainer, pl_module)
@@ -376,9 +383,35 @@ class LotteryTicket(L.Callback):
         if self.given is not None:
             lineage.take(self.given.load(round, module, lineage.own))
         elif round > 0:
-            lineage.prune(self.pruning, round)
+            lineage.prune(self.pruning, round, module, self._batches(trainer, round))
             lineage.rewind(self.rewind)
             self._tell_of_lost_layers(trainer, round)
+
+    def _batches(self, trainer: L.Trainer, round: int) -> Callable[[int], list[Batch]]:
+        """Gives so many batches of training data to prune by: a function of (seed, round), the same on all processes.
+
+        Loaders are left anywhere, as each epoch begins with its own place.
+        """
+        seed = derive_seed(self.seed_in_use, "pruning data", round)
+
+        @functools.cache
+        def batches(count: int) -> list[Batch]:
+            with preserved_generators():
+                seed_global_generators(derive_seed(seed, *processes.draws_of_rank(trainer)))
+                for loader in fresh_fit.train_loaders(trainer):
+                    if isinstance(loader, SeekableLoader):
+                        loader.seek(seed=seed, epoch=0, batch=0)
+                fresh_fit.seed_loaders(trainer, seed, epoch=0)
+                return processes.joined(trainer, fresh_fit.first_batches(trainer, count))
+
+        return batches
+
+    def _rehearse_pruning(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Score the weights as they are, so that a criterion that cannot fails before anything is trained."""
+        if self.given is not None or self.plan[-1].round == 0 or self.pruning.prune_from != "initialisation":
+            return
+        lineage = Lineage(dense_masks(self._weights), self.seed_in_use, rewind_point=full_state(module))
+        self.pruning.scores(*lineage.to_prune(self.pruning, 1, module, self._batches(trainer, 1)))
 
     def _tell_of_lost_layers(self, trainer: L.Trainer, round: int) -> None:
         """Global pruning may take a layer's last weight; what is behind it then hears nothing of the input."""

@@ -21,6 +21,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from lth_lightning import saliency  # noqa: F401 (its criteria are named by their class alone)
 from lth_lightning.errors import SettingError, likeness, unknown_name
 from lth_lightning.models import Network
 from lth_lightning.pruning import Criterion

@@ -7,9 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 
+from lth_lightning.errors import SettingError
 from lth_lightning.fresh_fit import train_loaders
+from lth_lightning.loader import Batch
 
 
 def gathered(trainer: L.Trainer, value: Any) -> list[Any]:
@@ -19,6 +22,28 @@ def gathered(trainer: L.Trainer, value: Any) -> list[Any]:
         values = [None] * trainer.world_size
         torch.distributed.all_gather_object(values, value)
     return values
+
+
+def joined(trainer: L.Trainer, batches: list[Any]) -> list[Batch]:
+    """Each batch of all processes as one, (inputs, targets), the same on each: in the order of ranks.
+
+    Raises:
+        SettingError: a batch is no pair of tensors.
+    """
+    everyones = [batch for theirs in gathered(trainer, move_data_to_device(batches, "cpu")) for batch in theirs]
+    for batch in everyones:
+        parts = [type(part).__name__ for part in batch] if isinstance(batch, list | tuple) else []
+        if parts != ["Tensor", "Tensor"]:
+            raise SettingError(
+                "lottery.pruning.criterion: it scores by batches of two tensors, (inputs, targets); the training "
+                f"data's are {type(batch).__name__} of {', '.join(parts) or 'other things'}. Choose another criterion."
+            )
+    device = trainer.strategy.root_device
+    shares = [everyones[i :: len(batches)] for i in range(len(batches))]
+    return [
+        (torch.cat([inputs for inputs, _ in share]).to(device), torch.cat([targets for _, targets in share]).to(device))
+        for share in shares
+    ]
 
 
 def agree(trainer: L.Trainer, fingerprint: str) -> bool:

@@ -1,25 +1,27 @@
-"""Pruning: which weights go at the end of a round. Tensors in, masks out.
+"""Pruning: which weights go before a round is trained. Tensors in, masks out.
 
 Three questions, kept apart: *how many* (`rate`, `rates`, `densities`) is arithmetic on layer sizes and is
 known before training; *against what* (`scope`, `prune_from`) says which weights compete; *which* is the
-`Criterion`, a score for each weight, and the lowest scores go.
+`Criterion`, a score for each weight, and the lowest scores go. Criteria that need gradients are in `saliency.py`.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lth_lightning.errors import SettingError, unknown_name
-from lth_lightning.masks import Masks, State
+from lth_lightning.masks import Masks, State, count_kept, count_prunable, masked
+from lth_lightning.probe import Probe
 
 SCOPES = ("layerwise", "global")
-PRUNE_FROM = ("last_round", "dense")
+PRUNE_FROM = ("last_round", "dense", "initialisation")
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,34 @@ class Evidence:
     """What a criterion may look at.
 
     Args:
-        trained: the prunable weights by name, as training left them.
+        trained: the prunable weights by name, as training left them; at initialisation the rewind point's.
         start: the same weights as the round started with them.
         generator: a CPU generator seeded by (run seed, round), for criteria that draw.
+        network: the network as a function of its weights, with training data, for criteria that need gradients.
     """
 
     trained: Mapping[str, Tensor]
     start: Mapping[str, Tensor]
     generator: torch.Generator
+    network: Probe | None = None
 
 
 class Criterion(ABC):
     """Scores weights; the lowest go first. Only surviving weights are compared, whatever a score says.
 
+    Attributes:
+        prunes_from: what it may prune from (`Pruning.prune_from`).
+        steps: in how many steps it prunes, with scores of what the last one left.
+
     Example:
-        >>> class MagnitudeIncrease(Criterion):
+        >>> class LargeInitLargeFinal(Criterion):
         ...     def scores(self, evidence):
-        ...         return {name: trained.abs() - evidence.start[name].abs()
+        ...         return {name: trained.abs().minimum(evidence.start[name].abs())
         ...                 for name, trained in evidence.trained.items()}
     """
+
+    prunes_from: ClassVar[tuple[str, ...]] = PRUNE_FROM
+    steps: int = 1
 
     @abstractmethod
     def scores(self, evidence: Evidence) -> State:
@@ -53,10 +64,31 @@ class Criterion(ABC):
 
 
 class Magnitude(Criterion):
-    """|w| after training: the small ones go (Han et al. 2015, arXiv:1506.02626; Frankle & Carbin 2019)."""
+    """|w| after training: the small ones go (Han et al. 2015, arXiv:1506.02626; Frankle & Carbin 2019).
+
+    At initialisation it is the large-init criterion of Zhou et al. 2019.
+    """
 
     def scores(self, evidence: Evidence) -> State:
         return {name: weight.abs() for name, weight in evidence.trained.items()}
+
+
+class MagnitudeIncrease(Criterion):
+    """|w| after training − |w| before it: what grew least goes (Zhou et al. 2019, arXiv:1905.01067, section 2)."""
+
+    prunes_from: ClassVar[tuple[str, ...]] = ("last_round", "dense")
+
+    def scores(self, evidence: Evidence) -> State:
+        return {name: weight.abs() - evidence.start[name].abs() for name, weight in evidence.trained.items()}
+
+
+class Movement(Criterion):
+    """|w after training − w before it|: what moved least goes (Zhou et al. 2019, arXiv:1905.01067, section 2)."""
+
+    prunes_from: ClassVar[tuple[str, ...]] = ("last_round", "dense")
+
+    def scores(self, evidence: Evidence) -> State:
+        return {name: (weight - evidence.start[name]).abs() for name, weight in evidence.trained.items()}
 
 
 class Random(Criterion):
@@ -79,7 +111,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which weights go at the end of a round.
+    """Which weights go before a round is trained.
 
     Args:
         rate: fraction of the surviving weights pruned a round, in [0, 1).
@@ -87,11 +119,13 @@ class Pruning:
             0 = never. The first glob that matches a name decides.
         densities: densities to reach after round 1, 2, …, each in (0, 1) and falling, in place of rounds and
             rate: `[0.6, 0.36]`. Weights that `rates` sets to 0 stay whole.
-        prune_from: `last_round` (iterative: rank the weights the last round trained) or `dense` (one-shot:
-            every round's mask comes from the dense network's trained weights).
+        prune_from: `last_round` (iterative: rank the weights the last round trained), `dense` (one-shot: every
+            round's mask comes from the dense network's trained weights) or `initialisation` (one-shot too, from the
+            rewind point's weights: nothing is trained first).
         scope: `layerwise` (each weight loses its rate) or `global` (all weights of one rate are ranked
             together).
-        criterion: which weights go; `Magnitude`, `Random`, or any subclass of `Criterion`.
+        criterion: which weights go; `Magnitude`, `MagnitudeIncrease`, `Movement`, `Random`; at initialisation `SNIP`,
+            `GraSP`, `SynFlow`; or any subclass of `Criterion`.
 
     Raises:
         SettingError: a value out of range; it names the setting, what was given and what is allowed.
@@ -118,6 +152,16 @@ class Pruning:
         ):
             if given not in allowed:
                 raise unknown_name(f"lottery.pruning.{setting}", given, allowed)
+        self._check_criterion(type(self.criterion).__name__, self.criterion.prunes_from)
+
+    def _check_criterion(self, name: str, allowed: Sequence[str]) -> None:
+        if (steps := self.criterion.steps) < 1:
+            raise SettingError(f"lottery.pruning.criterion.steps: {steps}; {name} prunes in 1 step or more.")
+        if self.prune_from not in allowed:
+            raise SettingError(
+                f"lottery.pruning.prune_from: {name} prunes from {' or '.join(allowed)}, not from {self.prune_from}; "
+                f"set --lottery.pruning.prune_from {allowed[0]}, or choose another criterion."
+            )
 
     def _check_densities(self, densities: Sequence[float]) -> None:
         falling = all(after < before for before, after in zip([1.0, *densities], densities, strict=False))
@@ -208,27 +252,54 @@ class Pruning:
     def prune(self, masks: Masks, evidence: Evidence, round: int) -> Masks:
         """The masks of `round`, from those that `evidence` was trained with.
 
-        Of equal scores the earlier weight goes first, in the order of names and then of positions, so that
-        exactly as many weights go as `kept` says, on every device.
+        A criterion of several steps scores what each step leaves, with the same fraction to go in each (Tanaka et al.
+        2020, arXiv:2006.05467, algorithm 1). Of equal scores the earlier weight goes first, in the order of names and
+        then of positions, so that exactly as many weights go as `kept` says, on every device.
 
         Args:
-            masks: the current masks (all True for one-shot pruning). Left alone.
+            masks: the current masks (all True for pruning from `dense` or `initialisation`). Left alone.
             evidence: the trained weights, by the names of `masks`.
             round: 1 for the first pruning.
 
         Raises:
             SettingError: a score is missing, NaN or of another shape.
         """
-        scores = self.criterion.scores(evidence)
-        pruned = {name: mask.clone() for name, mask in masks.items()}
-        for group in self.groups(list(masks)):
-            survivors = {name: masks[name].flatten().nonzero().squeeze(1) for name in group.names}
-            ranked = torch.cat([_survivor_scores(scores, name, masks[name]) for name in group.names])
-            size = sum(masks[name].numel() for name in group.names)
-            goes = lowest(ranked, len(ranked) - self.kept(group, size, round))
-            for name, part in zip(group.names, goes.split([len(s) for s in survivors.values()]), strict=True):
-                pruned[name].view(-1)[survivors[name][part]] = False
+        pruned, steps, groups = masks, self.criterion.steps, self.groups(list(masks))
+        for step in range(1, steps + 1):
+            if step > 1:
+                evidence = replace(evidence, trained=masked(evidence.trained, pruned))
+            scores = self.scores(pruned, evidence)
+            for group in groups:
+                given = {name: masks[name] for name in group.names}
+                left = self.kept(group, count_prunable(given), round)
+                count = _on_the_way(count_kept(given), left, step / steps)
+                pruned = pruned | _keep_highest({name: pruned[name] for name in group.names}, scores, count)
         return pruned
+
+    def scores(self, masks: Masks, evidence: Evidence) -> State:
+        """What the criterion gives for the surviving weights: (n,) by name, in the order of positions.
+
+        Raises:
+            SettingError: a score is missing, NaN or of another shape.
+        """
+        scores = self.criterion.scores(evidence)
+        return {name: _survivor_scores(scores, name, mask) for name, mask in masks.items()}
+
+
+def _on_the_way(before: int, after: int, part: float) -> int:
+    """How many survive after this part of the way from `before` to `after`, at one rate a step."""
+    return max(after, round(before ** (1 - part) * after**part))
+
+
+def _keep_highest(masks: Masks, scores: Mapping[str, Tensor], count: int) -> Masks:
+    """Masks that keep the `count` survivors with the highest scores; `scores` are those of survivors."""
+    survivors = {name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()}
+    ranked = torch.cat([scores[name] for name in masks])
+    goes = lowest(ranked, len(ranked) - count)
+    pruned = {name: mask.clone() for name, mask in masks.items()}
+    for name, part in zip(masks, goes.split([len(s) for s in survivors.values()]), strict=True):
+        pruned[name].view(-1)[survivors[name][part]] = False
+    return pruned
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:

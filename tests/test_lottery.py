@@ -31,7 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lth_lightning import LotteryTicket, Magnitude, Pruning, SettingError, prunable_weights
+from lth_lightning import LotteryTicket, Magnitude, Movement, Pruning, SettingError, prunable_weights
 from lth_lightning.masks import density, masked
 from lth_lightning.results import read_curves
 
@@ -148,6 +148,20 @@ def test_learning_rate_rewinding_keeps_the_weights_and_restarts_the_schedule(tmp
     for round in (1, 2):
         assert_same(run.start(round), masked(run.ticket(round - 1).trained, run.ticket(round).masks))
     assert run.witness.rates == [0.05, 0.05, 0.05]
+
+
+@pytest.mark.parametrize(("rewind", "rewind_to"), [("learning_rate", "0it"), ("nothing", "4it"), ("weights", "4it")])
+def test_one_shot_tickets_go_on_from_the_network_that_was_pruned(tmp_path: Path, rewind: str, rewind_to: str) -> None:
+    """The dense one, not the last ticket, whose weights are 0 where another density's mask may keep them."""
+    pruning = Pruning(densities=[0.5, 0.2], prune_from="dense", criterion=Movement())
+    run = fit(mlp(), digits(), tmp_path, rounds=None, pruning=pruning, rewind=rewind, rewind_to=rewind_to)
+    dense, rewind_point = run.ticket(0).trained, run.ticket(0).rewind_point
+    for round in (1, 2):
+        masks = run.ticket(round).masks
+        assert_same(run.start(round), masked(rewind_point if rewind == "weights" else dense, masks))
+        for name, mask in masks.items():
+            moved = (dense[name] - rewind_point[name]).abs()
+            assert moved[mask].min() >= moved[~mask].max()
 
 
 def test_fine_tuning_goes_on_at_the_last_learning_rate(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import functional as F
 
-from lth_lightning import LotteryTicket, Magnitude, Pruning, SettingError, Ticket
+from lth_lightning import SNIP, LotteryTicket, Magnitude, Pruning, SettingError, Ticket
 from lth_lightning.cli import main
 from lth_lightning.masks import fingerprint, prunable_weights
 
@@ -324,6 +324,15 @@ def test_every_network_starts_and_ends_alike_on_all_processes(tmp_path: Path, ki
     for ours, theirs in zip(first.ends, second.ends, strict=True):
         assert_same(*({name: state[name] for name in parameters} for state in (ours, theirs)))
     assert first.rows == second.rows
+
+
+def test_processes_prune_by_the_same_batches_which_are_those_of_one_process(tmp_path: Path) -> None:
+    """Each process draws its part of a batch; scored by its own part, each would have other masks."""
+    at_start = Pruning(densities=[0.3], prune_from="initialisation", criterion=SNIP(batches=2))
+    settings: dict[str, Any] = {"rounds": None, "train_for": "2it", "pruning": at_start}
+    (one,) = run(tmp_path / "one", world_size=1, kind="resnet", **settings)
+    for process in run(tmp_path / "two", kind="resnet", **settings):
+        assert_same(process.masks[1], one.masks[1])
 
 
 def test_controls_start_with_the_weights_and_masks_they_have_in_one_process(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lth_lightning import Criterion, Evidence, Magnitude, Pruning, Random, SettingError
+from lth_lightning import (
+    Criterion,
+    Evidence,
+    Magnitude,
+    MagnitudeIncrease,
+    Movement,
+    Pruning,
+    Random,
+    SettingError,
+)
 from lth_lightning.masks import count_kept, dense_masks, density, prunable_weights
 from lth_lightning.models import Conv2, Conv4, LeNet300
 from lth_lightning.pruning import lowest
@@ -161,17 +170,62 @@ def test_random_is_a_function_of_its_seed_and_of_nothing_else() -> None:
     assert 90 < int(one[large].sum()) < 160, "large weights go as often as small ones"
 
 
-class MagnitudeIncrease(Criterion):
+class LargeInitLargeFinal(Criterion):
     """A user's own criterion, as README shows it."""
 
     def scores(self, seen: Evidence) -> dict[str, Tensor]:
-        return {name: trained.abs() - seen.start[name].abs() for name, trained in seen.trained.items()}
+        return {name: trained.abs().minimum(seen.start[name].abs()) for name, trained in seen.trained.items()}
 
 
 def test_a_users_own_criterion() -> None:
-    trained, start = {"w": torch.tensor([1.0, 2.0, 3.0, 4.0])}, {"w": torch.tensor([0.0, 2.0, 3.5, 3.0])}
-    masks = Pruning(rate=0.5, criterion=MagnitudeIncrease()).prune(dense_masks(trained), evidence(trained, start), 1)
-    assert masks["w"].tolist() == [True, False, False, True]
+    trained, start = {"w": torch.tensor([1.0, -2.0, 3.0, 4.0])}, {"w": torch.tensor([9.0, 2.5, -3.5, 0.5])}
+    masks = Pruning(rate=0.5, criterion=LargeInitLargeFinal()).prune(dense_masks(trained), evidence(trained, start), 1)
+    assert masks["w"].tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "formula"),
+    [
+        (Magnitude(), lambda final, first: np.abs(final)),
+        (MagnitudeIncrease(), lambda final, first: np.abs(final) - np.abs(first)),
+        (Movement(), lambda final, first: np.abs(final - first)),
+    ],
+)
+def test_criteria_are_the_formulas_of_zhou_et_al(criterion: Criterion, formula: Any) -> None:
+    """Table of section 2; signs differ between start and end, so that increase and movement do."""
+    trained, start = {"w": torch.randn(20, 5)}, {"w": torch.randn(20, 5)}
+    mask = Pruning(rate=0.3, criterion=criterion).prune(dense_masks(trained), evidence(trained, start), 1)["w"]
+    scores = formula(trained["w"].numpy(), start["w"].numpy()).ravel()
+    np.testing.assert_array_equal(mask.numpy().ravel(), reference(scores, np.ones(100, dtype=bool), 30))
+
+
+class Gradual(Criterion):
+    """Notes how many weights each step finds."""
+
+    steps = 4
+
+    def __init__(self) -> None:
+        self.found: list[list[int]] = []
+
+    def scores(self, seen: Evidence) -> dict[str, Tensor]:
+        self.found.append([int(weight.count_nonzero()) for weight in seen.trained.values()])
+        return {name: weight.abs() for name, weight in seen.trained.items()}
+
+
+@pytest.mark.parametrize("scope", ["layerwise", "global"])
+def test_steps_keep_the_same_fraction_each_and_reach_what_one_step_reaches(scope: str) -> None:
+    """N ρ^(k/n) after k of n steps (Tanaka et al. 2020, algorithm 1): with ρ = 1/16 and n = 4, half goes in each."""
+    weights = {"a": torch.randn(1600), "b": torch.randn(400), "whole": torch.randn(10)}
+    settings: dict[str, Any] = {"densities": [0.0625], "rates": {"whole": 0.0}, "scope": scope}
+    gradual, masks = Gradual(), dense_masks(weights)
+    slowly = Pruning(**settings, criterion=gradual).prune(masks, evidence(weights), 1)
+    at_once = Pruning(**settings).prune(masks, evidence(weights), 1)
+    assert all(torch.equal(slowly[name], at_once[name]) for name in weights), "magnitudes do not change on the way"
+    assert all(mask.all() for mask in masks.values()), "left alone"
+    assert [a + b for a, b, _ in gradual.found] == [2000, 1000, 500, 250]
+    assert all(whole == 10 for _, _, whole in gradual.found)
+    if scope == "layerwise":
+        assert [a for a, _, _ in gradual.found] == [1600, 800, 400, 200]
 
 
 @pytest.mark.parametrize("score", [torch.full((4,), float("nan")), torch.zeros(3)])
@@ -202,6 +256,8 @@ def test_nan_of_pruned_weights_is_nobodys_business() -> None:
         ({"rates": {"*": 1.5}}, r"rates\['\*'\]: 1.5"),
         ({"scope": "globl"}, "Did you mean 'global'"),
         ({"prune_from": "start"}, "pruning.prune_from"),
+        ({"prune_from": "initialisation", "criterion": Movement()}, "prune_from: Movement prunes from last_round or"),
+        ({"prune_from": "initialisation", "criterion": MagnitudeIncrease()}, "set --lottery.pruning.prune_from last"),
         ({"densities": []}, "pruning.densities"),
         ({"densities": [0.5, 0.6]}, "must fall"),
         ({"densities": [1.2]}, "must fall"),
