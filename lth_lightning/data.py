@@ -33,14 +33,14 @@ class ImageDataModule(L.LightningDataModule):
         data_dir: folder of the data sets, laid out as torchvision does.
         batch_size: training images a step and process.
         val_size: number of validation images, taken from the training images, each class in proportion.
-            None: 5,000, or a twelfth of the training images if they are fewer than 50,000.
+            By default 5,000, or a twelfth of the training images if they are fewer than 50,000.
         train_size: train on only so many of the images left beside validation, as many of each class as
-            possible; smaller sizes are parts of larger ones. None: all.
+            possible; smaller sizes are parts of larger ones. By default all.
         augment: crop each training image at random out of itself padded by 4 zeros on each side, and mirror half
             of them left to right, anew each epoch; usual for CIFAR10.
-        eval_batch_size: validation and test images a batch and process.
+        eval_batch_size: validation and test images a batch and process; only memory and speed depend on it.
         split_seed: chooses the validation images and those of `train_size`.
-        download: fetch what is not there.
+        download: fetch the data set where it is not in `data_dir` yet.
         scaling: `standardise`: each channel of the training images has mean 0 and variance 1; `symmetric`: their
             darkest pixel is -1 and their brightest 1.
 

@@ -28,7 +28,7 @@ from lth_lightning.folder_lock import FolderLock
 from lth_lightning.lottery import LotteryTicket
 from lth_lightning.module import ImageClassifier
 from lth_lightning.parsing import LotteryParser
-from lth_lightning.progress import LotteryProgress
+from lth_lightning.progress import LotteryProgress, in_ci
 from lth_lightning.run_choice import (
     CONFIG,
     RUN_DIR_VARIABLE,
@@ -57,12 +57,22 @@ HELP = {
     "test": "Loss and accuracy on the official test images of the ticket or checkpoint that --ckpt_path names.",
     "predict": "The class of each official test image, one a line, by the ticket or checkpoint that --ckpt_path names.",
 }
+EXAMPLES = """\
+examples:
+  python train.py fit --config configs/quickstart.yaml
+  python train.py fit --config configs/quickstart.yaml --lottery.rounds 5 --run_dir runs/mine
+  python train.py fit --config runs/mine/config.yaml --ckpt_path last     # go on where it was interrupted
+"""
 SEED_HELP = "What everything random hangs on: weights, data order, controls. true: any seed; false: none set."
-RUN_DIR_HELP = "Where all of this run goes; by default runs/<config name>/<n>."
-CKPT_PATH_HELP = (
-    "`last`: fit continues the run in run_dir, or the one whose config.yaml is given, or this config's last one, and "
-    "starts where there is none. The other commands take a ticket (RUN/tickets/round_03.safetensors), a checkpoint "
-    "(RUN/checkpoints/last.ckpt), or `last`."
+RUN_DIR_HELP = "The folder that all of this run goes to; by default runs/<config name>/<n>."
+QUIET_HELP = "Show warnings and errors, and in the end where the results lie; nothing else."
+CONTINUE_HELP = (
+    "`last`: continue the run in run_dir, or the one whose config.yaml is given, or this config's last one; start "
+    "where there is none. Or the checkpoint of a run to continue (RUN/checkpoints/last.ckpt)."
+)
+WEIGHTS_HELP = (
+    "Whose weights: a ticket's (RUN/tickets/round_03.safetensors), a checkpoint's (RUN/checkpoints/last.ckpt), or "
+    "those of the `last` checkpoint of this config."
 )
 CURVES = "tensorboard"
 
@@ -85,7 +95,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write all settings but those of this run alone, which would undo `--run_dir` before `--config`."""
         config = self.config.clone()
-        for name in ("run_dir", "ckpt_path", "lottery.run_dir"):
+        for name in ("run_dir", "ckpt_path", "quiet", "lottery.run_dir"):
             del config[name]
         text = self.parser.dump(config, skip_none=False)
         replace_file(Path(trainer.default_root_dir) / CONFIG, text.encode())
@@ -134,6 +144,7 @@ class LotteryCLI(LightningCLI):
         self._lock: FolderLock | None = None
         self._weights: Ticket | dict[str, Any] | None = None
         self._command = args[0]
+        epilog = EXAMPLES if args[0] == "fit" else None
         usage = f"python train.py {args[0]} --config FILE [--setting VALUE ...]"
         try:
             super().__init__(
@@ -142,7 +153,7 @@ class LotteryCLI(LightningCLI):
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"save_to_log_dir": False},
                 parser_class=LotteryParser,
-                parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage}},
+                parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage, "epilog": epilog}},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,  # the module saves no hyperparameters: config.yaml holds them
                 args=args,
@@ -168,8 +179,10 @@ class LotteryCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Ours first, in the help and in config.yaml; the Trainer's many last."""
-        parser.add_argument("--run_dir", type=str | None, default=None, help=RUN_DIR_HELP)
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH_HELP)
+        parser.add_argument("--run_dir", type=str | None, default=None, metavar="DIR", help=RUN_DIR_HELP)
+        ckpt_path_help = CONTINUE_HELP if self._command == "fit" else WEIGHTS_HELP
+        parser.add_argument("--ckpt_path", type=str | None, default=None, metavar="FILE", help=ckpt_path_help)
+        parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
         parser.add_lightning_class_args(LotteryTicket, "lottery")
         parser.add_lightning_class_args(ImageDataModule, "data")
         parser.add_lightning_class_args(ImageClassifier, "model")
@@ -187,6 +200,10 @@ class LotteryCLI(LightningCLI):
     def settings(self) -> Namespace:
         """The settings of the command that runs."""
         return self.config[self.subcommand]
+
+    @property
+    def _quiet(self) -> bool:
+        return self.settings.quiet or self.settings.trainer.enable_progress_bar is False
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take settings from the checkpoint here, over those of the command line."""
@@ -243,7 +260,7 @@ class LotteryCLI(LightningCLI):
                 run_dir, self._lock = self._reservation.path, self._reservation.lock
         run_dir = run_dir or numbered_runs(settings)  # torchrun's processes hear from the first where it really is
         settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-        if resume and first:
+        if resume and first and not self._quiet:
             print(f"Continuing {run_dir}." if settings.ckpt_path else f"Nothing to continue in {run_dir}: starting.")
 
     def _find_weights(self) -> None:
@@ -293,11 +310,13 @@ class LotteryCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer that keeps everything in the run's folder, with our progress display."""
         given = self._get(self.config_init, "trainer")
+        if self._quiet:
+            given.enable_progress_bar = given.enable_model_summary = False
         if self.subcommand == "fit":
             self._equip_for_fit(given)
         else:
             given.logger = False
-            if self.subcommand == "predict" or not sys.stdout.isatty():
+            if self.subcommand == "predict" or in_ci() or not sys.stdout.isatty():
                 given.enable_progress_bar = False
         try:
             return super().instantiate_trainer(**kwargs)
@@ -310,6 +329,8 @@ class LotteryCLI(LightningCLI):
             trainer.logger = SubRunLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
         callbacks = trainer.callbacks or []
         trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if self._quiet:
+            trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ProgressBar)]
         if any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
             trainer.enable_checkpointing = True  # or Lightning refuses what was asked for
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
@@ -385,18 +406,20 @@ class LotteryCLI(LightningCLI):
             return
         run_dir = Path(self.settings.run_dir)
         lottery = self._get(self.config_init, "lottery")
-        quiet = self._get(self.config_init, "trainer").enable_progress_bar is False
-        console = Console(highlight=False, markup=False, quiet=quiet)
+        console = Console(highlight=False, markup=False, force_terminal=False if in_ci() else None)
         if lottery.results:
             run = report.Run.read(run_dir)
             report.write_report([run], run_dir)
-            console.print(report.table(run.rows, report.title_of([run])))
-            console.print(report.summary([run.rows]), soft_wrap=not console.is_terminal)
+            if not self._quiet:
+                console.print()
+                console.print(report.table(run.rows, report.title_of([run])))
+                console.print(report.summary([run.rows]), soft_wrap=not console.is_terminal)
+                console.print()
         self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
 
     def _say_where(self, console: Console, run_dir: Path, done: int, planned: int) -> None:
         if done < planned:
             console.print(f"Stopped after {done} of {planned} networks. {self._how_to_go_on()}", soft_wrap=True)
-        console.print(f"\nResults, tickets and figures: {run_dir}", soft_wrap=True)
-        if (run_dir / CURVES).is_dir():
+        console.print(f"Results, tickets and figures: {run_dir}", soft_wrap=True)
+        if (run_dir / CURVES).is_dir() and not self._quiet:
             console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)

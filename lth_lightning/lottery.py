@@ -45,7 +45,7 @@ from lth_lightning.masks import (
     prunable_weights,
 )
 from lth_lightning.pruning import Pruning
-from lth_lightning.results import LayerRow, Row, write_curve, write_layers, write_rows
+from lth_lightning.results import Evaluation, LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.run_folder import RunFolder, free_folder
 from lth_lightning.scores import METRICS, Scores, layer_rows
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
@@ -359,6 +359,11 @@ class LotteryTicket(L.Callback):
         """The network that is in training, or comes next."""
         return self.plan[self._position]
 
+    @property
+    def last_evaluation(self) -> Evaluation | None:
+        """The last point of the learning curve of the network in training."""
+        return self._scores.last
+
     def _begin_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start from the rewind point times the mask, with everything else new."""
         network = self.network
@@ -366,7 +371,7 @@ class LotteryTicket(L.Callback):
             self._begin_round(trainer, module, network.round)
         masks = self.masks_in_force = self._lineage.masks_of(network)
         load_state(module, masked(self._lineage.start_of(network, module), masks))
-        step = self._first_step(network)
+        step = self.first_step(network)
         epoch = step // self._steps_per_epoch
         self._fresh.restore(trainer, step, epoch, step * fresh_fit.batches_per_step(trainer))
         self._fresh.advance_schedulers(trainer, step, epoch)
@@ -453,7 +458,7 @@ class LotteryTicket(L.Callback):
         self._watch.check_weights(module, fresh_fit.steps_done(trainer))
         self._scores.complete(trainer)
         self._fresh.settle_averages(trainer)
-        row = self._scores.row(trainer, network, masks, self._first_step(network))
+        row = self._scores.row(trainer, network, masks, self.first_step(network))
         self.results.append(row)
         self.layers += layer_rows(network, masks)
         if network.variant == "ticket":
@@ -488,9 +493,18 @@ class LotteryTicket(L.Callback):
         if row.round == 0 and self.rewind == "nothing":
             lineage.rates = fresh_fit.learning_rates(trainer)
 
-    def _first_step(self, network: Network) -> int:
-        """The step that a network starts at: the rewind point's, but for the network that finds it."""
-        return 0 if network.round == 0 and self.given is None else self._lineage.rewind_step
+    def first_step(self, network: Network) -> int:
+        """The step of its round that a network starts at: the rewind point's, but for the network that finds it.
+
+        Known once training has started; of tickets from files, that of the one in training stands for those to come.
+        """
+        if self.given is not None:
+            return self._lineage.rewind_step
+        return 0 if network.round == 0 else self._rewind_step
+
+    def planned_steps(self, network: Network) -> int:
+        """The optimizer steps that training it takes, unless something stops it; known once training has started."""
+        return 0 if network.variant == "pruned_only" else self.round_steps - self.first_step(network)
 
     def _ticket_info(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> dict[str, Any]:
         return {
@@ -525,7 +539,7 @@ class LotteryTicket(L.Callback):
         )
         per_step = fresh_fit.batches_per_step(trainer)
         # Only a network that starts at a rewind point starts inside an epoch.
-        before = (step - epoch * self._steps_per_epoch) * per_step if step == self._first_step(self.network) else 0
+        before = (step - epoch * self._steps_per_epoch) * per_step if step == self.first_step(self.network) else 0
         loaders = fresh_fit.train_loaders(trainer)
         seekable = [loader for loader in loaders if isinstance(loader, SeekableLoader)]
         to_skip = 0 if len(loaders) == len(seekable) == 1 else resumed_after  # several take turns in ways of their own

@@ -24,9 +24,11 @@ class ImageClassifier(L.LightningModule):
     can be trained by any Trainer, without the callback.
 
     Args:
-        net: the network, from images (N, channels, height, width) to class scores (N, classes).
-        optimizer: the optimizer, by class; its arguments but for the parameters in `init_args`.
-        lr_scheduler: the learning-rate schedule, by class; left out, the rate stays.
+        net: the network, from images (N, channels, height, width) to class scores (N, classes): a class of ours, or the
+            import path of one of yours. Its arguments follow: `--model.net MLP --model.net.hidden [300,100]`.
+        optimizer: the optimizer, a class of torch.optim. Its arguments follow: `--model.optimizer.lr 1.2e-3`; in a
+            config they stand in `init_args`.
+        lr_scheduler: the learning-rate schedule, a class of torch.optim.lr_scheduler; by default the rate stays.
         lr_scheduler_interval: whether the schedule counts `epoch` or `step`.
         init: how weights are drawn: `glorot_normal` (Frankle & Carbin 2019), `kaiming_normal`, or null for the
             network's own.

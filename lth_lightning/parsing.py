@@ -5,15 +5,17 @@ version's, say) is passed on as it is.
 """
 
 import argparse
+import copy
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pydoc import locate
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import lightning as L
 import torch
@@ -37,6 +39,26 @@ BASES: dict[str, type] = {
 }
 # Arguments of classes, which no parser lists; here because everybody asks for them by their last name.
 WELL_KNOWN = ("model.optimizer.lr", "model.optimizer.momentum", "model.optimizer.weight_decay")
+# What Lightning's parser says of these is not what they do here, or is hard to read.
+SAID_BETTER = {
+    "help": "Show this, and stop.",
+    "config": "A YAML file of settings. With several the later ones win, and settings behind them.",
+    "print_config": "Show all settings as a config, defaults included, and stop.",
+}
+# Files for one part of the settings; what follows from other settings; what is for checkpoints that are none of ours.
+UNTOLD = {
+    *("lottery", "lottery.pruning", "data", "model", "trainer"),
+    *("lottery.run_dir", "model.num_classes", "model.input_shape"),
+    *("lottery.prunable.help", "weights_only"),
+}
+METAVARS: tuple[tuple[tuple[Any, ...], str], ...] = (
+    ((Sequence, list, tuple), "[ITEM,...]"),
+    ((dict,), "{KEY:VALUE,...}"),
+    ((int,), "N"),
+    ((float,), "X"),
+    ((os.PathLike,), "PATH"),
+    ((str, None), "TEXT"),
+)
 TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -48,13 +70,74 @@ TYPES = {
 
 
 class Help(DefaultHelpFormatter):
-    """Lists classes by their short names, and ours only: of `nn.Module` alone there are hundreds."""
+    """Our settings each in a sentence and their default; Lightning's as they are.
+
+    Lists classes by their short names, and ours only: of `nn.Module` alone there are hundreds.
+    """
+
+    def start_section(self, heading: str | None) -> None:
+        """Headings are first lines of docstrings."""
+        super().start_section(_capitalised(heading) if heading else heading)
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        """Leave out what nobody has to know to set anything."""
+        super().add_arguments([action for action in actions if action.dest not in UNTOLD])
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not _is_ours(action):
+            return super()._format_action_invocation(action)
+        shown = copy.copy(action)  # without `--lottery.controls+`, which appends
+        shown.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        if action.dest.endswith(".help"):
+            shown.metavar = "CLASS"
+        return super()._format_action_invocation(shown)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if not _is_ours(action):
+            return super()._get_default_metavar_for_optional(action)
+        return "FILE" if action.dest == "config" else _metavar(getattr(action, "_typehint", None))
 
     def _expand_help(self, action: argparse.Action) -> str:
         names = ", ".join(_classes_for(action.dest))
-        return re.sub(
-            r", known subclasses: .*\)$", f"; there is {names})" if names else ")", super()._expand_help(action)
-        )
+        text, there_is = super()._expand_help(action), f"; there is {names}" if names else ""
+        if not _is_ours(action):
+            return re.sub(r", known subclasses: .*\)$", f"{there_is})", text)
+        if action.dest in SAID_BETTER:
+            return SAID_BETTER[action.dest]
+        if action.dest.endswith(".help"):
+            return "Show the arguments of one of these classes, and stop."
+        default = re.search(r"default: (.*?)(?:, known subclasses: .*)?\)$", text.removeprefix(action.help or ""))
+        facts = "required" if action.required else f"default: {_in_yaml(default[1])}" if default else ""
+        facts = (facts + there_is).removeprefix("; ")
+        return _capitalised(action.help or "") + (f" ({facts})" if facts else "")
+
+
+def _is_ours(action: argparse.Action) -> bool:
+    return action.dest.partition(".")[0] != "trainer"
+
+
+def _capitalised(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _metavar(hint: Any) -> str:
+    """What a value of this type looks like: the most telling of the types that are allowed."""
+    allowed = {get_origin(part) or part for part in (get_args(hint) if _is_union(hint) else [hint])}
+    return next((name for types, name in METAVARS if allowed.intersection(types)), "CLASS")
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+def _in_yaml(default: str) -> str:
+    """A default as it is written in a config, a class by its short name."""
+    if named := re.match(r"\{'class_path': '[\w.]*?(\w+)'", default):
+        return named[1]
+    return {"True": "true", "False": "false", "()": "[]"}.get(default, default)
 
 
 class LotteryParser(LightningArgumentParser):

@@ -38,6 +38,7 @@ MAY_DIFFER: dict[str, tuple[str, ...]] = {
         "trainer.inference_mode",
     ),
     "what is shown, logged or looked for meanwhile": (
+        "quiet",
         "trainer.logger",
         "trainer.log_every_n_steps",
         "trainer.enable_*",

@@ -46,6 +46,11 @@ class Scores:
         known = mean_over_processes(trainer, [self._metric(trainer, name) for name in METRICS[1:]])
         self._curve.append(Evaluation(fresh_fit.steps_done(trainer), *known))
 
+    @property
+    def last(self) -> Evaluation | None:
+        """The last point of the learning curve."""
+        return self._curve[-1] if self._curve else None
+
     def complete(self, trainer: L.Trainer) -> None:
         """Evaluate the weights as they are, between epochs, unless the last evaluation saw them."""
         if self._curve and self._curve[-1].step == fresh_fit.steps_done(trainer):

@@ -1,11 +1,14 @@
 """The command line: what a user mistypes is one clear error that leaves nothing behind; what is right works."""
 
 import csv
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import safetensors.torch
 import torch
 import yaml
 
+from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning
 from lth_lightning.cli import main
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.run_choice import Reservation
@@ -511,7 +515,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(crowded: Path, capsys: Any) ->
     before, config = _rows(crowded / "run"), (crowded / "run/config.yaml").read_text()
     assert main(["fit", "--ckpt_path", "last", "--config", "run/config.yaml"]) == 0  # whatever comes first
     out = capsys.readouterr().out
-    assert out.startswith("Continuing run.\n") and "round  0    100 %" not in out
+    assert out.startswith("Continuing run.\n") and "100.00 %  ticket" not in out
     assert _rows(crowded / "run") == before and (crowded / "run/config.yaml").read_text() == config
 
 
@@ -598,12 +602,53 @@ def test_help_says_what_there_is(capsys: Any) -> None:
         main(["fit", "--help"])
     out = " ".join(capsys.readouterr().out.split())
     for sentence in (
-        "--lottery.rounds ROUNDS how often to prune; round 0 is the dense network.",
-        "--lottery.pruning.rate RATE fraction of the surviving weights pruned a round, in [0, 1).",
-        f"to class scores (N, classes). (required, type: Network | Module; {NETWORKS[:-1]})",
+        "--lottery.rounds N How often to prune; round 0 is the dense network.",
+        "--lottery.pruning.rate X Fraction of the surviving weights pruned a round, in [0, 1). (default: 0.2)",
+        f"(required; {NETWORKS[:-1]})",
         "by default runs/<config name>/<n>.",
     ):
         assert sentence in out
+
+
+FLAGS = {
+    **{f"--lottery.{name}": parameter for name, parameter in signature(LotteryTicket).parameters.items()},
+    **{f"--lottery.pruning.{name}": parameter for name, parameter in signature(Pruning).parameters.items()},
+    **{f"--data.{name}": parameter for name, parameter in signature(ImageDataModule).parameters.items()},
+    **{f"--model.{name}": parameter for name, parameter in signature(ImageClassifier).parameters.items()},
+}
+OF_OTHERS = ("--lottery.pruning", "--lottery.run_dir", "--model.num_classes", "--model.input_shape")
+
+
+def test_every_flag_of_ours_has_a_sentence_and_a_default_and_the_examples_work(
+    folder: Path, finished: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    out, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    ours, _, _ = out.partition("--trainer.")
+    entries = {text.split()[0]: " ".join(text.split()) for text in re.split(r"\n  (?=--)", ours)[1:]}
+    for flag, parameter in FLAGS.items():
+        if flag in OF_OTHERS:
+            assert flag not in entries
+            continue
+        text = entries.pop(flag)
+        default = "required" if parameter.default is parameter.empty else "default: "
+        assert re.search(rf"[.:`)] \({default}", text), text
+        assert not re.search(r"Union|Optional|Callable|Literal|class_path|type: |None", text), text
+    assert sorted(entries) == [
+        *("--ckpt_path", "--lottery.pruning.criterion.help", "--model.lr_scheduler.help", "--model.net.help"),
+        *("--model.optimizer.help", "--print_config", "--quiet", "--run_dir", "--seed_everything"),
+    ]
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    (folder / "runs").mkdir()
+    (folder / "runs/mine").symlink_to(finished)
+    commands = [shlex.split(line, comments=True) for line in examples.splitlines()]
+    assert len(commands) == 3
+    for python, program, *args in commands:
+        assert (python, program) == ("python", "train.py")
+        with pytest.raises(SystemExit, match="0"):
+            main([*args, "--print_config"])
 
 
 def test_the_program_says_no_more_than_it_must_and_exits_as_it_should(folder: Path) -> None:
@@ -614,6 +659,6 @@ def test_the_program_says_no_more_than_it_must_and_exits_as_it_should(folder: Pa
 
     good, bad = run(*SHORT), run("fti")
     assert (good.returncode, good.stderr) == (0, "")
-    assert good.stdout.startswith("round  0    100 %  ticket")
+    assert good.stdout.startswith("round   density  variant  val acc  test acc  early stop  seconds\n    0  100.00 %")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("error: command: 'fti' is unknown")

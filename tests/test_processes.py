@@ -275,14 +275,17 @@ def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], la
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         return Counter(re.sub(r"tfevents.*", "tfevents", name) for name in names)
 
-    def lines(out: str, folder: Path) -> list[str]:
-        return [re.sub(r"\d+\.\d s$", "", line).strip() for line in out.replace(str(folder), "").splitlines()]
+    def lines(out: str) -> list[str]:
+        """Rows of finished networks, without their seconds."""
+        rows = (line.split()[:-1] for line in out.splitlines() if " %  " in line)
+        return [" ".join(row) for row in rows]
 
     (one, out), (folder, their_out) = launched["one"], launched[launcher]
     assert files(folder) == files(one)
     assert set(folder.parent.iterdir()) == {folder.parent / name for name in ("one", "one.0.log", *LAUNCHERS)}
-    shown = [line for line in lines(their_out, folder) if line.startswith("round ")]
-    assert shown == [line for line in lines(out, one) if line.startswith("round ")]
+    shown = lines(their_out)
+    assert len(shown) == 7 and shown == lines(out)
+    assert their_out.count("early stop  seconds") == 1
     assert their_out.count("Results, tickets and figures:") == 1
 
 
