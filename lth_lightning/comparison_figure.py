@@ -13,6 +13,7 @@ from lth_lightning.results import Row, by_round, dense_rows, densities, of_varia
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito (2008)
 MARKERS = "osD^v<>pX*"
 LINES: dict[str, Any] = {name: STYLES[name].line for name in ("ticket", "random_reinit")} | {"dense network": ":"}
+LEGEND_WIDTH, HANDLE_WIDTH = 115, 9  # in letters
 
 
 def comparison_figure(groups: Mapping[str, Sequence[Row]], title: str) -> Figure | None:
@@ -51,5 +52,6 @@ def comparison_figure(groups: Mapping[str, Sequence[Row]], title: str) -> Figure
     axes.yaxis.set_major_formatter(as_percent)
     density_axis(axes, shown)
     handles, labels = zip(*legend, strict=True)
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, handlelength=3.5)
+    columns = max(1, min(3, LEGEND_WIDTH // (HANDLE_WIDTH + max(map(len, labels)))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
     return figure
