@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lth_lightning.board import LotteryBoard
     from lth_lightning.data import ImageDataModule
     from lth_lightning.errors import SettingError, TicketError
     from lth_lightning.lottery import LotteryTicket
@@ -26,6 +27,7 @@ _HOME = {
     "GraSP": "saliency",
     "ImageClassifier": "module",
     "ImageDataModule": "data",
+    "LotteryBoard": "board",
     "LotteryProgress": "progress",
     "LotteryTicket": "lottery",
     "Magnitude": "pruning",
@@ -50,6 +52,7 @@ __all__ = [
     "GraSP",
     "ImageClassifier",
     "ImageDataModule",
+    "LotteryBoard",
     "LotteryProgress",
     "LotteryTicket",
     "Magnitude",

@@ -25,8 +25,11 @@ class Network:
         return self.variant + (f" #{self.replicate + 1}" if self.replicate else "")
 
     def title(self, density: float) -> str:
-        """A name that reads well in a legend and sorts by round: `round_07 21.1% ticket`."""
-        return f"round_{self.round:02d} {100 * density:.3g}% {self.name}"
+        """A name that reads well in a legend and sorts by round: `round 07 21.1% ticket`.
+
+        TensorBoard breaks it at the first space, and cuts off what does not fit before.
+        """
+        return f"round {self.round:02d} {100 * density:.3g}% {self.name}"
 
 
 def plan_networks(

@@ -1,7 +1,7 @@
 """The papers' figures, drawn from rows; readable in black and white and by the colour-blind.
 
-Nothing but this module and those of single figures that build on it (`curve_figure.py`, `comparison_figure.py`)
-imports matplotlib, so that whoever draws nothing does not wait for it.
+Nothing but this module and those of single figures (`curve_figure.py`, `comparison_figure.py`, `pictures.py`) imports
+matplotlib, so that whoever draws nothing does not wait for it.
 """
 
 import io

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lth_lightning import report
+from lth_lightning.board import LotteryBoard
 from lth_lightning.checkpoints import check_fits, read_checkpoint, state_of_callback
 from lth_lightning.data import ImageDataModule
 from lth_lightning.errors import SettingError, WriteError
@@ -336,6 +337,8 @@ class LotteryCLI(LightningCLI):
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
         if trainer.enable_progress_bar is not False and not has_display:
             trainer.callbacks.append(LotteryProgress())
+        if not any(isinstance(callback, LotteryBoard) for callback in trainer.callbacks):
+            trainer.callbacks.append(LotteryBoard(draw_at_end=False))  # `after_fit` shows the report's figures
 
     def after_instantiate_classes(self) -> None:
         """Put the weights in, or try whether the network can be trained."""
@@ -409,13 +412,19 @@ class LotteryCLI(LightningCLI):
         console = Console(highlight=False, markup=False, force_terminal=False if in_ci() else None)
         if lottery.results:
             run = report.Run.read(run_dir)
-            report.write_report([run], run_dir)
+            written = report.write_report([run], run_dir)
+            self._show_figures([path for path in written if path.suffix == ".png"])
             if not self._quiet:
                 console.print()
                 console.print(report.table(run.rows, report.title_of([run])))
                 console.print(report.summary([run.rows]), soft_wrap=not console.is_terminal)
                 console.print()
         self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
+
+    def _show_figures(self, files: list[Path]) -> None:
+        board = next(one for one in self.trainer.callbacks if isinstance(one, LotteryBoard))  # type: ignore[attr-defined]
+        board.show({file.stem: file.read_bytes() for file in files})
+        board.close()
 
     def _say_where(self, console: Console, run_dir: Path, done: int, planned: int) -> None:
         if done < planned:

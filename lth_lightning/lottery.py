@@ -58,6 +58,24 @@ REWINDS = ("weights", "learning_rate", "nothing")
 DATA_ORDERS = ("fresh", "same")
 
 
+def architecture(module: L.LightningModule) -> str:
+    """The class of the network that is trained."""
+    return type(getattr(module, "net", module)).__name__
+
+
+def data_name(trainer: L.Trainer) -> str:
+    """The data set's name, or else the class of the DataModule."""
+    return str(getattr(trainer.datamodule, "dataset", type(trainer.datamodule).__name__))
+
+
+def image_shape(trainer: L.Trainer, module: L.LightningModule) -> list[int] | None:
+    """(channels, height, width) of an image, where module or DataModule say so by an `input_shape`."""
+    known = getattr(module, "input_shape", None) or getattr(trainer.datamodule, "input_shape", None)
+    if not isinstance(known, Sequence) or len(known) != 3 or not all(isinstance(size, int) for size in known):
+        return None
+    return list(known)
+
+
 @runtime_checkable
 class SeekableLoader(Protocol):
     """A loader whose order is a function of a seed and an epoch; it can start in the middle of one."""
@@ -119,6 +137,7 @@ class LotteryTicket(L.Callback):
         masks_in_force: the masks of the network that is in training.
         folder: the run's folder, once a fit has started.
         seed_in_use: the seed that everything random hangs on, once a fit has started.
+        summary: where TensorBoard's curves over rounds go, once a fit has started.
 
     Raises:
         SettingError: a value out of range, or settings that contradict each other.
@@ -185,7 +204,7 @@ class LotteryTicket(L.Callback):
         self._fitting = False
         self._lock: FolderLock | None = None
         self._hooks: MaskHooks | None = None
-        self._summary: SummaryCurves | None = None
+        self.summary: SummaryCurves | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -251,7 +270,7 @@ class LotteryTicket(L.Callback):
         self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
         fresh_fit.refuse_to_share(trainer, self.folder.checkpoint)
-        self._summary = SummaryCurves(trainer, self.results)
+        self.summary = SummaryCurves(trainer, self.results)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn lengths into steps, now that the length of an epoch is known."""
@@ -349,8 +368,8 @@ class LotteryTicket(L.Callback):
             self._lock = None
         if self._hooks is not None:
             self._hooks.remove()
-        if self._summary is not None:
-            self._summary.close()
+        if self.summary is not None:
+            self.summary.close()
 
     # ------------------------------------------------------------------------ one network
 
@@ -363,6 +382,11 @@ class LotteryTicket(L.Callback):
     def last_evaluation(self) -> Evaluation | None:
         """The last point of the learning curve of the network in training."""
         return self._scores.last
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What this run was set to do, and from which data, in words; what a resumed run must have in common."""
+        return {name: value for part in self._settings_in_use.values() for name, value in part.items()}
 
     def _begin_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start from the rewind point times the mask, with everything else new."""
@@ -437,7 +461,8 @@ class LotteryTicket(L.Callback):
         self._hooks.enforce(masks)
         if self._lineage.rates is not None:
             self._fresh.hold_learning_rates(trainer, self._lineage.rates)
-        enter_sub_run(trainer, network.title(density(masks)), trainer.global_step)
+        step = fresh_fit.steps_done(trainer)
+        enter_sub_run(trainer, network.title(density(masks)), 0 if step == self._first_step(network) else step)
         self._announce(trainer, "on_network_start", network, density(masks))
 
     def _compare_processes(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -467,8 +492,8 @@ class LotteryTicket(L.Callback):
             write_rows(self.folder.results, self.results)
             write_layers(self.folder.layers, self.layers)
             write_curve(self.folder.curve(network), self._scores.curve(network))
-        assert self._summary is not None
-        self._summary.add(row)
+        assert self.summary is not None
+        self.summary.add(row)
         self._announce(trainer, "on_network_end", row)
         self._position += 1
         self._begun = False
@@ -508,8 +533,9 @@ class LotteryTicket(L.Callback):
 
     def _ticket_info(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> dict[str, Any]:
         return {
-            "architecture": type(getattr(module, "net", module)).__name__,
-            "data": str(getattr(trainer.datamodule, "dataset", type(trainer.datamodule).__name__)),
+            "architecture": architecture(module),
+            "data": data_name(trainer),
+            "input_shape": image_shape(trainer, module),
             "round": row.round,
             "seed": self._lineage.seed,
             "data_order": self._lineage.order,

@@ -12,6 +12,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
 from lth_lightning.comparable import check_comparable
@@ -23,6 +24,7 @@ from lth_lightning.files import make_folder, replace_file
 from lth_lightning.paired_table import INTERVALS, paired_markdown, paired_table
 from lth_lightning.report_options import parser
 from lth_lightning.results import Row, as_csv
+from lth_lightning.results import densities as density_of_round
 from lth_lightning.runs import SHOWN, Run, pooled, read_all, title_of
 from lth_lightning.statistics import Statistic, statistics
 from lth_lightning.tables import markdown_table, table
@@ -30,13 +32,16 @@ from lth_lightning.tables import markdown_table, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Run", "main", "summary", "table", "title_of", "write_comparison", "write_report"]
+    from lth_lightning.pictures import Picture
+
+__all__ = ["Run", "drawn", "main", "summary", "table", "title_of", "write_comparison", "write_report"]
 
 CAPTIONS = {
     "accuracy": "Test accuracy at the end of training. Band: least to greatest of n networks.",
     "early_stop": "The step of the lowest validation loss: the lower, the sooner the network has learned.",
     "curves": "Learning curves: mean, and band from least to greatest, of n networks.",
     "layers": "What pruning leaves of each layer of the ticket.",
+    "looks": "What the ticket looks at: how many of the first layer's weights each pixel keeps, round by round.",
     "comparison": "Test accuracy at the end of training. Band: least to greatest of n networks.",
 }
 ACCURACIES = (
@@ -46,6 +51,39 @@ ACCURACIES = (
 
 
 # ------------------------------------------------------------------------------------- one experiment
+
+
+def drawn(runs: Sequence[Run], densities: Sequence[float] | None = None) -> "dict[str, Figure]":
+    """The figures that have something to show, by their files' names; arguments as for `write_report`.
+
+    Raises:
+        SettingError: the runs cannot be pooled, no round is near one of `densities`, or a ticket cannot be read.
+    """
+    from lth_lightning import curve_figure, figures, pictures  # matplotlib: only who draws waits for it
+
+    check_comparable(runs)
+    rows, title = pooled(runs), title_of(runs)
+    curves, layers = [row for run in runs for row in run.curves], [row for run in runs for row in run.layers]
+    if densities and not curves:
+        raise SettingError(f"--densities: {runs[0].path} has no learning curves (curves/), it is of an older version.")
+    found = {
+        "accuracy": figures.accuracy_figure(rows, title),
+        "early_stop": figures.early_stop_figure(rows, title),
+        "curves": curve_figure.curves_figure(curves, rows, title, densities),
+        "layers": figures.layers_figure(layers, title),
+        "looks": pictures.looks_figure(_looked_at(runs), density_of_round(rows), title),
+    }
+    return {name: figure for name, figure in found.items() if figure}
+
+
+def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
+    """The pictures of the runs' tickets, by round: the mean over those runs that have one of that round."""
+    from lth_lightning.pictures import input_pictures
+
+    found = [input_pictures(run.path, run.layers) for run in runs]
+    rounds = sorted({number for pictures in found for number in pictures})
+    known = {number: [pictures[number] for pictures in found if number in pictures] for number in rounds}
+    return {number: np.mean(pictures, axis=0) for number, pictures in known.items()}
 
 
 def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | None = None) -> list[Path]:
@@ -62,29 +100,17 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
         The files written, report.md first.
 
     Raises:
-        SettingError: the runs cannot be pooled, no round is near one of `densities`, or `out` cannot be written.
+        SettingError: the runs cannot be pooled, no round is near one of `densities`, a ticket cannot be read, or
+            `out` cannot be written.
     """
-    from lth_lightning import curve_figure, figures  # matplotlib: only who draws waits for it
-
-    check_comparable(runs)
-    rows, title = pooled(runs), title_of(runs)
-    curves = [row for run in runs for row in run.curves]
-    if densities and not curves:
-        raise SettingError(f"--densities: {runs[0].path} has no learning curves (curves/), it is of an older version.")
-    drawn = {
-        "accuracy": figures.accuracy_figure(rows, title),
-        "early_stop": figures.early_stop_figure(rows, title),
-        "curves": curve_figure.curves_figure(curves, rows, title, densities),
-        "layers": figures.layers_figure([row for run in runs for row in run.layers], title),
-    }
-    shown = {name: figure for name, figure in drawn.items() if figure}
+    shown = drawn(runs, densities)
     by_run = [run.rows for run in runs]
     parts = [
-        f"# {title}",
+        f"# {title_of(runs)}",
         _facts(runs),
         summary(by_run),
         *_shown(shown),
-        *_tables(runs, rows),
+        *_tables(runs, pooled(runs)),
     ]
     return _write(out, parts, ("statistics.csv", _statistics_csv(by_run)), shown)
 

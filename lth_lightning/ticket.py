@@ -206,6 +206,19 @@ class Ticket:
         return fitting.masks
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a ticket's file says of it, and its masks' `shapes`, without reading the weights; no hash is checked.
+
+    Raises:
+        TicketError: no such file, or not a ticket.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {})[_KEY]))
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TicketError(f"{path} is not a ticket, or is damaged: {error}.") from error
+
+
 def _prefixes(ours: State, target: State) -> list[tuple[str, str]]:
     """Pairs (prefix to take off, prefix to put on) worth a try, none first."""
 

@@ -162,7 +162,7 @@ def operation(event: str, args: tuple[Any, ...], run: Path) -> Operation | None:
 def kind(name: str) -> str:
     """What all files of one kind have in common: a file and its precursor, all tickets, all curves, all figures."""
     name = re.sub(r"(^|/)\.(.+)\.\w{8}\.unfinished$", r"\1\2", name)
-    name = re.sub(r"/round_\d+ [^/]*", "/round", re.sub(r"/all rounds, [^/]*", "/all rounds", name))
+    name = re.sub(r"/round \d+ [^/]*", "/round", re.sub(r"/all rounds, [^/]*", "/all rounds", name))
     name = re.sub(r"events\.out\..*", "events", re.sub(r"round_\d+\.", "round.", name))
     return re.sub(r"(figures|curves)/.*", r"\1/*", name)
 
@@ -316,8 +316,12 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The points of each tag as TensorBoard shows them."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    weights = {
+        tag: [(e.step, e.histogram_value) for e in events.Histograms(tag)] for tag in events.Tags()["histograms"]
+    }
+    return curves | weights
 
 
 @dataclass(frozen=True)

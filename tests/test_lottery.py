@@ -579,11 +579,11 @@ def test_tensorboard_has_a_sub_run_for_each_network_with_steps_from_0(tmp_path: 
     )
     folder = tmp_path / "tensorboard"
     titles = {
-        "round_00 100% ticket",
-        "round_01 80% ticket",
-        "round_01 80% random_mask",
-        "round_02 64% ticket",
-        "round_02 64% random_mask",
+        "round 00 100% ticket",
+        "round 01 80% ticket",
+        "round 01 80% random_mask",
+        "round 02 64% ticket",
+        "round 02 64% random_mask",
     }
     summaries = {"all rounds, ticket", "all rounds, random_mask"}
     assert {path.name for path in folder.iterdir() if path.is_dir()} == titles | summaries
@@ -750,7 +750,7 @@ def test_a_resumed_run_has_no_point_twice_in_tensorboard(tmp_path: Path) -> None
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     run = fit(mlp(), digits(), tmp_path / "run", trainer=logger(), ckpt_path=checkpoint, **settings)
     for row in run.rows:
-        title = f"round_{row.round:02d} {100 * row.density:.3g}% ticket"
+        title = f"round {row.round:02d} {100 * row.density:.3g}% ticket"
         assert [step for step, _ in _scalars(tmp_path / "tensorboard" / title, "val_loss")] == [6, 13, 20, 27]
     rounds = [step for step, _ in _scalars(tmp_path / "tensorboard" / "all rounds, ticket", "rounds/test_acc")]
     assert rounds == [0, 1]
