@@ -462,7 +462,7 @@ class LotteryTicket(L.Callback):
         if self._lineage.rates is not None:
             self._fresh.hold_learning_rates(trainer, self._lineage.rates)
         step = fresh_fit.steps_done(trainer)
-        enter_sub_run(trainer, network.title(density(masks)), 0 if step == self._first_step(network) else step)
+        enter_sub_run(trainer, network.title(density(masks)), 0 if step == self.first_step(network) else step)
         self._announce(trainer, "on_network_start", network, density(masks))
 
     def _compare_processes(self, trainer: L.Trainer, module: L.LightningModule) -> None:
