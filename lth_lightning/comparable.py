@@ -75,6 +75,7 @@ def check_comparable(runs: Sequence[Run], among: Sequence[Run] | None = None, co
     Raises:
         SettingError: settings differ: it names them all. Or the densities of a round do, or two runs are copies.
     """
+    _check_origins(among or runs)
     if differ := list(_different_settings(runs, among or runs)):
         keys = ",".join(dict.fromkeys([*compared_by, *(key(found) for found, _, _ in differ)]))
         said = "; ".join(
@@ -111,6 +112,16 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+def _check_origins(runs: Sequence[Run]) -> None:
+    """Tickets may have been found by anything, so the run that found them must be there to tell."""
+    for run in runs if len(runs) > 1 else ():
+        if (tickets := lookup(run.settings, "lottery.tickets")) and not run.settings.get("tickets"):
+            raise SettingError(
+                f"report: {run.path} trains the tickets in {tickets} (lottery.tickets), and no config.yaml of a run "
+                "beside them says how they were found. Put that run back, or report on each alone."
+            )
+
+
 def _check_densities(runs: Sequence[Run]) -> None:
     first = densities(runs[0].rows)
     for run in runs[1:]:
@@ -128,24 +139,40 @@ def _at(density: dict[int, float], number: int) -> str:
 
 
 def _check_copies(runs: Sequence[Run]) -> None:
-    seen: list[tuple[Any, Run]] = []
+    seen: list[tuple[Any, Any, Run]] = []
     for run in runs:
-        this = _identity(run)
-        other = next((other for identity, other in seen if identity == this), None)
-        if other:
-            seed = lookup(run.settings, "seed_everything")
-            why = "have the same results" if seed in (None, False) else f"both have seed {seed} (seed_everything)"
-            raise SettingError(
-                f"report: {other.path} and {run.path} {why}: they are copies, and pooled they would feign a "
-                "repetition. Leave one out, or train with another --seed_everything."
-            )
-        seen.append((this, run))
+        seeds, figures = _seeds(run), [replace(row, seconds=0.0) for row in run.rows]
+        for other_seeds, other_figures, other in seen:
+            known = seeds is not None and other_seeds is not None
+            if seeds == other_seeds if known else figures == other_figures:
+                seed = lookup(run.settings, "seed_everything")
+                both = f"both have seed {seed} (seed_everything)"
+                if seed != lookup(other.settings, "seed_everything"):
+                    both = "train the same tickets, which bring their seed with them"
+                why = both if known else "have the same results"
+                raise SettingError(
+                    f"report: {other.path} and {run.path} {why}: they are copies, and pooled they would feign a "
+                    "repetition. Leave one out, or train with another --seed_everything; tickets from files, where "
+                    "their weights are taken over, must be found with another."
+                )
+        seen.append((seeds, figures, run))
 
 
-def _identity(run: Run) -> Any:
-    """What two copies of a run have in common: seeds, and whose tickets; without a seed the results."""
-    seeds = [lookup(run.settings, name) for name in SEEDS]
-    if seeds[0] in (None, False):
-        return [replace(row, seconds=0.0) for row in run.rows]
-    found_by = run.settings.get("tickets")
-    return seeds, [lookup(found_by, name) for name in SEEDS] if found_by else lookup(run.settings, "lottery.tickets")
+def _seeds(run: Run) -> Any:
+    """What everything random in a run hangs on; None where it is not known.
+
+    Tickets whose weights are taken over bring their seed with them, and that of the run counts for nothing.
+    """
+    return _seeds_of(run.settings)
+
+
+def _seeds_of(settings: Settings) -> Any:
+    own = [lookup(settings, name) for name in SEEDS]
+    if own[0] in (None, False):
+        return None
+    if not (path := lookup(settings, "lottery.tickets")):
+        return own
+    found_by = settings.get("tickets")
+    origin = _seeds_of(found_by) if found_by else path
+    whole = (lookup(settings, "lottery.transfer") or "mask_and_weights") == "mask_and_weights"
+    return origin if whole and lookup(settings, "lottery.on_mismatch") != "reinitialise" else [own, origin]

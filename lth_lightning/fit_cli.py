@@ -98,6 +98,8 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         for name in ("run_dir", "ckpt_path", "quiet", "lottery.run_dir"):
             del config[name]
+        if config["lottery.tickets"] is not None:  # which a report looks for, wherever it is called
+            config["lottery.tickets"] = os.path.abspath(config["lottery.tickets"])
         text = self.parser.dump(config, skip_none=False)
         replace_file(Path(trainer.default_root_dir) / CONFIG, text.encode())
 
@@ -261,8 +263,19 @@ class LotteryCLI(LightningCLI):
                 run_dir, self._lock = self._reservation.path, self._reservation.lock
         run_dir = run_dir or numbered_runs(settings)  # torchrun's processes hear from the first where it really is
         settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-        if resume and first and not self._quiet:
-            print(f"Continuing {run_dir}." if settings.ckpt_path else f"Nothing to continue in {run_dir}: starting.")
+        if first and not self._quiet:
+            self._say_what_begins(run_dir, resume)
+
+    def _say_what_begins(self, run_dir: Path, resume: bool) -> None:
+        lottery = self.settings.lottery
+        if resume:
+            print(
+                f"Continuing {run_dir}." if self.settings.ckpt_path else f"Nothing to continue in {run_dir}: starting."
+            )
+        if lottery.tickets is not None:
+            unused = "lottery.rounds, .pruning, .rewind, .rewind_to and .data_order"
+            unused += " and seed_everything" if lottery.transfer == "mask_and_weights" else ""
+            print(f"Training the tickets of {lottery.tickets}, which say themselves what {unused} would.")
 
     def _find_weights(self) -> None:
         settings = self.settings

@@ -31,6 +31,7 @@ class Taken:
         info: what the ticket says of itself.
         rewind_step: the step that training starts at.
         rates: the learning rates to hold, of a ticket that was fine-tuned.
+        seed: what order of the data and controls hang on; None: the run's own, as its weights do.
     """
 
     masks: Masks
@@ -39,6 +40,7 @@ class Taken:
     info: Mapping[str, Any]
     rewind_step: int
     rates: list[list[float]] | None
+    seed: int | None
 
 
 class GivenTickets:
@@ -90,14 +92,14 @@ class GivenTickets:
         if whole is not None:
             whole = Ticket(written.masks, whole).fit_to(module, filling).rewind_point
         if self.transfer == "mask_and_weights":
-            step, rates = int(ticket.info["rewind_step"]), ticket.info["learning_rates"]
-            return Taken(ticket.masks, ticket.rewind_point, whole, ticket.info, step, rates)
+            step, rates, seed = int(ticket.info["rewind_step"]), ticket.info["learning_rates"], int(ticket.info["seed"])
+            return Taken(ticket.masks, ticket.rewind_point, whole, ticket.info, step, rates, seed)
         assert fresh is not None
         if self.transfer == "mask":
-            return Taken(ticket.masks, fresh, fresh, ticket.info, 0, None)
+            return Taken(ticket.masks, fresh, fresh, ticket.info, 0, None, None)
         signed = with_signs(fresh, ticket.rewind_point, ticket.masks)
         whole = None if whole is None else with_signs(fresh, whole, ticket.masks)
-        return Taken(ticket.masks, signed, whole, ticket.info, 0, None)
+        return Taken(ticket.masks, signed, whole, ticket.info, 0, None, None)
 
     def check(
         self, module: nn.Module, weights: Mapping[str, Tensor], controls: Sequence[str], fresh: State | None
@@ -113,10 +115,10 @@ class GivenTickets:
             try:
                 taken = self.load(round, module, fresh)
             except TicketError as error:
-                if not misshapen or self.on_mismatch == "reinitialise":
-                    raise
-                hint = "Layers of another shape can start anew, whole: --lottery.on_mismatch reinitialise."
-                raise TicketError(f"{error} {hint}") from error
+                if misshapen and self.on_mismatch == "refuse":
+                    hint = "Layers of another shape can start anew, whole: --lottery.on_mismatch reinitialise."
+                    error.args = (f"{error} {hint}",)  # not a new error: the command line prints the innermost one
+                raise
             check_masks(taken.masks, weights)
             if taken.whole is None and "random_mask" in controls:
                 raise SettingError(

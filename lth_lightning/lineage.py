@@ -96,10 +96,11 @@ class Lineage:
         self.start = self.rewind_point if way == "weights" else self.trained_before_pruning
 
     def take(self, taken: Taken) -> None:
-        """Go on with what is taken over from a ticket's file: its seed and its order of the data too."""
+        """Go on with what is taken over from a ticket's file: its order of the data too, and its seed if its weights."""
         self.masks, self.start = taken.masks, taken.start
         self.rewind_point = taken.start if taken.whole is None else taken.whole
-        self.seed, self.order = int(taken.info["seed"]), int(taken.info["data_order"])
+        self.order = int(taken.info["data_order"])
+        self.seed = self.seed if taken.seed is None else taken.seed
         self.rewind_step, self.rates = taken.rewind_step, taken.rates
 
     def masks_of(self, network: Network) -> Masks:

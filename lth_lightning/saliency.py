@@ -1,7 +1,8 @@
 """Criteria for pruning at initialisation: what a weight is worth, told by gradients in place of training.
 
-The baselines that lottery tickets are compared with (Frankle et al. 2021, arXiv:2009.08576). They see the network
-through `Evidence.network`. Their scores are signed as everywhere here: the lowest go.
+The baselines that lottery tickets are compared with (Frankle et al. 2021, arXiv:2009.08576). All three papers rank the
+weights of all layers together: `Pruning(scope="global", prune_from="initialisation", criterion=SynFlow())`. They see
+the network through `Evidence.network`. Their scores are signed as everywhere here: the lowest go.
 """
 
 from functools import reduce
@@ -116,8 +117,8 @@ class SynFlow(Criterion):
     """∂R/∂|w| · |w|, R the sum of outputs for an input of ones: needs no data (Tanaka et al. 2020, arXiv:2006.05467).
 
     Every parameter and buffer is replaced by its absolute value, in evaluation mode (algorithm 1). In enough steps
-    it empties a layer only where every mask of that density would (theorem 3). In float64, as products of many
-    layers' weights leave the range of float32.
+    it empties a layer only where every mask of that density would (theorem 3, of `scope: global`). In float64, as
+    products of many layers' weights leave the range of float32.
 
     Args:
         steps: in how many steps to prune, scored anew at each; the paper's is 100.

@@ -133,9 +133,9 @@ class Ticket:
 
         Args:
             module: the network to fit.
-            fresh: values by the names of `module`, for what is of another shape (a network for other images or other
-                classes): those layers start from them and keep all their weights; `trained` is None then. None: a
-                shape that differs is an error.
+            fresh: values by the names of `module`, for layers with a weight of another shape (a network for other
+                images or other classes): they start from them and keep all their weights; `trained` is None then.
+                None: a shape that differs is an error.
 
         Raises:
             TicketError: parameters or buffers are missing, superfluous or, without `fresh`, of another shape; it
@@ -143,8 +143,9 @@ class Ticket:
         """
         target = full_state(module)
         renamed = self._renamed(target)
-        if fresh is not None and (misshapen := renamed.misshapen(target)):
-            renamed = renamed._refilled({name: fresh[name] for name in misshapen})
+        if fresh is not None:
+            layers = {_layer(name) for name in renamed.misshapen(target)}
+            renamed = renamed._refilled({name: value for name, value in fresh.items() if _layer(name) in layers})
         ours = renamed.rewind_point
         misfits = [f"{name} (only in the ticket)" for name in ours.keys() - target.keys()]
         misfits += [f"{name} (only in the network)" for name in target.keys() - ours.keys()]
@@ -170,6 +171,8 @@ class Ticket:
 
     def _refilled(self, values: State) -> "Ticket":
         """With `values` in place of what is there by their names, whole."""
+        if not values:
+            return self
         masks = {
             name: torch.ones_like(values[name], dtype=torch.bool) if name in values else mask
             for name, mask in self.masks.items()
@@ -217,6 +220,11 @@ def read_facts(path: Path) -> dict[str, Any]:
             return dict(json.loads((file.metadata() or {})[_KEY]))
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise TicketError(f"{path} is not a ticket, or is damaged: {error}.") from error
+
+
+def _layer(name: str) -> str:
+    """`net.output` of `net.output.weight`: what is re-initialised together."""
+    return name.rpartition(".")[0]
 
 
 def _prefixes(ours: State, target: State) -> list[tuple[str, str]]:

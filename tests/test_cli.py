@@ -357,7 +357,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "changed ticket": ([*FROM_FILES, "changed.safetensors"], ["changed.safetensors", "hash"]),
     "ticket of another network": (
         [*FROM_FILES, TICKET, "--model.net", "MLP", "--model.net.hidden", "[20]"],
-        ["the ticket, made for LeNet300, does not fit", "net.fc1.bias (ticket (300,), network (20,))"],
+        [
+            "the ticket, made for LeNet300, does not fit",
+            "net.fc1.bias (ticket (300,), network (20,))",
+            "--lottery.on_mismatch reinitialise",
+        ],
     ),
     "ticket to go on from": ([*FIT, "--ckpt_path", TICKET], [f"{TICKET} is a ticket", f"--lottery.tickets {TICKET}"]),
     # checkpoints

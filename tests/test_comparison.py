@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,29 @@ def test_tickets_must_come_from_one_experiment_too(tmp_path: Path) -> None:
     check_comparable([mnist, same_seed])
     with pytest.raises(SettingError, match="they are copies"):
         check_comparable([same_seed, trained(tmp_path, 1, changed(seed_everything=6), "e")])
+
+
+def test_tickets_bring_their_seed_with_their_weights(tmp_path: Path) -> None:
+    """Then the run's own seed changes nothing: trainings of one ticket, and of one's own, are copies."""
+    one, other = (trained(tmp_path, seed, changed(seed_everything=5), f"{seed}") for seed in (1, 2))
+    with pytest.raises(SettingError, match="train the same tickets, which bring their seed with them"):
+        check_comparable([one, other])
+    masks = [
+        replace(run, settings={**run.settings, "lottery": {**run.settings["lottery"], "transfer": "mask"}})
+        for run in (one, other)
+    ]
+    check_comparable(masks)
+
+
+def test_tickets_of_a_run_that_is_gone_are_pooled_with_none(tmp_path: Path) -> None:
+    one, other = (trained(tmp_path, 1, changed(seed_everything=seed), f"{seed}") for seed in (5, 6))
+    check_comparable([one, other])
+    (tmp_path / "source_6" / "config.yaml").unlink()
+    gone = Run.read(other.path)
+    check_comparable([gone])
+    for runs in ([one, gone], [gone, one], [gone, Run.read(save(tmp_path / "found", changed(seed_everything=7)))]):
+        with pytest.raises(SettingError, match=r"6 trains the tickets in .*says how they were found"):
+            check_comparable(runs)
 
 
 # ------------------------------------------------------------------------------------- comparisons

@@ -12,7 +12,7 @@ from torch import nn
 
 from lth_lightning import ImageClassifier, Ticket, TicketError, prunable_weights
 from lth_lightning.masks import masked
-from lth_lightning.models import LeNet300
+from lth_lightning.models import MLP, LeNet300
 
 
 def make_ticket(module: nn.Module, density: float, seed: int = 0) -> Ticket:
@@ -83,6 +83,19 @@ def test_a_ticket_for_another_network_is_refused_with_what_does_not_fit() -> Non
         ticket.apply(resnet())
     with pytest.raises(TicketError, match=r"net.fc1.bias \(ticket \(40,\), network \(300,\)\)"):
         ticket.apply(ImageClassifier(LeNet300(input_shape=(1, 8, 8))))
+
+
+def test_a_layer_with_a_weight_of_another_shape_is_filled_as_a_whole() -> None:
+    """Its bias fits, and belongs to the weights that do not."""
+    ticket = make_ticket(mlp(), 0.5)
+    other = ImageClassifier(MLP([40, 20], input_shape=(3, 8, 8)), input_shape=(3, 8, 8))
+    fresh = {name: torch.full_like(value, 7.0) for name, value in copies(other).items()}
+    fitting = ticket.fit_to(other, fresh)
+    filled = [name for name, value in fitting.rewind_point.items() if bool((value == 7.0).all())]
+    assert filled == ["net.fc1.weight", "net.fc1.bias"]
+    assert fitting.masks["net.fc1.weight"].shape == (40, 192)
+    assert bool(fitting.masks["net.fc1.weight"].all())
+    assert torch.equal(fitting.masks["net.fc2.weight"], ticket.masks["net.fc2.weight"])
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

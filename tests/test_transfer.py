@@ -68,6 +68,17 @@ def test_fresh_weights_hang_on_the_runs_seed(transfer: Callable) -> None:
     assert not torch.equal(one.start(0)["net.fc1.weight"], other.start(0)["net.fc1.weight"])
 
 
+def test_everything_random_hangs_on_the_runs_seed_where_its_weights_do(transfer: Callable, tmp_path: Path) -> None:
+    """Or runs of several seeds would be no repetitions; and the tickets they write are as good as any."""
+    controls = ["random_reinit", "random_mask"]
+    one, other = (transfer("mask_and_sign", f"{seed}", seed=seed, controls=controls) for seed in (5, 6))
+    for variant in controls:
+        assert not torch.equal(one.start(2, variant)["net.fc1.weight"], other.start(2, variant)["net.fc1.weight"])
+    assert one.ticket(2).info["seed"] == 5
+    alone = fit(mlp(), digits(), tmp_path / "alone", rounds=None, tickets=one.lottery.folder.ticket(2), seed=99)
+    assert_same(alone.ticket(2).trained, one.ticket(2).trained)
+
+
 def test_signs_come_with_fresh_magnitudes(found: Fit, transfer: Callable) -> None:
     run, mask_only = transfer("mask_and_sign", "signs", controls=["random_mask"]), transfer("mask", "mask")
     for round in range(3):
