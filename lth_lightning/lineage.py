@@ -96,7 +96,7 @@ class Lineage:
         self.start = self.rewind_point if way == "weights" else self.trained_before_pruning
 
     def take(self, taken: Taken) -> None:
-        """Go on with what is taken over from a ticket's file: its order of the data, and its seed if it brings weights."""
+        """Go on with what a ticket's file brings: masks, weights, order of the data, and with its weights its seed."""
         self.masks, self.start = taken.masks, taken.start
         self.rewind_point = taken.start if taken.whole is None else taken.whole
         self.order = int(taken.info["data_order"])
