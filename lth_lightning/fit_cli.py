@@ -91,6 +91,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Save once, when nothing can be refused any more."""
         if not self.already_saved and trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
+            self._say_what_counts()
         self.already_saved = True
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -102,6 +103,14 @@ class SaveRunConfig(SaveConfigCallback):
             config["lottery.tickets"] = os.path.abspath(config["lottery.tickets"])
         text = self.parser.dump(config, skip_none=False)
         replace_file(Path(trainer.default_root_dir) / CONFIG, text.encode())
+
+    def _say_what_counts(self) -> None:
+        """Of tickets from files not every setting that a config has; the other way round nobody would notice."""
+        tickets, transfer = self.config["lottery.tickets"], self.config["lottery.transfer"]
+        if tickets is not None and not self.config.quiet:
+            unused = "lottery.rounds, .pruning, .rewind, .rewind_to, .data_order"
+            unused += " and seed_everything" if transfer == "mask_and_weights" else ""
+            print(f"The tickets of {tickets} say for themselves what is set by {unused}.")
 
     def state_dict(self) -> dict[str, Any]:
         """Text only, so that checkpoints load with `weights_only`."""
@@ -263,19 +272,8 @@ class LotteryCLI(LightningCLI):
                 run_dir, self._lock = self._reservation.path, self._reservation.lock
         run_dir = run_dir or numbered_runs(settings)  # torchrun's processes hear from the first where it really is
         settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-        if first and not self._quiet:
-            self._say_what_begins(run_dir, resume)
-
-    def _say_what_begins(self, run_dir: Path, resume: bool) -> None:
-        lottery = self.settings.lottery
-        if resume:
-            print(
-                f"Continuing {run_dir}." if self.settings.ckpt_path else f"Nothing to continue in {run_dir}: starting."
-            )
-        if lottery.tickets is not None:
-            unused = "lottery.rounds, .pruning, .rewind, .rewind_to and .data_order"
-            unused += " and seed_everything" if lottery.transfer == "mask_and_weights" else ""
-            print(f"Training the tickets of {lottery.tickets}, which say themselves what {unused} would.")
+        if resume and first and not self._quiet:
+            print(f"Continuing {run_dir}." if settings.ckpt_path else f"Nothing to continue in {run_dir}: starting.")
 
     def _find_weights(self) -> None:
         settings = self.settings
