@@ -15,7 +15,8 @@ from lth_lightning.experiment import Network
 from lth_lightning.lottery import LotteryTicket, architecture, data_name
 from lth_lightning.results import Row, in_order
 from lth_lightning.run_choice import CONFIG
-from lth_lightning.tables import markdown_table
+from lth_lightning.sheet import markdown
+from lth_lightning.tables import results_sheet
 from lth_lightning.tensorboard import goes_on, network_writer
 
 BINS = 60  # of a histogram; TensorBoard shows 30
@@ -136,7 +137,7 @@ class LotteryBoard(L.Callback):
         if self._charts_missing:
             _add(writer, custom_scalars(charts(rows)), self._lottery.plan[0].round)
             self._charts_missing = False
-        writer.add_text("results", f"{summary([rows])}\n\n{markdown_table(rows)}", rows[-1].round)
+        writer.add_text("results", f"{summary([rows])}\n\n{markdown(results_sheet(rows))}", rows[-1].round)
         writer.flush()
         self._told_rows = len(rows)
 

@@ -7,11 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lth_lightning.conclusion import counted, named
-from lth_lightning.figures import STYLES, Style, as_percent, density_axis, draw, frame
+from lth_lightning.figures import as_percent, density_axis, draw, frame
 from lth_lightning.results import Row, by_round, dense_rows, densities, of_variant, spread
+from lth_lightning.styles import COLORS, MARKERS, STYLES, Style
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito (2008)
-MARKERS = "osD^v<>pX*"
 LINES: dict[str, Any] = {name: STYLES[name].line for name in ("ticket", "random_reinit")} | {"dense network": ":"}
 LEGEND_WIDTH, HANDLE_WIDTH = 115, 9  # in letters
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from lth_lightning.conclusion import percent
 from lth_lightning.paired_table import with_interval, with_margin
 from lth_lightning.results import Spread, by_round, densities, of_variant
+from lth_lightning.sheet import Cell, Sheet
 from lth_lightning.statistics import Difference, RunRows, paired_differences
 
 SIDE_BY_SIDE = 5
@@ -78,8 +79,8 @@ _LEGEND = (
 )
 
 
-def comparison_markdown(groups: Mapping[str, Sequence[RunRows]]) -> str:
-    """The same for report.md, a column a figure, with the ends of every interval and every n."""
+def comparison_sheet(groups: Mapping[str, Sequence[RunRows]]) -> Sheet:
+    """The same for report.md and report.html, a column a figure, with the ends of every interval and every n."""
     columns = [Column.of(label, runs) for label, runs in groups.items()]
     shared, rounds = _shared_densities(columns), _rounds(columns)
     own = ["density %"] if len(shared) < len(rounds) else []
@@ -87,15 +88,15 @@ def comparison_markdown(groups: Mapping[str, Sequence[RunRows]]) -> str:
     for column in columns:
         names = (*own, "ticket %", "random reinit %", "difference, points")
         headers += [f"{column.label}: {name}" for name in names]
-    lines = [headers, ["---:"] * len(headers)]
+    lines = []
     for number in rounds:
         line = [str(number), *([] if own else [shared[number]])]
         for column in columns:
             line += [_density(column, number)] if own else []
             line += [_accuracy(column.ticket, number), _accuracy(column.reinit, number)]
             line += [with_interval(column.gain[number]) if number in column.gain else ""]
-        lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append(list(map(Cell, line)))
+    return Sheet(headers, lines)
 
 
 def _rounds(columns: Sequence[Column]) -> list[int]:

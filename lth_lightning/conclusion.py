@@ -97,6 +97,16 @@ def named(variant: str) -> str:
     return variant.replace("_", " ")
 
 
+def short_names(names: list[str]) -> list[str]:
+    """The names without the dotted parts that all of them begin with (`model.net.`) or end in (`.weight`)."""
+    parts = [name.split(".") for name in names]
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                del part[end]
+    return [".".join(part) for part in parts]
+
+
 def counted(counts: Iterable[int]) -> str:
     """How many networks or runs figures stand for: "n = 3", or "n = 1 to 3" where they differ."""
     found = set(counts)

@@ -1,6 +1,5 @@
 """Learning curves at chosen densities, as in figure 3 of Frankle & Carbin 2019 (arXiv:1803.03635)."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib import colormaps
@@ -9,15 +8,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from lth_lightning.chosen import chosen_rounds
 from lth_lightning.conclusion import counted, named, weights
-from lth_lightning.errors import SettingError
-from lth_lightning.figures import STYLES, Curve, Style, as_percent, frame
+from lth_lightning.figures import Curve, as_percent, frame
 from lth_lightning.results import CurveRow, Row, Spread, densities, of_variant, spread
-
-TICKETS = 4
-"""How many tickets a figure shows that are not chosen by hand: more cannot be told apart."""
-NEAR = 1.25
-"""A density is that of a round if neither is more than this many times the other."""
+from lth_lightning.styles import MARKERS, STYLES, Style
 
 
 def curves_figure(
@@ -66,34 +61,6 @@ def curves_figure(
     return figure
 
 
-def chosen_rounds(
-    points: Sequence[CurveRow], density: dict[int, float], wanted: Sequence[float] | None = None
-) -> list[int]:
-    """The rounds to show, from the densest: those nearest to the densities `wanted`, or `TICKETS` of them spread
-    evenly over the logarithm of the density, where at least as many have a random reinit among these.
-
-    Raises:
-        SettingError: no round is near a density that is wanted.
-    """
-    trained = {row.round for row in of_variant(points, "ticket")} & density.keys()
-    if wanted is None:
-        controlled = {row.round for row in of_variant(points, "random_reinit")} & trained
-        trained = controlled if len(controlled) >= TICKETS else trained
-        least = min((density[number] for number in trained), default=1.0)
-        wanted = [least ** (place / TICKETS) for place in range(1, TICKETS + 1)]
-    elif trained:
-        for value in wanted:
-            if all(_apart(value, density[number]) > math.log(NEAR) for number in trained):
-                there = ", ".join(f"{density[number]:.3g}" for number in sorted(trained))
-                raise SettingError(f"--densities: no round is near {value:g}; there is {there}.")
-    nearest = {min(trained, key=lambda number: _apart(value, density[number])) for value in wanted if trained}
-    return sorted(nearest, key=lambda number: -density[number])
-
-
-def _apart(one: float, other: float) -> float:
-    return abs(math.log(one / other))
-
-
 def _over_steps(points: Iterable[CurveRow], tested: bool) -> Curve:
     """Accuracy by step, at the steps that all networks were evaluated at."""
     pooled: dict[int, list[float | None]] = {}
@@ -109,7 +76,7 @@ def _style(place: int | None, of: int, variant: str) -> Style:
     if place is None:
         return Style("black", "", STYLES[variant].line)
     color = to_hex(colormaps["plasma"](0.1 + 0.72 * place / max(1, of - 1)))
-    return Style(color, "osD^v<>pX*"[place % 10], STYLES[variant].line)
+    return Style(color, MARKERS[place % len(MARKERS)], STYLES[variant].line)
 
 
 def _draw_curve(axes: Axes, curve: Curve, style: Style, label: str) -> None:

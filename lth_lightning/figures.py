@@ -7,7 +7,6 @@ matplotlib, so that whoever draws nothing does not wait for it.
 import io
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
@@ -16,27 +15,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from lth_lightning.conclusion import counted
+from lth_lightning.conclusion import counted, short_names
 from lth_lightning.results import LayerRow, Row, Spread, by_round, curves, dense_rows, densities, of_variant, spread
+from lth_lightning.styles import MARKERS, STYLES, Style
 
 Curve = dict[int, Spread]
 """What was measured, by round."""
-
-
-class Style(NamedTuple):
-    """How a variant looks; colours of Okabe and Ito (2008), and a marker and a line of its own without colour."""
-
-    color: str
-    marker: str
-    line: str | tuple[int, tuple[float, ...]]
-
-
-STYLES = {
-    "ticket": Style("#0072B2", "o", "-"),
-    "random_reinit": Style("#D55E00", "s", (0, (5, 1.5))),
-    "random_mask": Style("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
-    "pruned_only": Style("#CC79A7", "D", (0, (1, 1.5))),
-}
 
 
 def accuracy_figure(rows: Sequence[Row], title: str) -> Figure | None:
@@ -153,7 +137,7 @@ def _alike(tickets: Sequence[LayerRow]) -> dict[str, Curve]:
     """The layers' curves by label. Layers within 3 % of each other in every round, a line's width, are one curve."""
     sizes = {row.layer: row.size for row in tickets}
     groups: list[tuple[Curve, list[str]]] = []
-    for layer, short in zip(sizes, _short(list(sizes)), strict=True):
+    for layer, short in zip(sizes, short_names(list(sizes)), strict=True):
         # a layer pruned to nothing has no place on a log axis: its curve ends
         curve = by_round([row for row in tickets if row.layer == layer], lambda row: row.density or None)
         group = next((names for other, names in groups if _close(curve, other)), None)
@@ -170,21 +154,11 @@ def _close(one: Curve, other: Curve) -> bool:
     return one.keys() == other.keys() and all(math.isclose(one[n].mean, other[n].mean, rel_tol=0.03) for n in one)
 
 
-def _short(names: list[str]) -> list[str]:
-    """The names without the dotted parts that all of them begin with (`model.net.`) or end in (`.weight`)."""
-    parts = [name.split(".") for name in names]
-    for end in (0, -1):
-        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
-            for part in parts:
-                del part[end]
-    return [".".join(part) for part in parts]
-
-
 def _layer_style(number: int, of: int) -> Style:
     """From dark (the first layer) to light, so that the order of many layers shows without colour too."""
     lines = [style.line for style in STYLES.values()]
     color = to_hex(colormaps["viridis"](0.85 * number / max(1, of - 1)))
-    return Style(color, "osD^v<>pX*"[number % 10], lines[number % len(lines)])
+    return Style(color, MARKERS[number % len(MARKERS)], lines[number % len(lines)])
 
 
 def density_axis(axes: Axes, shown: Sequence[float]) -> None:

@@ -441,5 +441,7 @@ class LotteryCLI(LightningCLI):
         if done < planned:
             console.print(f"Stopped after {done} of {planned} networks. {self._how_to_go_on()}", soft_wrap=True)
         console.print(f"Results, tickets and figures: {run_dir}", soft_wrap=True)
+        if (run_dir / "report.html").is_file() and not self._quiet:
+            console.print(f"Report, for a browser: {run_dir / 'report.html'}", soft_wrap=True)
         if (run_dir / CURVES).is_dir() and not self._quiet:
             console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)

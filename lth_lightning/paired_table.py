@@ -8,6 +8,7 @@ from rich.text import Text
 
 from lth_lightning.conclusion import counted, named, percent
 from lth_lightning.results import Row, Spread, densities
+from lth_lightning.sheet import Cell, Sheet
 from lth_lightning.statistics import DENSE, Difference, RunRows, paired_differences, speed_ups
 
 AGAINST = ("random_reinit", "random_mask", DENSE)
@@ -59,19 +60,18 @@ def paired_table(runs: Sequence[RunRows]) -> Table | None:
     return result
 
 
-def paired_markdown(runs: Sequence[RunRows]) -> str:
-    """The same for report.md, with the ends of every interval and every n; empty where there is no pair."""
+def paired_sheet(runs: Sequence[RunRows]) -> Sheet | None:
+    """The same for report.md and report.html, with the ends of every interval and every n; None without a pair."""
     differences, speeds = _found(runs)
     if not differences and not speeds:
-        return ""
+        return None
     headers = [
         "round", "density %",
         *(f"ticket − {_other(control)}, points" for control in differences),
         *(f"speed-up {named(variant)}" for variant in speeds),
     ]  # fmt: skip
-    lines = [headers, ["---:"] * len(headers)]
-    lines += _lines(runs, differences, speeds, with_interval, _times_and_range)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = _lines(runs, differences, speeds, with_interval, _times_and_range)
+    return Sheet(headers, [list(map(Cell, line)) for line in lines])
 
 
 def _found(runs: Sequence[RunRows]) -> tuple[dict[str, dict[int, Difference]], dict[str, dict[int, Spread]]]:

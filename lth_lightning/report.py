@@ -17,17 +17,19 @@ from rich.console import Console
 
 from lth_lightning.comparable import check_comparable
 from lth_lightning.comparison import Group, comparison_csv, full_names, group_runs
-from lth_lightning.comparison_table import comparison_markdown, comparison_tables
+from lth_lightning.comparison_table import comparison_sheet, comparison_tables
 from lth_lightning.conclusion import summary
 from lth_lightning.errors import SettingError
 from lth_lightning.files import make_folder, replace_file
-from lth_lightning.paired_table import INTERVALS, paired_markdown, paired_table
+from lth_lightning.paired_table import INTERVALS, paired_sheet, paired_table
 from lth_lightning.report_options import parser
+from lth_lightning.report_page import comparison_page, experiment_page
 from lth_lightning.results import Row, as_csv
 from lth_lightning.results import densities as density_of_round
-from lth_lightning.runs import SHOWN, Run, pooled, read_all, title_of
+from lth_lightning.runs import Run, facts, pooled, read_all, title_of
+from lth_lightning.sheet import markdown
 from lth_lightning.statistics import Statistic, statistics
-from lth_lightning.tables import markdown_table, table
+from lth_lightning.tables import ACCURACIES, results_sheet, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,10 +46,6 @@ CAPTIONS = {
     "looks": "What the ticket looks at: how many of the first layer's weights each pixel keeps, round by round.",
     "comparison": "Test accuracy at the end of training. Band: least to greatest of n networks.",
 }
-ACCURACIES = (
-    "Test accuracies are those at the end of training, the best of each round in bold. Where several networks were "
-    "pooled, the range from least to greatest stands in brackets."
-)
 
 
 # ------------------------------------------------------------------------------------- one experiment
@@ -87,7 +85,7 @@ def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
 
 
 def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | None = None) -> list[Path]:
-    """Write report.md, statistics.csv (see `Statistic`) and figures/*.png, *.svg into `out`.
+    """Write report.md, report.html, statistics.csv (see `Statistic`) and figures/*.png, *.svg into `out`.
 
     Figures with nothing to show are left out.
 
@@ -112,18 +110,22 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
         *_shown(shown),
         *_tables(runs, pooled(runs)),
     ]
-    return _write(out, parts, ("statistics.csv", _statistics_csv(by_run)), shown)
+    texts = {
+        "report.md": _text(parts),
+        "report.html": experiment_page(runs, title_of(runs), densities),
+        "statistics.csv": _statistics_csv(by_run),
+    }
+    return _write(out, texts, shown)
 
 
 def _facts(runs: Sequence[Run]) -> str:
-    settings = {label: list(dict.fromkeys(run.facts.get(label, "?") for run in runs)) for label in SHOWN}
-    facts = [f"- {label}: {', '.join(values)}" for label, values in settings.items() if values != ["?"]]
-    return "\n".join([*facts, *(f"- run folder: `{run.path}`" for run in runs)])
+    settings = [f"- {label}: {value}" for label, value in facts(runs).items()]
+    return "\n".join([*settings, *(f"- run folder: `{run.path}`" for run in runs)])
 
 
 def _tables(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
-    pairs = paired_markdown([run.rows for run in runs])
-    return [ACCURACIES, markdown_table(rows), *([INTERVALS, pairs] if pairs else [])]
+    pairs = paired_sheet([run.rows for run in runs])
+    return [ACCURACIES, markdown(results_sheet(rows)), *([INTERVALS, markdown(pairs)] if pairs else [])]
 
 
 def _shown(names: Mapping[str, object]) -> list[str]:
@@ -134,10 +136,14 @@ def _statistics_csv(runs: Sequence[Sequence[Row]]) -> bytes:
     return as_csv([field.name for field in fields(Statistic)], map(astuple, statistics(runs)))
 
 
-def _write(out: Path, parts: Sequence[str], csv: tuple[str, bytes], drawn: "Mapping[str, Figure]") -> list[Path]:
+def _text(parts: Sequence[str]) -> bytes:
+    return ("\n\n".join(parts) + "\n").encode()
+
+
+def _write(out: Path, texts: Mapping[str, bytes], drawn: "Mapping[str, Figure]") -> list[Path]:
     from lth_lightning.figures import image_bytes
 
-    contents = {"report.md": ("\n\n".join(parts) + "\n").encode(), csv[0]: csv[1]}
+    contents = dict(texts)
     for name, figure in drawn.items():
         for kind in ("png", "svg"):
             contents[f"figures/{name}.{kind}"] = image_bytes(figure, kind)
@@ -151,7 +157,7 @@ def _write(out: Path, parts: Sequence[str], csv: tuple[str, bytes], drawn: "Mapp
 
 
 def write_comparison(groups: Sequence[Group], keys: Sequence[str], out: Path) -> list[Path]:
-    """Write report.md, comparison.csv (see `comparison_csv`) and the figure into `out`.
+    """Write report.md, report.html, comparison.csv (see `comparison_csv`) and the figure into `out`.
 
     Args:
         groups: from `group_runs`, by the settings `keys`.
@@ -169,7 +175,8 @@ def write_comparison(groups: Sequence[Group], keys: Sequence[str], out: Path) ->
     title = f"Compared by {', '.join(keys)}"
     figure = comparison_figure({group.label: pooled(group.runs) for group in groups}, title)
     shown = {"comparison": figure} if figure else {}
-    parts = [f"# {title}", _conclusions(groups), *_shown(shown), comparison_markdown(_by_run(groups)), INTERVALS]
+    sheet = comparison_sheet(_by_run(groups))
+    parts = [f"# {title}", _conclusions(groups), *_shown(shown), markdown(sheet), INTERVALS]
     for group in groups:
         parts += [
             f"## {group.label}",
@@ -177,7 +184,12 @@ def write_comparison(groups: Sequence[Group], keys: Sequence[str], out: Path) ->
             summary(_rows(group)),
             *_tables(group.runs, pooled(group.runs)),
         ]
-    return _write(out, parts, ("comparison.csv", comparison_csv(groups, keys)), shown)
+    texts = {
+        "report.md": _text(parts),
+        "report.html": comparison_page({group.label: group.runs for group in groups}, title),
+        "comparison.csv": comparison_csv(groups, keys),
+    }
+    return _write(out, texts, shown)
 
 
 def _conclusions(groups: Sequence[Group]) -> str:
@@ -200,9 +212,10 @@ def main(args: Sequence[str]) -> int:
     given = parser().parse_intermixed_args(args)
     console = Console(highlight=False, markup=False)
     written = _compare(given, console) if given.compare else _report(given, console)
-    console.print(f"\nReport: {written[0]}\nNumbers: {written[1]}", soft_wrap=True)
-    if len(written) > 2:
-        console.print(f"Figures: {written[2].parent}", soft_wrap=True)
+    text, page, numbers, *figures = written
+    console.print(f"\nReport: {text}\nIn a browser: {page}\nNumbers: {numbers}", soft_wrap=True)
+    if figures:
+        console.print(f"Figures: {figures[0].parent}", soft_wrap=True)
     return 0
 
 

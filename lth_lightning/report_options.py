@@ -53,8 +53,9 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         metavar="DIR",
         type=Path,
-        help="where report.md, figures/ and statistics.csv (or comparison.csv) go; default: the RUN, with several the "
-        "folder 'report' beside the first, for a comparison 'comparison_KEY' in the folder that holds them all",
+        help="where report.md, report.html, figures/ and statistics.csv (or comparison.csv) go; default: the RUN, with "
+        "several the folder 'report' beside the first, for a comparison 'comparison_KEY' in the folder that holds them "
+        "all",
     )
     return parser
 

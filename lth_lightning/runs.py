@@ -125,6 +125,12 @@ def pooled(runs: Sequence[Run]) -> list[Row]:
     return in_order(row for run in runs for row in run.rows)
 
 
+def facts(runs: Sequence[Run]) -> dict[str, str]:
+    """What the runs' settings say of `SHOWN`, each value once: `seed: 0, 1, 2`."""
+    found = {label: list(dict.fromkeys(run.facts.get(label, "?") for run in runs)) for label in SHOWN}
+    return {label: ", ".join(values) for label, values in found.items() if values != ["?"]}
+
+
 def title_of(runs: Sequence[Run]) -> str:
     """One line that says which runs these are: `LeNet300 on MNIST, 3 runs: lenet/1, lenet/2, lenet/3`."""
     names = [run.name for run in runs]

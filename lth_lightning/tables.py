@@ -9,15 +9,12 @@ from rich.text import Text
 
 from lth_lightning.conclusion import percent
 from lth_lightning.results import Row, Spread, curves, in_order
+from lth_lightning.sheet import Cell, Sheet
 
-
-@dataclass(frozen=True)
-class Cell:
-    """A figure as text, the range it is the mean of (empty for one network), and whether it is its row's best."""
-
-    text: str = ""
-    range: str = ""
-    best: bool = False
+ACCURACIES = (
+    "Test accuracies are those at the end of training, the best of each round in bold. Where several networks were "
+    "pooled, the range from least to greatest stands in brackets."
+)
 
 
 @dataclass(frozen=True)
@@ -116,15 +113,8 @@ def _terminal_cell(cell: Cell, column: Column) -> Text:
     return text
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The results for report.md: as `table`, with every range, in brackets."""
+def results_sheet(rows: Sequence[Row]) -> Sheet:
+    """The results for report.md and report.html: as `table`, with every range, in brackets."""
     columns = _columns(rows)
     headers = [" ".join([column.variant.replace("_", " "), column.measure]).strip() for column in columns]
-    lines = [headers, ["---:"] * len(columns)]
-    lines += [[_markdown_cell(cell) for cell in cells] for cells in zip(*(c.cells for c in columns), strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.best else cell.text
-    return f"{text} ({cell.range})" if cell.range else text
+    return Sheet(headers, [list(cells) for cells in zip(*(column.cells for column in columns), strict=True)])

@@ -15,9 +15,10 @@ from lth_lightning import report
 from lth_lightning.curve_figure import curves_figure
 from lth_lightning.errors import SettingError
 from lth_lightning.figures import accuracy_figure, image_bytes, layers_figure, weight_count
-from lth_lightning.paired_table import paired_markdown, paired_table, points
+from lth_lightning.paired_table import paired_sheet, paired_table, points
 from lth_lightning.report import Run, main, summary, table, write_report
 from lth_lightning.results import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_layers, write_rows
+from lth_lightning.sheet import markdown
 
 SHORT = {"T": "ticket", "R": "random_reinit", "M": "random_mask", "P": "pruned_only"}
 
@@ -198,11 +199,11 @@ def test_paired_table_of_one_run_has_differences_without_intervals() -> None:
     text = capture.get()
     assert "+2.0" in text and "±" not in text and "n = 1" in text
     assert paired_table([rows_of(T=[0.97])]) is None
-    assert paired_markdown([rows_of(T=[0.97])]) == ""
+    assert paired_sheet([rows_of(T=[0.97])]) is None
 
 
 def test_paired_markdown_has_the_ends_of_intervals() -> None:
-    assert "| +2.0 (−0.5 to +4.5, n = 3) |" in paired_markdown(THREE)
+    assert (found := paired_sheet(THREE)) and "| +2.0 (−0.5 to +4.5, n = 3) |" in markdown(found)
     assert [points(x) for x in (0.0123, -0.0123, 0.0004, -0.0004)] == ["+1.2", "−1.2", "0.0", "0.0"]
 
 
