@@ -277,6 +277,15 @@ def has_time_limit(trainer: L.Trainer) -> bool:
     return any(isinstance(callback, Timer) for callback in trainer.callbacks)
 
 
+def leave_out_validation(trainer: L.Trainer) -> None:
+    """Keep Lightning from validating after this batch only because it is to stop: where it is to go on one day, a
+    learning curve must not have a point there that an uninterrupted one has not. Call it at the batch's end."""
+    loop = trainer.fit_loop.epoch_loop
+    trainer.should_stop = False
+    loop._skip_next_val = not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+    trainer.should_stop = True
+
+
 def out_of_time(trainer: L.Trainer) -> bool:
     """Whether `Trainer(max_time=...)` has run out: by the clock of process 0, as for Lightning's Timer."""
     left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]

@@ -331,6 +331,8 @@ class LotteryTicket(L.Callback):
             processes.share_buffers(trainer)
             self._lineage.set_rewind_point(pl_module, self._rewind_step)
         self._hear_stop(trainer)
+        if self._time_is_up(trainer):
+            fresh_fit.leave_out_validation(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add a point to the learning curve, test data included."""

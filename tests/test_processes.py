@@ -277,7 +277,7 @@ def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], la
 
     def lines(out: str) -> list[str]:
         """Rows of finished networks, without their seconds."""
-        rows = (line.split()[:-1] for line in out.splitlines() if " %  " in line)
+        rows = (line.split()[:-1] for line in out.splitlines() if re.match(r" +\d+ +[\d.]+ %  ", line))
         return [" ".join(row) for row in rows]
 
     (one, out), (folder, their_out) = launched["one"], launched[launcher]

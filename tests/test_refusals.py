@@ -498,7 +498,7 @@ def test_a_run_out_of_space_says_so_and_goes_on_when_there_is_some(
 def test_a_report_without_space_says_so_and_keeps_the_last_one(run: Path, refused: Refused) -> None:
     assert main(["report", "run"]) == 0
     with _disk_of(5000):
-        assert refused(["report", "run"]) == "error: cannot write run/figures/accuracy.png: File too large.\n"
+        assert refused(["report", "run"]) == "error: cannot write run/report.html: File too large.\n"
 
 
 def test_an_error_that_is_not_the_disks_keeps_its_traceback(here: Path) -> None:
