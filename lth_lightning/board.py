@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import Summary, custom_scalars, hparams
 
@@ -162,8 +163,13 @@ class LotteryBoard(L.Callback):
         start = time.monotonic()
         from lth_lightning.figures import image_bytes  # matplotlib: only who draws waits for it
 
-        drawn = report.drawn([report.Run.read(self._lottery.folder.path)])
-        self.show({name: image_bytes(figure, "png") for name, figure in drawn.items()})
+        try:
+            drawn = report.drawn([report.Run.read(self._lottery.folder.path)])
+            pictures = {name: image_bytes(figure, "png") for name, figure in drawn.items()}
+        except Exception as error:  # any: hours of training are worth more than a picture of them
+            rank_zero_warn(f"No figures in TensorBoard for now: {error}")
+            pictures = {}
+        self.show(pictures)
         self._drawn_rows, self._drawn_at = len(self._lottery.results), time.monotonic()
         self._drawing_took = self._drawn_at - start
 

@@ -75,7 +75,8 @@ def layers_figure(layers: Sequence[LayerRow], title: str) -> Figure | None:
     legend_columns = math.ceil(len(groups) / 20)
     figure, axes = frame(title, width=5.2 + 2 * legend_columns)
     for number, (label, curve) in enumerate(groups.items()):
-        draw(axes, list(curve), list(curve.values()), _layer_style(number, len(groups)), label)
+        shown = f" {label}" if label.startswith("_") else label  # matplotlib leaves names like _fc out of legends
+        draw(axes, list(curve), list(curve.values()), _layer_style(number, len(groups)), shown)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("weights kept in the layer (%, log scale)")
@@ -98,7 +99,7 @@ def frame(title: str, width: float) -> tuple[Figure, Axes]:
     """An empty figure in the house's look."""
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", parse_math=False)  # a dollar in a folder's name begins no formula
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -77,6 +77,9 @@ WEIGHTS_HELP = (
 )
 CURVES = "tensorboard"
 
+# With more than 40 sub-runs TensorBoard opens this page with none ticked, and it smooths what has a point a round.
+OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
+
 
 class SaveRunConfig(SaveConfigCallback):
     """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a folder of its own.
@@ -421,7 +424,13 @@ class LotteryCLI(LightningCLI):
         run_dir = Path(self.settings.run_dir)
         lottery = self._get(self.config_init, "lottery")
         console = Console(highlight=False, markup=False, force_terminal=False if in_ci() else None)
-        if lottery.results:
+        try:
+            self._report(console, run_dir)
+        finally:  # a report may fail, for a file that somebody has changed; the results are there
+            self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
+
+    def _report(self, console: Console, run_dir: Path) -> None:
+        if self._get(self.config_init, "lottery").results:
             run = report.Run.read(run_dir)
             written = report.write_report([run], run_dir)
             self._show_figures([path for path in written if path.suffix == ".png"])
@@ -430,7 +439,6 @@ class LotteryCLI(LightningCLI):
                 console.print(report.table(run.rows, report.title_of([run])))
                 console.print(report.summary([run.rows]), soft_wrap=not console.is_terminal)
                 console.print()
-        self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
 
     def _show_figures(self, files: list[Path]) -> None:
         board = next(one for one in self.trainer.callbacks if isinstance(one, LotteryBoard))  # type: ignore[attr-defined]
@@ -445,3 +453,4 @@ class LotteryCLI(LightningCLI):
             console.print(f"Report, for a browser: {run_dir / 'report.html'}", soft_wrap=True)
         if (run_dir / CURVES).is_dir() and not self._quiet:
             console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)
+            console.print(f"Over all rounds: {OVER_ROUNDS}", soft_wrap=True)

@@ -78,7 +78,7 @@ def looks_figure(pictures: Mapping[int, Picture], densities: Mapping[int, float]
     columns = min(4, len(pictures))
     lines = -(-len(pictures) // columns)
     figure = Figure(figsize=(2.3 * columns + 0.4, 2.2 * lines + 0.7), layout="constrained")
-    figure.suptitle(f"{title}\nfirst-layer weights kept per pixel", fontsize="medium")
+    figure.suptitle(f"{title}\nfirst-layer weights kept per pixel", fontsize="medium", parse_math=False)
     for number, (round, picture) in enumerate(pictures.items(), start=1):
         axes = figure.add_subplot(lines, columns, number)
         shown = axes.imshow(picture, cmap="gray", vmin=0, vmax=max(1, picture.max()), interpolation="nearest")

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,19 @@ def everything(folder: Path) -> dict[tuple[str, str], list[tuple[int, Any]]]:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Fit:
     return run_with_board(tmp_path_factory.mktemp("board"), draw=True)
+
+
+def test_a_figure_that_fails_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lth_lightning.board.FIRST_DRAWING", 0.0)  # at each round's end
+
+    class Vandal(L.Callback):
+        def on_network_start(self, trainer: L.Trainer, *_: Any) -> None:
+            for curve in (tmp_path / "curves").glob("*.csv"):
+                curve.write_text("not a curve")
+
+    with pytest.warns(UserWarning, match=r"No figures in TensorBoard for now: .*curves.*csv"):
+        run = run_with_board(tmp_path, Vandal(), draw=True)
+    assert [row.round for row in run.rows if row.variant == "ticket"] == [0, 1, 2]
 
 
 def of(run: Fit, name: str) -> EventAccumulator:

@@ -207,6 +207,18 @@ def test_paired_markdown_has_the_ends_of_intervals() -> None:
     assert [points(x) for x in (0.0123, -0.0123, 0.0004, -0.0004)] == ["+1.2", "−1.2", "0.0", "0.0"]
 
 
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
+    """And no formula: `a$x_$b` is none."""
+    assert write_report([Run.read(save(tmp_path / "a$x_$b", USUAL))], tmp_path / "out")
+
+
+def test_layers_whose_names_begin_with_an_underscore_are_in_the_legend() -> None:
+    layers = [LayerRow(r, "ticket", 0, n, k, 100, k / 100) for r, k in ((0, 100), (1, 50)) for n in ("_stem", "head")]
+    layers[2] = LayerRow(1, "ticket", 0, "_stem", 90, 100, 0.9)
+    legend = layers_figure(layers, "title").legends[0]
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_stem (100)", "head (100)"]
+
+
 def test_statistics_csv_has_a_line_a_round_and_variant(tmp_path: Path) -> None:
     for seed, rows in enumerate(THREE):
         save(tmp_path / str(seed), rows, seed)
