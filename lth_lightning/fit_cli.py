@@ -66,7 +66,7 @@ examples:
 """
 SEED_HELP = "What everything random hangs on: weights, data order, controls. true: any seed; false: none set."
 RUN_DIR_HELP = "The folder that all of this run goes to; by default runs/<config name>/<n>."
-QUIET_HELP = "Show warnings and errors, and in the end where the results lie; nothing else."
+QUIET_HELP = "A plain line for each network, warnings and errors, and in the end where the results lie; nothing else."
 CONTINUE_HELP = (
     "`last`: continue the run in run_dir, or the one whose config.yaml is given, or this config's last one; start "
     "where there is none. Or the checkpoint of a run to continue (RUN/checkpoints/last.ckpt)."
@@ -326,12 +326,12 @@ class LotteryCLI(LightningCLI):
         """A Trainer that keeps everything in the run's folder, with our progress display."""
         given = self._get(self.config_init, "trainer")
         if self._quiet:
-            given.enable_progress_bar = given.enable_model_summary = False
+            given.enable_model_summary = False
         if self.subcommand == "fit":
             self._equip_for_fit(given)
         else:
             given.logger = False
-            if self.subcommand == "predict" or in_ci() or not sys.stdout.isatty():
+            if self.subcommand == "predict" or self._quiet or in_ci() or not sys.stdout.isatty():
                 given.enable_progress_bar = False
         try:
             return super().instantiate_trainer(**kwargs)
@@ -350,7 +350,8 @@ class LotteryCLI(LightningCLI):
             trainer.enable_checkpointing = True  # or Lightning refuses what was asked for
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
         if trainer.enable_progress_bar is not False and not has_display:
-            trainer.callbacks.append(LotteryProgress())
+            plain = Console(highlight=False, force_terminal=False) if self._quiet else None
+            trainer.callbacks.append(LotteryProgress(plain))
         if not any(isinstance(callback, LotteryBoard) for callback in trainer.callbacks):
             trainer.callbacks.append(LotteryBoard(draw_at_end=False))  # `after_fit` shows the report's figures
 

@@ -263,12 +263,18 @@ def test_without_a_lottery_it_says_so() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
-def test_quiet_says_where_the_results_lie_and_is_no_setting_of_the_run(
+def test_quiet_is_a_plain_line_a_network_and_where_results_lie_and_no_setting_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*SHORT, "--run_dir", "run", "--quiet", "--trainer.enable_model_summary", "true"]) == 0
-    assert capsys.readouterr() == ("Results, tickets and figures: run\n", "")
+    out, err = capsys.readouterr()
+    header, dense, ticket, where = out.splitlines()
+    assert (header.split()[0], dense.split()[:4], err) == ("round", ["0", "100.00", "%", "ticket"], "")
+    assert ticket.split()[:4] == ["1", "70.00", "%", "ticket"]
+    assert where == "Results, tickets and figures: run"
+    assert main([*SHORT, "--run_dir", "silent", "--trainer.enable_progress_bar", "false"]) == 0
+    assert capsys.readouterr() == ("Results, tickets and figures: silent\n", "")
     assert "quiet" not in yaml.safe_load(Path("run/config.yaml").read_text())
     assert main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last"]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.startswith("Continuing run.\n")
