@@ -81,6 +81,11 @@ CURVES = "tensorboard"
 OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
 
 
+def is_quiet(settings: Namespace) -> bool:
+    """Whether to say no more than must be: without a progress display nobody wants the rest."""
+    return bool(settings.quiet) or settings.trainer.enable_progress_bar is False
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a folder of its own.
 
@@ -110,7 +115,7 @@ class SaveRunConfig(SaveConfigCallback):
     def _say_what_counts(self) -> None:
         """Of tickets from files not every setting that a config has; the other way round nobody would notice."""
         tickets, transfer = self.config["lottery.tickets"], self.config["lottery.transfer"]
-        if tickets is not None and not self.config.quiet:
+        if tickets is not None and not is_quiet(self.config):
             unused = "lottery.rounds, .pruning, .rewind, .rewind_to, .data_order"
             unused += " and seed_everything" if transfer == "mask_and_weights" else ""
             print(f"The tickets of {tickets} say for themselves what is set by {unused}.")
@@ -218,7 +223,7 @@ class LotteryCLI(LightningCLI):
 
     @property
     def _quiet(self) -> bool:
-        return self.settings.quiet or self.settings.trainer.enable_progress_bar is False
+        return is_quiet(self.settings)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take settings from the checkpoint here, over those of the command line."""

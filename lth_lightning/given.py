@@ -88,6 +88,7 @@ class GivenTickets:
         """
         written = Ticket.load(self.files[round])
         filling = fresh if self.on_mismatch == "reinitialise" else None
+        self.reinitialised |= written.misshapen(full_state(module))  # none, or `fit_to` refuses
         ticket, whole = written.fit_to(module, filling), whole_rewind_point(self.files[round], written)
         if whole is not None:
             whole = Ticket(written.masks, whole).fit_to(module, filling).rewind_point
@@ -111,11 +112,10 @@ class GivenTickets:
                 needs.
         """
         for round, path in self.files.items():
-            misshapen = Ticket.load(path).misshapen(full_state(module))
             try:
                 taken = self.load(round, module, fresh)
             except TicketError as error:
-                if misshapen and self.on_mismatch == "refuse":
+                if self.on_mismatch == "refuse" and Ticket.load(path).misshapen(full_state(module)):
                     hint = "Layers of another shape can start anew, whole: --lottery.on_mismatch reinitialise."
                     error.args = (f"{error} {hint}",)  # not a new error: the command line prints the innermost one
                 raise
@@ -126,7 +126,6 @@ class GivenTickets:
                     "its run's round_00.safetensors beside it, or leave random_mask out."
                 )
             self.latest_rewind_step = max(self.latest_rewind_step, taken.rewind_step)
-            self.reinitialised |= misshapen
 
     def contents(self) -> dict[str, str]:
         """The beginning of each file's hash, by its name: other files are other tickets, wherever they lie."""
