@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_lightning import MaskHooks, SettingError, prunable_weights
 from lth_lightning.masks import check_masks, count_kept, dense_masks, density, fingerprint, masked, shuffled
@@ -82,6 +83,58 @@ def test_an_optimizer_that_moves_weights_without_gradient_is_held_too() -> None:
     optimizer.step()
     assert not layer.weight[~mask].any()
     assert layer.weight[mask].all()
+
+
+def change_in_place(layer: nn.Linear) -> None:
+    layer.weight.grad.add_(1.0)
+
+
+def put_another(layer: nn.Linear) -> None:
+    layer.weight.grad = torch.ones_like(layer.weight)
+
+
+@pytest.mark.parametrize("change", [change_in_place, put_another])
+def test_a_gradient_that_somebody_changes_before_the_step_moves_no_pruned_weight(
+    change: Callable[[nn.Linear], None],
+) -> None:
+    """Gradient noise, say: pruned weights are looked after again where the step can have moved them."""
+    layer = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    mask = torch.rand(3, 4) < 0.5
+    MaskHooks({"weight": layer.weight}, [optimizer]).enforce({"weight": mask})
+    before = layer.weight.detach().clone()
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(torch.ones(2, 4)).sum().backward()
+        change(layer)
+        optimizer.step()
+        assert not layer.weight[~mask].any()
+    assert (layer.weight[mask] != before[mask]).all()
+
+
+class CountedWrites(TorchDispatchMode):
+    """Counts passes over tensors that write bit by bit, as masks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ == "bitwise_and_"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "passes"), [("fused adam", 1), ("sgd, momentum, decay", 1), ("lbfgs", 2)])
+def test_a_mask_costs_one_pass_a_step_where_an_optimizer_moves_no_zeros(name: str, passes: int) -> None:
+    layer = nn.Linear(4, 3, bias=False)
+    optimizer = OPTIMIZERS[name](layer.parameters())
+    MaskHooks({"weight": layer.weight}, [optimizer]).enforce({"weight": torch.rand(3, 4) < 0.5})
+    layer(torch.ones(2, 4)).sum().backward()
+    with CountedWrites() as counted:
+        layer.zero_grad()
+        layer(torch.ones(2, 4)).sum().backward()
+        optimizer.step(lambda: 0.0)
+    assert counted.count == passes
 
 
 def test_a_dense_network_has_no_hooks_at_all() -> None:
