@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from lth_lightning.results import LayerRow, of_variant
 from lth_lightning.run_folder import RunFolder
-from lth_lightning.ticket import Ticket, read_facts
+from lth_lightning.ticket_file import read_facts, read_mask
 
 Picture = np.ndarray
 """Weights kept, (height, width)."""
 PANELS = 8
 
 
-def kept_per_pixel(mask: Tensor, image_shape: Sequence[int]) -> Picture:
+def kept_per_pixel(mask: np.ndarray, image_shape: Sequence[int]) -> Picture:
     """How many of the first layer's weights each pixel keeps, over all units and channels.
 
     Args:
@@ -31,7 +30,7 @@ def kept_per_pixel(mask: Tensor, image_shape: Sequence[int]) -> Picture:
     Returns:
         Counts, (height, width).
     """
-    return mask.sum(dim=0).reshape(tuple(image_shape)).sum(dim=0).cpu().numpy()
+    return mask.sum(axis=0).reshape(tuple(image_shape)).sum(axis=0)
 
 
 def chosen(rounds: Sequence[int], at_most: int = PANELS) -> list[int]:
@@ -59,7 +58,7 @@ def input_pictures(run: Path, layers: Sequence[LayerRow]) -> dict[int, Picture]:
     if shape is None or image is None or len(shape) != 2 or shape[1] != np.prod(image):
         return {}
     sparse = [number for number in rounds if number > 0] or rounds
-    return {n: kept_per_pixel(Ticket.load(folder.ticket(n)).masks[first], image) for n in chosen(sparse)}
+    return {n: kept_per_pixel(read_mask(folder.ticket(n), first, shape), image) for n in chosen(sparse)}
 
 
 def looks_figure(pictures: Mapping[int, Picture], densities: Mapping[int, float], title: str) -> Figure | None:

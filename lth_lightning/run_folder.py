@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lth_lightning.errors import SettingError
-from lth_lightning.experiment import Network
 from lth_lightning.files import check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.folder_lock import FolderLock
+
+if TYPE_CHECKING:
+    from lth_lightning.experiment import Network  # which knows of pruning, and imports torch
 
 RESULTS, LAYERS, CURVES, TICKETS, CHECKPOINT, FIGURES = (
     "results.csv",
@@ -37,7 +40,7 @@ class RunFolder:
         """The file of a round's ticket."""
         return self.tickets / f"round_{round:02d}.safetensors"
 
-    def curve(self, network: Network) -> Path:
+    def curve(self, network: "Network") -> Path:
         """The file of a network's learning curve."""
         return self.curves / f"round_{network.round:02d}_{network.variant}_{network.replicate}.csv"
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from lth_lightning.errors import TicketError
 from lth_lightning.files import replace_file
 from lth_lightning.masks import Masks, State, density, fingerprint, masked, stable_name
+from lth_lightning.ticket_file import KEY, damaged, unpack
 
 FORMAT = 2
-_KEY = "lth_lightning.ticket"  # the only key: safetensors writes several in random order, and bytes would differ
 
 
 def full_state(module: nn.Module) -> State:
@@ -85,7 +85,7 @@ class Ticket:
             "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
         }
         info["hash"] = _hash(tensors, info)
-        replace_file(Path(path), save(tensors, {_KEY: json.dumps(info, sort_keys=True)}))
+        replace_file(Path(path), save(tensors, {KEY: json.dumps(info, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Ticket":
@@ -102,11 +102,11 @@ class Ticket:
         except FileNotFoundError as error:
             raise TicketError(f"{path}: there is no such ticket.") from error
         except (safetensors.SafetensorError, OSError) as error:
-            raise TicketError(f"{path} is not a ticket, or is damaged: {error}.") from error
-        if _KEY not in metadata:
+            raise damaged(path, error) from error
+        if KEY not in metadata:
             raise TicketError(f"{path} is a safetensors file, but not a ticket.")
         try:
-            info = json.loads(metadata[_KEY])
+            info = json.loads(metadata[KEY])
             if info["format"] != FORMAT:
                 raise ValueError(f"this version reads format {FORMAT}, and it has another")
             return cls._from_tensors(tensors, info)
@@ -118,7 +118,10 @@ class Ticket:
         if info["hash"] != _hash(tensors, info):
             raise ValueError("its content does not have the hash it was written with")
         del info["hash"], info["format"]
-        masks = {name: _unpack(tensors[f"mask.{name}"], shape) for name, shape in info.pop("shapes").items()}
+        masks = {
+            name: torch.from_numpy(unpack(tensors[f"mask.{name}"].numpy(), shape))
+            for name, shape in info.pop("shapes").items()
+        }
         states: dict[str, State] = {"rewind_point": {}, "trained": {}}
         for key, value in tensors.items():
             part, name = key.split(".", 1)
@@ -209,19 +212,6 @@ class Ticket:
         return fitting.masks
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What a ticket's file says of it, and its masks' `shapes`, without reading the weights; no hash is checked.
-
-    Raises:
-        TicketError: no such file, or not a ticket.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(json.loads((file.metadata() or {})[_KEY]))
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise TicketError(f"{path} is not a ticket, or is damaged: {error}.") from error
-
-
 def _layer(name: str) -> str:
     """`net.output` of `net.output.weight`: what is re-initialised together."""
     return name.rpartition(".")[0]
@@ -245,13 +235,6 @@ def _hash(tensors: State, info: dict[str, Any]) -> str:
 
 def _pack(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
-
-
-def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
-    size = int(np.prod(shape))
-    if len(bits) != -(-size // 8):
-        raise ValueError(f"a mask of {size} entries cannot be packed in {len(bits)} bytes")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool)).reshape(shape)
 
 
 def _spread(survivors: Tensor, mask: Tensor) -> Tensor:

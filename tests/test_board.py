@@ -174,7 +174,7 @@ def test_kept_per_pixel_counts_over_units_and_channels() -> None:
             for y in range(3):
                 for x in range(4):
                     counts[y, x] += bool(mask[unit, channel * 12 + y * 4 + x])
-    assert np.array_equal(kept_per_pixel(mask, (2, 3, 4)), counts)
+    assert np.array_equal(kept_per_pixel(mask.numpy(), (2, 3, 4)), counts)
 
 
 def test_few_rounds_are_chosen_evenly_the_first_and_the_last_among_them() -> None:

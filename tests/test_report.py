@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import digits, fit, mlp
 from rich.console import Console
 
 from lth_lightning import report
@@ -422,3 +423,15 @@ def test_modules_of_the_report_import_nothing_slow() -> None:
     )
     command = [sys.executable, "-c", code, str(Path(report.__file__).parent)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_report_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    """With a picture of what its tickets look at, which come from their files."""
+    run = fit(mlp(), digits(), tmp_path / "run", rounds=1, train_for="4it").lottery.folder.path
+    code = (
+        "import sys; from lth_lightning.cli import main; assert main(['report', sys.argv[1]]) == 0; "
+        "print([name for name in ('torch', 'lightning', 'torchvision', 'tensorboard') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True).stdout
+    assert said.endswith("[]\n")
+    assert (run / "figures/looks.png").is_file()

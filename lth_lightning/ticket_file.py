@@ -1,0 +1,56 @@
+"""What can be read of a ticket's file without torch, whose import takes a report a second."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from lth_lightning.errors import TicketError
+
+KEY = "lth_lightning.ticket"  # the only key: safetensors writes several in random order, and bytes would differ
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a ticket's file says of it, and its masks' `shapes`, without reading the weights; no hash is checked.
+
+    Raises:
+        TicketError: no such file, or not a ticket.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return dict(json.loads((file.metadata() or {})[KEY]))
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def read_mask(path: Path, name: str, shape: Sequence[int]) -> np.ndarray:
+    """One mask of a ticket's file, bool, of its weight's shape (`read_facts`); no hash is checked.
+
+    Raises:
+        TicketError: no such file, or no such mask in it.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return unpack(file.get_tensor(f"mask.{name}"), shape)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> TicketError:
+    """The error for a file that cannot be read."""
+    return TicketError(f"{path} is not a ticket, or is damaged: {error}.")
+
+
+def unpack(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A mask from its bits, eight to a byte.
+
+    Raises:
+        ValueError: there are more bytes, or fewer, than its shape needs.
+    """
+    size = int(np.prod(shape))
+    if len(bits) != -(-size // 8):
+        raise ValueError(f"a mask of {size} entries cannot be packed in {len(bits)} bytes")
+    return np.unpackbits(bits, count=size).astype(bool).reshape(tuple(shape))
