@@ -65,8 +65,10 @@ def _run(given: list[str]) -> int:
         )
         # Lightning doubts a command line that is not sys.argv. Here it is meant: `main(args)`.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter", UserWarning)
+        from lth_lightning.allocator import keep_freed_memory
         from lth_lightning.fit_cli import LotteryCLI
 
+        keep_freed_memory()
         for name in ("lightning.pytorch", "lightning.fabric"):  # their notes on hardware and seeds drown ours
             logging.getLogger(name).setLevel(logging.WARNING)
         LotteryCLI(given)
