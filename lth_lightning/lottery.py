@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from lth_lightning import evaluation, fresh_fit, moment, processes
+from lth_lightning import evaluation, fresh_fit, moment, processes, quick_step
 from lth_lightning.divergence import LossWatch
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.experiment import (
@@ -299,6 +299,7 @@ class LotteryTicket(L.Callback):
             assert self._moment is not None
             moment.go_on(trainer, self._moment, lambda done: self._enter_epoch(trainer, done))
         self._moment = None
+        quick_step.install(trainer)
         if self.checkpoint_every_n_train_steps or fresh_fit.has_time_limit(trainer):
             moment.after_each_batch(trainer, lambda: self._checkpoint_inside_epoch(trainer))
 
@@ -365,6 +366,7 @@ class LotteryTicket(L.Callback):
         fresh_fit.show_length(trainer, self._length)
         evaluation.unguard_validation(trainer)
         moment.let_go(trainer)
+        quick_step.remove(trainer)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
