@@ -190,7 +190,7 @@ def _gradient_hook(bits: Tensor) -> Callable[[Tensor], None]:
     def mask_gradient(weight: Tensor) -> None:
         gradient = weight.grad
         assert gradient is not None
-        gradient.detach().view(bits.dtype).bitwise_and_(bits)  # detached: a third of the time of a `no_grad`
+        gradient.detach().view(bits.dtype).bitwise_and_(bits)  # detached: cheaper than a `no_grad`
         gradient.masked_at = gradient._version  # type: ignore[attr-defined]
 
     return mask_gradient
