@@ -7,42 +7,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lth_lightning.board import LotteryBoard
-    from lth_lightning.data import ImageDataModule
+    from lth_lightning.classifier import ImageClassifier
+    from lth_lightning.data.datamodule import ImageDataModule
+    from lth_lightning.display.tensorboard import LotteryBoard
+    from lth_lightning.display.terminal import LotteryProgress
     from lth_lightning.errors import SettingError, TicketError
-    from lth_lightning.lottery import LotteryTicket
-    from lth_lightning.masks import MaskHooks, prunable_weights
-    from lth_lightning.module import ImageClassifier
-    from lth_lightning.probe import Probe
-    from lth_lightning.progress import LotteryProgress
-    from lth_lightning.pruning import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Pruning, Random
-    from lth_lightning.saliency import SNIP, GraSP, SynFlow
-    from lth_lightning.ticket import Ticket
+    from lth_lightning.lottery.callback import LotteryTicket
+    from lth_lightning.pruning.criteria import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Random
+    from lth_lightning.pruning.gradient_criteria import SNIP, GraSP, SynFlow
+    from lth_lightning.pruning.mask_hooks import MaskHooks
+    from lth_lightning.pruning.masks import prunable_weights
+    from lth_lightning.pruning.network_function import NetworkFunction
+    from lth_lightning.pruning.pruning import Pruning
+    from lth_lightning.tickets.ticket import Ticket
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Criterion": "pruning",
-    "Evidence": "pruning",
-    "GraSP": "saliency",
-    "ImageClassifier": "module",
-    "ImageDataModule": "data",
-    "LotteryBoard": "board",
-    "LotteryProgress": "progress",
-    "LotteryTicket": "lottery",
-    "Magnitude": "pruning",
-    "MagnitudeIncrease": "pruning",
-    "MaskHooks": "masks",
-    "Movement": "pruning",
-    "Probe": "probe",
-    "Pruning": "pruning",
-    "Random": "pruning",
-    "SNIP": "saliency",
+    "Criterion": "pruning.criteria",
+    "Evidence": "pruning.criteria",
+    "GraSP": "pruning.gradient_criteria",
+    "ImageClassifier": "classifier",
+    "ImageDataModule": "data.datamodule",
+    "LotteryBoard": "display.tensorboard",
+    "LotteryProgress": "display.terminal",
+    "LotteryTicket": "lottery.callback",
+    "Magnitude": "pruning.criteria",
+    "MagnitudeIncrease": "pruning.criteria",
+    "MaskHooks": "pruning.mask_hooks",
+    "Movement": "pruning.criteria",
+    "NetworkFunction": "pruning.network_function",
+    "Pruning": "pruning.pruning",
+    "Random": "pruning.criteria",
+    "SNIP": "pruning.gradient_criteria",
     "SettingError": "errors",
-    "SynFlow": "saliency",
-    "Ticket": "ticket",
+    "SynFlow": "pruning.gradient_criteria",
+    "Ticket": "tickets.ticket",
     "TicketError": "errors",
-    "prunable_weights": "masks",
+    "prunable_weights": "pruning.masks",
 }
 
 __all__ = [
@@ -59,7 +61,7 @@ __all__ = [
     "MagnitudeIncrease",
     "MaskHooks",
     "Movement",
-    "Probe",
+    "NetworkFunction",
     "Pruning",
     "Random",
     "SettingError",

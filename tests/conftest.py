@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Ticket
-from lth_lightning.experiment import Network
-from lth_lightning.loader import TensorLoader
-from lth_lightning.masks import Masks, State
+from lth_lightning.data.loader import TensorLoader
+from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.models import MLP, ResNet
+from lth_lightning.pruning.masks import Masks
+from lth_lightning.pruning.state import State, full_state, load_state
 from lth_lightning.seeding import derive_seed
-from lth_lightning.ticket import full_state, load_state
 
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -175,7 +175,7 @@ class Fit:
 
     def start(self, round: int, variant: str = "ticket", replicate: int = 0) -> State:
         """What that network started from."""
-        return self.witness.starts[self.lottery.plan.index(Network(round, variant, replicate))]
+        return self.witness.starts[self.lottery.plan.index(TrainedNetwork(round, variant, replicate))]
 
     def ticket(self, round: int) -> Ticket:
         return Ticket.load(self.lottery.folder.ticket(round))

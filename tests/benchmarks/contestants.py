@@ -64,7 +64,7 @@ class Task:
 
     def images(self) -> tuple[Tensor, Tensor]:
         """The official training images (N, C, H, W), uint8, and their classes."""
-        from lth_lightning.datasets import read_images
+        from lth_lightning.data.datasets import read_images
 
         return read_images(self.dataset, self.data_dir, train=True, download=False)
 
@@ -124,7 +124,7 @@ class Bare:
 
 def augmented(images: Tensor) -> Tensor:
     """Cropped, mirrored, normalised."""
-    from lth_lightning.loader import crop_and_flip
+    from lth_lightning.data.loader import crop_and_flip
 
     count = len(images)
     top, left = torch.randint(9, (2, count))
@@ -172,7 +172,7 @@ class Ours:
     more: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, turn: Turn) -> None:
-        from lth_lightning.cli import main
+        from lth_lightning.cli.main import main
 
         RACE["turn"] = turn
         with tempfile.TemporaryDirectory() as folder:

@@ -91,7 +91,8 @@ def masking(task: Task) -> None:
     """A bare step under MaskHooks against one without, in turns, by density."""
     import torch.nn.functional as F
 
-    from lth_lightning.masks import MaskHooks, prunable_weights
+    from lth_lightning.pruning.mask_hooks import MaskHooks
+    from lth_lightning.pruning.masks import prunable_weights
 
     net = task.network()
     optimizer = task.optimizer(net.parameters(), fused=True)

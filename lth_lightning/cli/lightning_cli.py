@@ -1,0 +1,465 @@
+"""Lightning's CLI with our module, data and callback: the commands `fit`, `validate`, `test` and `predict`."""
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+
+from lth_lightning.classifier import ImageClassifier
+from lth_lightning.cli.checkpoints import check_fits, read_checkpoint, state_of_callback
+from lth_lightning.cli.messages import LotteryParser
+from lth_lightning.cli.run_dir import (
+    CONFIG,
+    RUN_DIR_VARIABLE,
+    Reservation,
+    is_first_process,
+    last_run,
+    numbered_runs,
+    wanted_run,
+)
+from lth_lightning.data.datamodule import ImageDataModule
+from lth_lightning.display.tensorboard import LotteryBoard
+from lth_lightning.display.terminal import LotteryProgress, in_ci
+from lth_lightning.errors import SettingError, WriteError
+from lth_lightning.files import failure_to_write, is_failure_to_write, replace_file
+from lth_lightning.lottery.callback import LotteryTicket
+from lth_lightning.report.conclusion import summary
+from lth_lightning.report.table import table
+from lth_lightning.report.writer import write_report
+from lth_lightning.runs.folder import RunFolder
+from lth_lightning.runs.lock import FolderLock
+from lth_lightning.runs.run import Run, title_of
+from lth_lightning.runs.settings import check_same
+from lth_lightning.tickets.ticket import Ticket
+from lth_lightning.trainer.sub_runs import SubRunLogger
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,  # the lottery ends the fit
+    "enable_checkpointing": False,  # it writes checkpoints/last.ckpt itself
+    "enable_model_summary": False,
+    "enable_autolog_hparams": False,  # config.yaml holds them; TensorBoard would show an empty run
+    "num_sanity_val_steps": 0,
+}
+HELP = {
+    "fit": "Train a network, prune it, train what is left, and so on. Most is set in a config; anything in it can be "
+    "set anew behind it: `--config FILE --lottery.rounds 5`.",
+    "validate": "Loss and accuracy on the validation images of the ticket or checkpoint that --ckpt_path names.",
+    "test": "Loss and accuracy on the official test images of the ticket or checkpoint that --ckpt_path names.",
+    "predict": "The class of each official test image, one a line, by the ticket or checkpoint that --ckpt_path names.",
+}
+EXAMPLES = """\
+examples:
+  python train.py fit --config configs/quickstart.yaml
+  python train.py fit --config configs/quickstart.yaml --lottery.rounds 5 --run_dir runs/mine
+  python train.py fit --config runs/mine/config.yaml --ckpt_path last     # go on where it was interrupted
+"""
+SEED_HELP = "What everything random hangs on: weights, data order, controls. true: any seed; false: none set."
+RUN_DIR_HELP = "The folder that all of this run goes to; by default runs/<config name>/<n>."
+QUIET_HELP = "A plain line for each network, warnings and errors, and in the end where the results lie; nothing else."
+CONTINUE_HELP = (
+    "`last`: continue the run in run_dir, or the one whose config.yaml is given, or this config's last one; start "
+    "where there is none. Or the checkpoint of a run to continue (RUN/checkpoints/last.ckpt)."
+)
+WEIGHTS_HELP = (
+    "Whose weights: a ticket's (RUN/tickets/round_03.safetensors), a checkpoint's (RUN/checkpoints/last.ckpt), or "
+    "those of the `last` checkpoint of this config."
+)
+CURVES = "tensorboard"
+
+# With more than 40 sub-runs TensorBoard opens this page with none ticked, and it smooths what has a point a round.
+OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
+
+
+def is_quiet(settings: Namespace) -> bool:
+    """Whether to say no more than must be: without a progress display nobody wants the rest."""
+    return bool(settings.quiet) or settings.trainer.enable_progress_bar is False
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a folder of its own.
+
+    All settings go into each checkpoint too, where nobody edits them: a run goes on only with those.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing yet: a run that is refused leaves nothing behind."""
+
+    def on_network_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Save once, when nothing can be refused any more."""
+        if not self.already_saved and trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
+            self._say_what_counts()
+        self.already_saved = True
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write all settings but those of this run alone, which would undo `--run_dir` before `--config`."""
+        config = self.config.clone()
+        for name in ("run_dir", "ckpt_path", "quiet", "lottery.run_dir"):
+            del config[name]
+        if config["lottery.tickets"] is not None:  # which a report looks for, wherever it is called
+            config["lottery.tickets"] = os.path.abspath(config["lottery.tickets"])
+        text = self.parser.dump(config, skip_none=False)
+        replace_file(Path(trainer.default_root_dir) / CONFIG, text.encode())
+
+    def _say_what_counts(self) -> None:
+        """Of tickets from files not every setting that a config has; the other way round nobody would notice."""
+        tickets, transfer = self.config["lottery.tickets"], self.config["lottery.transfer"]
+        if tickets is not None and not is_quiet(self.config):
+            unused = "lottery.rounds, .pruning, .rewind, .rewind_to, .data_order"
+            unused += " and seed_everything" if transfer == "mask_and_weights" else ""
+            print(f"The tickets of {tickets} say for themselves what is set by {unused}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Text only, so that checkpoints load with `weights_only`."""
+        return {"settings": self._settings}
+
+    @cached_property
+    def _settings(self) -> str:
+        return all_settings(self.parser, self.config)
+
+
+def all_settings(parser: LightningArgumentParser, settings: Namespace) -> str:
+    """The settings as JSON, defaults included and classes by their paths: the same however they were given."""
+    return parser.dump(settings, format="json", skip_none=False)
+
+
+@contextmanager
+def quiet_writers(folder: Path) -> Iterator[None]:
+    """Keep threads that cannot write (TensorBoard's) from printing tracebacks: their owners raise the error too."""
+
+    def print_others(args: threading.ExceptHookArgs) -> None:
+        if not is_failure_to_write(args.exc_value, folder):
+            usual(args)
+
+    usual, threading.excepthook = threading.excepthook, print_others
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
+
+
+class LotteryCLI(LightningCLI):
+    """Lightning's `fit`, `validate`, `test` and `predict` for ImageClassifier, ImageDataModule and LotteryTicket.
+
+    Args:
+        args: the command line without the program's name, the command first.
+
+    Raises:
+        SettingError: what is asked for cannot be done; nothing is left behind.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self._reservation: Reservation | None = None
+        self._lock: FolderLock | None = None
+        self._weights: Ticket | dict[str, Any] | None = None
+        self._command = args[0]
+        epilog = EXAMPLES if args[0] == "fit" else None
+        usage = f"python train.py {args[0]} --config FILE [--setting VALUE ...]"
+        try:
+            super().__init__(
+                ImageClassifier,
+                ImageDataModule,
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                parser_class=LotteryParser,
+                parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage, "epilog": epilog}},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # the module saves no hyperparameters: config.yaml holds them
+                args=args,
+            )
+        except BaseException:
+            if self._reservation is not None:
+                self._reservation.give_back()
+            raise
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    # ------------------------------------------------------------------------ settings
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that runs, alone (a parser takes 40 ms), and the Trainer's arguments that are no settings."""
+        skipped = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "ckpt_path"}
+        return {self._command: skipped}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Say what hangs on the seed."""
+        parser.add_argument("--seed_everything", type=bool | int, default=1, help=SEED_HELP)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Ours first, in the help and in config.yaml; the Trainer's many last."""
+        parser.add_argument("--run_dir", type=str | None, default=None, metavar="DIR", help=RUN_DIR_HELP)
+        ckpt_path_help = CONTINUE_HELP if self._command == "fit" else WEIGHTS_HELP
+        parser.add_argument("--ckpt_path", type=str | None, default=None, metavar="FILE", help=ckpt_path_help)
+        parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
+        parser.add_lightning_class_args(LotteryTicket, "lottery")
+        parser.add_lightning_class_args(ImageDataModule, "data")
+        parser.add_lightning_class_args(ImageClassifier, "model")
+        parser.add_lightning_class_args(L.Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data say how many classes there are, and of what shape an image is."""
+        parser.set_defaults({"lottery.pruning.criterion": {"class_path": "lth_lightning.Magnitude"}})
+        parser.link_arguments("run_dir", "lottery.run_dir")
+        for name in ("num_classes", "input_shape"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    @property
+    def settings(self) -> Namespace:
+        """The settings of the command that runs."""
+        return self.config[self.subcommand]
+
+    @property
+    def _quiet(self) -> bool:
+        return is_quiet(self.settings)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take settings from the checkpoint here, over those of the command line."""
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise SettingError(f"seed_everything: {error}.") from error
+
+    # ------------------------------------------------------------------------ before anything is made
+
+    def before_instantiate_classes(self) -> None:
+        """Size the network by the data, and settle where the run goes or which weights are meant."""
+        data = ImageDataModule(**self.settings.data)
+        network = self.settings.model.net.get("init_args", Namespace())
+        for name in ("num_classes", "input_shape"):
+            if name in network:
+                network[name] = getattr(data, name)
+        if self.subcommand == "fit":
+            self._refuse_rehearsals()
+            self._settle_run_dir()
+        else:
+            self._find_weights()
+            self._leave_out_the_lottery()
+
+    def _refuse_rehearsals(self) -> None:
+        for name in ("fast_dev_run", "barebones"):
+            if self.settings.trainer[name]:
+                raise SettingError(
+                    f"trainer.{name}: not with a lottery, whose rounds end the fit. For a quick try: "
+                    "--lottery.rounds 1 --lottery.train_for 20it."
+                )
+
+    def _settle_run_dir(self) -> None:
+        settings, first = self.settings, is_first_process()
+        run_dir, resume = wanted_run(settings), settings.ckpt_path is not None
+        checkpoint = RunFolder(run_dir).checkpoint if run_dir and resume else None
+        if run_dir and checkpoint and checkpoint.exists():
+            if first:
+                self._lock = RunFolder(run_dir).lock()  # before it is read: who still writes may replace it
+            settings.ckpt_path, self._weights = str(checkpoint), read_checkpoint(checkpoint)
+            began_with = state_of_callback(self._weights, SaveRunConfig.__qualname__).get("settings")
+            check_same(began_with, all_settings(self._parser(self.subcommand), settings))
+        elif run_dir and resume and RunFolder(run_dir).taken:
+            raise SettingError(
+                f"ckpt_path: there is a run in {run_dir}, but no {checkpoint} to go on from. Start a new run, in "
+                "another run_dir."
+            )
+        else:
+            settings.ckpt_path = None
+            if first:
+                self._reservation = Reservation(run_dir, numbered_runs(settings))
+                run_dir, self._lock = self._reservation.path, self._reservation.lock
+        run_dir = run_dir or numbered_runs(settings)  # torchrun's processes hear from the first where it really is
+        settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+        if resume and first and not self._quiet:
+            print(f"Continuing {run_dir}." if settings.ckpt_path else f"Nothing to continue in {run_dir}: starting.")
+
+    def _find_weights(self) -> None:
+        settings = self.settings
+        given = settings.ckpt_path
+        if given is None:
+            raise SettingError(
+                f"ckpt_path is missing: whose weights to {self.subcommand}, a ticket's "
+                "(--ckpt_path RUN/tickets/round_03.safetensors) or a checkpoint's (RUN/checkpoints/last.ckpt)."
+            )
+        run = last_run(settings) if given == "last" else None
+        if given == "last" and run is None:
+            raise SettingError(f"ckpt_path: there is no run in {numbered_runs(settings)} yet; name one's checkpoint.")
+        path = RunFolder(run).checkpoint if run else Path(given)
+        self._weights = Ticket.load(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+
+    def _leave_out_the_lottery(self) -> None:
+        """The files that a config names in lottery.tickets may be gone."""
+        lottery = self.settings.lottery
+        lottery.tickets, lottery.rounds, lottery.controls, lottery.control_rounds = None, 0, [], None
+        lottery.transfer, lottery.on_mismatch = "mask_and_weights", "refuse"
+        self._parser(self.subcommand).callback_keys.clear()
+
+    # ------------------------------------------------------------------------ model, data, trainer
+
+    def instantiate_classes(self) -> None:
+        """Let errors of networks and callbacks through, of which jsonargparse would keep the text alone."""
+        reasons: list[Exception] = []
+
+        def instantiate(cls: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return cls(*args, **kwargs)
+            except Exception as error:
+                reasons.append(error)
+                raise
+
+        for base in (torch.nn.Module, L.Callback):
+            self.parser.add_instantiator(instantiate, base, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            reason = error if isinstance(error, SettingError) or not reasons else reasons[-1]
+            if isinstance(reason, MisconfigurationException):
+                raise SettingError(f"trainer.callbacks: {reason}") from reason
+            raise reason from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """A Trainer that keeps everything in the run's folder, with our progress display."""
+        given = self._get(self.config_init, "trainer")
+        if self._quiet:
+            given.enable_model_summary = False
+        if self.subcommand == "fit":
+            self._equip_for_fit(given)
+        else:
+            given.logger = False
+            if self.subcommand == "predict" or self._quiet or in_ci() or not sys.stdout.isatty():
+                given.enable_progress_bar = False
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise SettingError(f"trainer: {str(error).strip()}") from error
+
+    def _equip_for_fit(self, trainer: Namespace) -> None:
+        run_dir = trainer.default_root_dir = self.settings.run_dir
+        if trainer.logger in (None, True):
+            trainer.logger = SubRunLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
+        callbacks = trainer.callbacks or []
+        trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if self._quiet:
+            trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ProgressBar)]
+        if any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
+            trainer.enable_checkpointing = True  # or Lightning refuses what was asked for
+        has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
+        if trainer.enable_progress_bar is not False and not has_display:
+            plain = Console(highlight=False, force_terminal=False) if self._quiet else None
+            trainer.callbacks.append(LotteryProgress(plain))
+        if not any(isinstance(callback, LotteryBoard) for callback in trainer.callbacks):
+            trainer.callbacks.append(LotteryBoard(draw_at_end=False))  # `after_fit` shows the report's figures
+
+    def after_instantiate_classes(self) -> None:
+        """Put the weights in, or try whether the network can be trained."""
+        if isinstance(self._weights, Ticket):
+            self._weights.apply(self.model, weights="trained")
+        elif self._weights is not None:
+            check_fits(self._weights, self.model)
+            if self.subcommand != "fit":
+                self.model.load_state_dict(self._weights["state_dict"])
+        if self.subcommand == "fit":
+            self._try_optimizer()
+            self._get(self.config_init, "lottery").folder_is_locked = self._lock is not None
+        self._weights = None
+
+    def _try_optimizer(self) -> None:
+        setting = "model.optimizer"
+        try:
+            optimizer = self.model.optimizer(self.model.parameters())
+            setting = "model.lr_scheduler"
+            if self.model.lr_scheduler is not None:
+                self.model.lr_scheduler(optimizer)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise SettingError(f"{setting}: {error}") from error
+
+    # ------------------------------------------------------------------------ the commands
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": self.settings.ckpt_path} if subcommand == "fit" else kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        folder = Path(self.settings.run_dir or ".")
+        try:
+            with quiet_writers(folder):
+                super()._run_subcommand(subcommand)
+        except Exception as error:
+            if (failure := failure_to_write(error, folder)) is not None:
+                raise self._with_way_out(failure) from error
+            *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+            refused = isinstance(error, (MisconfigurationException, ValueError, RuntimeError))
+            if refused and frame.f_globals["__name__"].startswith("lightning."):  # a setting of its own
+                raise SettingError(f"trainer: {str(error).strip()}") from error
+            raise
+        except SystemExit as stop:  # Lightning's answer to Ctrl+C and to SIGTERM, without a word
+            ended = isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt)
+            if ended and subcommand == "fit" and self.trainer.is_global_zero:
+                print(f"Interrupted. {self._how_to_go_on()}", file=sys.stderr)
+            raise
+
+    def _with_way_out(self, error: SettingError) -> SettingError:
+        checkpoint = RunFolder(Path(self.settings.run_dir)).checkpoint if self.subcommand == "fit" else None
+        if isinstance(error, WriteError) and checkpoint and checkpoint.exists():
+            return WriteError(f"{error} {self._how_to_go_on()}")
+        return error
+
+    def _how_to_go_on(self) -> str:
+        more = "more --trainer.max_time and " if self.settings.trainer.max_time else ""  # it counts the whole run
+        return f"To go on, add {more}--ckpt_path last --run_dir {self.settings.run_dir} to the command."
+
+    def predict(self, **kwargs: Any) -> None:
+        """Print the class of each test image, in their order."""
+        for batch in self.trainer.predict(**kwargs) or []:
+            print(*torch.as_tensor(batch).tolist(), sep="\n")
+
+    def after_fit(self) -> None:
+        """Show the results, write the report, and say where everything lies."""
+        if not self.trainer.is_global_zero:
+            return
+        run_dir = Path(self.settings.run_dir)
+        lottery = self._get(self.config_init, "lottery")
+        console = Console(highlight=False, markup=False, force_terminal=False if in_ci() else None)
+        try:
+            self._report(console, run_dir)
+        finally:  # a report may fail, for a file that somebody has changed; the results are there
+            self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
+
+    def _report(self, console: Console, run_dir: Path) -> None:
+        if self._get(self.config_init, "lottery").results:
+            run = Run.read(run_dir)
+            written = write_report([run], run_dir)
+            self._show_figures([path for path in written if path.suffix == ".png"])
+            if not self._quiet:
+                console.print()
+                console.print(table(run.rows, title_of([run])))
+                console.print(summary([run.rows]), soft_wrap=not console.is_terminal)
+                console.print()
+
+    def _show_figures(self, files: list[Path]) -> None:
+        board = next(one for one in self.trainer.callbacks if isinstance(one, LotteryBoard))  # type: ignore[attr-defined]
+        board.show({file.stem: file.read_bytes() for file in files})
+        board.close()
+
+    def _say_where(self, console: Console, run_dir: Path, done: int, planned: int) -> None:
+        if done < planned:
+            console.print(f"Stopped after {done} of {planned} networks. {self._how_to_go_on()}", soft_wrap=True)
+        console.print(f"Results, tickets and figures: {run_dir}", soft_wrap=True)
+        if (run_dir / "report.html").is_file() and not self._quiet:
+            console.print(f"Report, for a browser: {run_dir / 'report.html'}", soft_wrap=True)
+        if (run_dir / CURVES).is_dir() and not self._quiet:
+            console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)
+            console.print(f"Over all rounds: {OVER_ROUNDS}", soft_wrap=True)

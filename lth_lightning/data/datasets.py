@@ -1,0 +1,176 @@
+"""Which data sets there are, and how one is read: through torchvision's classes, or any class like them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lth_lightning.data.splits import proportionate_order
+from lth_lightning.errors import SettingError, unknown_name
+
+Images = tuple[Tensor, Tensor]
+
+QUICKSTART = "python train.py fit --config configs/quickstart.yaml"
+
+
+class Digits:
+    """scikit-learn's handwritten digits, 8x8 with values 0 to 16, with torchvision's interface; no download.
+
+    Its 1,797 images have no official test set. A fifth, 360, fixed and of each class in proportion, is it.
+
+    Args:
+        root: not used.
+        train: the 1,437 training images, or the 360 test images.
+        download: not used.
+    """
+
+    def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        targets = torch.as_tensor(digits.target)
+        order = proportionate_order(targets, torch.Generator().manual_seed(0))
+        chosen = order[360:] if train else order[:360]
+        self.data = torch.as_tensor(digits.images).to(torch.uint8)[chosen]
+        self.targets = targets[chosen]
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """What can be said of a data set before it is read, and where its files lie below `data_dir`."""
+
+    path: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    folder: str = ""
+    files: str = ""
+
+
+_IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte"
+_CIFAR_FILES = "data_batch_1 to data_batch_5, test_batch and batches.meta"
+
+# By path, so that torchvision is imported only by those who read one of its data sets.
+KNOWN = {
+    "Digits": KnownDataset("lth_lightning.data.datasets.Digits", (1, 8, 8), 10),
+    "MNIST": KnownDataset("torchvision.datasets.MNIST", (1, 28, 28), 10, "MNIST/raw", _IDX_FILES),
+    "FashionMNIST": KnownDataset("torchvision.datasets.FashionMNIST", (1, 28, 28), 10, "FashionMNIST/raw", _IDX_FILES),
+    "CIFAR10": KnownDataset("torchvision.datasets.CIFAR10", (3, 32, 32), 10, "cifar-10-batches-py", _CIFAR_FILES),
+}
+
+
+def dataset_class(name: str) -> Callable[..., Any]:
+    """The class of a known data set, or of an import path.
+
+    Raises:
+        SettingError: no such name, or nothing to import there.
+    """
+    path = KNOWN[name].path if name in KNOWN else name
+    module, _, attribute = path.rpartition(".")
+    if not module or path.startswith("."):
+        raise unknown_name("data.dataset", name, KNOWN)
+    try:
+        made: Callable[..., Any] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SettingError(
+            f"data.dataset: {path!r} cannot be imported ({error}); give one of {', '.join(KNOWN)}, or the import "
+            "path of a class such as torchvision.datasets.KMNIST."
+        ) from error
+    return made
+
+
+def read_images(name: str, data_dir: str, train: bool, download: bool) -> Images:
+    """The official training or test images of a data set. The network is asked only if they are not there.
+
+    Args:
+        name: one of `KNOWN`, or an import path.
+        data_dir: folder of the data sets.
+        train: training or test images.
+        download: fetch what is not there.
+
+    Returns:
+        Raw images (N, C, H, W), uint8 or as the class has them, and int64 targets (N,).
+
+    Raises:
+        SettingError: they are not there, cannot be fetched, or are no images with a class number each.
+    """
+    dataset = _open(name, data_dir, train, download)
+    try:
+        images, targets = _as_images(dataset.data), _as_targets(dataset.targets)
+    except (AttributeError, TypeError) as error:
+        raise SettingError(
+            f"data.dataset: {name} has no .data and .targets as torchvision's classes do ({error}); give a class "
+            f"that has them, or one of {', '.join(KNOWN)}."
+        ) from error
+    if len(images) != len(targets):
+        raise SettingError(f"data.dataset: {name} has {len(images)} images but {len(targets)} targets.")
+    return images, targets
+
+
+def _open(name: str, data_dir: str, train: bool, download: bool) -> Any:
+    make = dataset_class(name)
+    try:
+        return make(data_dir, train=train, download=False)
+    except Exception as error:  # any: damaged files make torchvision's decoders raise whatever they meet
+        reasons = [error]
+    if download:
+        try:
+            return make(data_dir, train=train, download=True)
+        except Exception as error:
+            reasons.append(error)
+    raise SettingError(_how_to_get_the_files(name, data_dir, reasons)) from reasons[-1]
+
+
+def _how_to_get_the_files(name: str, data_dir: str, reasons: list[Exception]) -> str:
+    read, *downloaded = [f"{type(reason).__name__}: {' '.join(str(reason).split())}" for reason in reasons]
+    why = f"reading: {read}; " + (f"downloading: {downloaded[0]}" if downloaded else "data.download is false")
+    root = Path(data_dir).resolve()
+    known = KNOWN.get(name)
+    if known is None or not known.folder:
+        return f"data.dataset: {name} could not be read from {root} ({why})."
+    folder = root / known.folder
+    lines = [f"data.dataset: {name} could not be read. Looked in {folder} for {known.files} ({why})."]
+    if folder.is_dir() and any(folder.iterdir()):
+        lines.append("The files there are damaged, or not all of them: delete them first.")
+    lines += [
+        "To get them, run where there is internet",
+        f"    python -c \"from torchvision.datasets import {name}; {name}('data', download=True)\"",
+        f"and copy data/{known.folder} from there to {folder}.",
+    ]
+    if name == "FashionMNIST":
+        lines += [
+            "Or take Debian's and Ubuntu's package:",
+            "    sudo apt-get install dataset-fashion-mnist",
+            f"    mkdir -p '{folder}' && for f in /usr/share/datasets/fashion-mnist/*.gz; do "
+            f'gunzip -c "$f" > \'{folder}\'/"$(basename "$f" .gz)"; done',
+        ]
+    return "\n".join([*lines, f"To go on now, without a download: {QUICKSTART}"])
+
+
+def _as_images(data: Any) -> Tensor:
+    """(N, C, H, W) from torchvision's (N, H, W) and (N, H, W, C), or from (N, C, H, W)."""
+    images = torch.as_tensor(data)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.ndim == 4 and not (images.shape[1] in (1, 3) and images.shape[3] not in (1, 3)):
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or len(images) == 0:
+        raise SettingError(
+            f"data.dataset: .data has shape {tuple(images.shape)}; it must be (images, height, width) or "
+            "(images, height, width, channels)."
+        )
+    return (images.float() if images.dtype == torch.float64 else images).contiguous()
+
+
+def _as_targets(targets: Any) -> Tensor:
+    classes = torch.as_tensor(np.asarray(targets))
+    if classes.ndim != 1 or classes.is_floating_point() or len(classes) == 0 or int(classes.min()) < 0:
+        raise SettingError(
+            f"data.dataset: .targets has shape {tuple(classes.shape)} and type {classes.dtype}; it must hold a class "
+            "number from 0 on for each image."
+        )
+    return classes.long()

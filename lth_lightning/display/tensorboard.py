@@ -1,0 +1,212 @@
+"""LotteryBoard: TensorBoard's other pages, beside the curves that the lottery itself writes."""
+
+import struct
+import time
+from collections.abc import Mapping, Sequence
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import Summary, custom_scalars, hparams
+
+from lth_lightning.cli.run_dir import CONFIG
+from lth_lightning.errors import SettingError
+from lth_lightning.lottery.callback import LotteryTicket, architecture, data_name
+from lth_lightning.lottery.plan import TrainedNetwork
+from lth_lightning.report.conclusion import summary
+from lth_lightning.report.sheet import markdown
+from lth_lightning.report.table import results_sheet
+from lth_lightning.report.writer import drawn
+from lth_lightning.runs.rows import Row, in_order
+from lth_lightning.runs.run import Run
+from lth_lightning.trainer.sub_runs import goes_on, network_writer
+
+BINS = 60  # of a histogram; TensorBoard shows 30
+DRAWING_SHARE = 1 / 30  # of the fit's time, at most
+FIRST_DRAWING = 3.0  # seconds, matplotlib's import included
+
+CHARTS = {
+    "test accuracy at the end of training, by round": ("rounds/test_acc", "test_acc"),
+    "validation accuracy at the end of training, by round": ("rounds/val_acc", "val_acc"),
+    "early stop (step of the lowest validation loss), by round": ("rounds/early_stop_step", "early_stop_step"),
+}
+"""Charts of the custom-scalars page: the tag, and the column of results.csv without which there are no points."""
+
+
+class LotteryBoard(L.Callback):
+    """Fills TensorBoard's pages, beside the curves that `LotteryTicket` writes: `callbacks=[lottery, LotteryBoard()]`.
+
+    - custom scalars: accuracy, early stop and the layers' densities over rounds;
+    - hparams: a row a network, with the last values of its curves;
+    - histograms: each layer's surviving weights at the end of training, over rounds;
+    - images: the report's figures, at a round's end, while drawing takes no more than 1/30 of the time;
+    - text: settings, results and what they say.
+
+    A resumed run shows nothing twice. Without a TensorBoardLogger nothing is written.
+
+    Args:
+        draw_at_end: whether to draw when the fit ends, however short it was.
+
+    Raises:
+        SettingError: when a fit starts, if the Trainer has no `LotteryTicket`.
+    """
+
+    def __init__(self, draw_at_end: bool = True) -> None:
+        self.draw_at_end = draw_at_end
+
+    # ------------------------------------------------------------------------ when
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        lottery = next((one for one in trainer.callbacks if isinstance(one, LotteryTicket)), None)
+        if lottery is None:
+            raise SettingError("trainer.callbacks: a LotteryBoard shows what a LotteryTicket does; give that too.")
+        self._lottery, plan = lottery, lottery.plan
+        # What is said of all rounds has the round as step. A round that is not complete will be told anew.
+        self._void_from = plan[min(len(lottery.results), len(plan) - 1)].round
+        self._settings_missing = self._charts_missing = self._void_from == plan[0].round
+        self._told_rows = self._drawn_rows = 0
+        self._drawn_at, self._drawing_took = time.monotonic(), FIRST_DRAWING
+
+    def on_network_start(
+        self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
+    ) -> None:
+        """Begin the network's row of hyperparameters."""
+        if (writer := network_writer(trainer)) is None or goes_on(trainer):  # then it has its row
+            return
+        facts = {
+            "round": network.round,
+            "variant": network.variant,
+            "replicate": network.replicate + 1,
+            "density": density,
+            "seed": self._lottery.seed_in_use,
+            "network": architecture(module),
+            "data": data_name(trainer),
+        }
+        _, start, _ = hparams(facts, {})
+        _add(writer, start)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._tell_settings()
+
+    def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
+        """Add the network's histograms; at a round's end say how all rounds stand."""
+        if (writer := network_writer(trainer)) is not None:
+            _, _, end = hparams({}, {})
+            _add(writer, end)
+        if row.replicate == 0:  # of several the first stands for all
+            self._add_weights(module, row)
+        lottery = self._lottery
+        done = len(lottery.results)
+        if done == len(lottery.plan) or lottery.plan[done].round != row.round:
+            self._tell_results()
+            if time.monotonic() - self._drawn_at > self._drawing_took / DRAWING_SHARE:
+                self._draw()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell what is new since a round's end, and of a run that had ended before, what is void in its last round."""
+        done = len(self._lottery.results)
+        if done and self._lottery.results[-1].round >= self._void_from:
+            if self._told_rows < done:
+                self._tell_settings()
+                self._tell_results()
+            if self.draw_at_end and self._drawn_rows < done:
+                self._draw()
+
+    # ------------------------------------------------------------------------ what
+
+    def _writer(self) -> SummaryWriter | None:
+        """Of what is said of all rounds; None where nothing is to be written."""
+        curves = self._lottery.summary
+        return curves.of_all(self._void_from) if curves else None
+
+    def _tell_settings(self) -> None:
+        """The text of config.yaml, where the command line has written one, or else the lottery's own settings."""
+        if not self._settings_missing or (writer := self._writer()) is None:
+            return
+        config = self._lottery.folder.path / CONFIG
+        if config.is_file():
+            text = f"```yaml\n{config.read_text(encoding='utf-8')}\n```"
+        else:
+            lines = [f"| {name} | {value} |" for name, value in self._lottery.settings.items()]
+            text = "\n".join(["| setting | |", "| --- | --- |", *lines])
+        writer.add_text("settings", text, self._lottery.plan[0].round)
+        writer.flush()
+        self._settings_missing = False
+
+    def _tell_results(self) -> None:
+        """The results table and its conclusion, and first of all which charts the custom-scalars page has."""
+        if (writer := self._writer()) is None:
+            return
+        rows = in_order(self._lottery.results)
+        if self._charts_missing:
+            _add(writer, custom_scalars(charts(rows)), self._lottery.plan[0].round)
+            self._charts_missing = False
+        writer.add_text("results", f"{summary([rows])}\n\n{markdown(results_sheet(rows))}", rows[-1].round)
+        writer.flush()
+        self._told_rows = len(rows)
+
+    def _add_weights(self, module: L.LightningModule, row: Row) -> None:
+        """Each layer's surviving weights, and of a ticket its density."""
+        curves, masks = self._lottery.summary, self._lottery.masks_in_force
+        writer = curves.of_variant(row.variant) if curves else None
+        if writer is None:
+            return
+        for name, weight in self._lottery.prunable(module).items():
+            survivors = weight.detach()[masks[name].to(weight.device)]
+            if len(survivors):  # pruning may take a layer's last weight
+                writer.add_histogram(f"surviving weights/{name}", survivors.float().cpu().numpy(), row.round, bins=BINS)
+            if row.variant == "ticket":
+                writer.add_scalar(f"layers/{name}", len(survivors) / weight.numel(), row.round)
+        writer.flush()
+
+    def _draw(self) -> None:
+        """The report's figures, from the run's files."""
+        if self._writer() is None:
+            return
+        start = time.monotonic()
+        from lth_lightning.report.figures import image_bytes  # matplotlib: only who draws waits for it
+
+        try:
+            figures = drawn([Run.read(self._lottery.folder.path)])
+            pictures = {name: image_bytes(figure, "png") for name, figure in figures.items()}
+        except Exception as error:  # any: hours of training are worth more than a picture of them
+            rank_zero_warn(f"No figures in TensorBoard for now: {error}")
+            pictures = {}
+        self.show(pictures)
+        self._drawn_rows, self._drawn_at = len(self._lottery.results), time.monotonic()
+        self._drawing_took = self._drawn_at - start
+
+    def show(self, pictures: Mapping[str, bytes]) -> None:
+        """Put pictures on the images page, as of the last round that has a result; also after the fit.
+
+        Args:
+            pictures: PNG files' contents by name.
+        """
+        if (writer := self._writer()) is None:
+            return
+        for name, png in pictures.items():
+            _add(writer, image(f"figures/{name}", png), self._lottery.results[-1].round)
+        writer.flush()
+
+    def close(self) -> None:
+        """Close what `show` has opened after the fit."""
+        if self._lottery.summary is not None:
+            self._lottery.summary.close()
+
+
+def charts(rows: Sequence[Row]) -> dict[str, dict[str, tuple[str, list[str]]]]:
+    """The layout of the custom-scalars page, as torch's `custom_scalars` takes it; no chart without points."""
+    shown = {title: tag for title, (tag, column) in CHARTS.items() if getattr(rows[0], column) is not None}
+    layers = {"density of each layer of the ticket, by round": "layers/.*"}
+    return {"all rounds": {title: ("Multiline", [f"^{tag}$"]) for title, tag in {**shown, **layers}.items()}}
+
+
+def image(tag: str, png: bytes) -> Summary:
+    """A PNG file as TensorBoard holds it; its first chunk says how large it is."""
+    width, height = struct.unpack(">II", png[16:24])
+    content = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
+    return Summary(value=[Summary.Value(tag=tag, image=content)])
+
+
+def _add(writer: SummaryWriter, content: Summary, step: int | None = None) -> None:
+    writer._get_file_writer().add_summary(content, step)

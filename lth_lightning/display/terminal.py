@@ -1,0 +1,294 @@
+"""What the terminal shows of a fit: a table that grows a row a network and, below it, the network in training.
+
+Where nothing can be redrawn (a file, a pipe, CI, a notebook) the table alone, line by line.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.progress_bar import ProgressBar as Bar
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from lth_lightning.display.pace import Pace
+from lth_lightning.errors import SettingError
+from lth_lightning.lottery.callback import LotteryTicket
+from lth_lightning.lottery.plan import TrainedNetwork
+from lth_lightning.runs.rows import Evaluation, Row
+from lth_lightning.trainer import fit
+
+REFRESH_SECONDS = 0.25
+IDLE = 50  # times as long as drawing took, at least, until it is drawn again: a slow terminal costs 2 % of the time
+WIDTH = 100  # characters of the display at most
+HEADINGS = ("round", "density", "variant", "val acc", "test acc", "early stop", "seconds")
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The table of finished networks as lines of text: 74 characters with controls, 69 without.
+
+    Args:
+        variant: characters of the longest name in it.
+    """
+
+    variant: int
+
+    @property
+    def header(self) -> str:
+        """The line above the rows."""
+        return self._line(*HEADINGS)
+
+    def line(self, row: Row) -> str:
+        """A network's line; what is not known is a dash."""
+        stop = "-" if row.early_stop_step is None else f"{row.early_stop_step:,}"
+        val, test = (_percent(value) if value is not None else "-" for value in (row.val_acc, row.test_acc))
+        name = TrainedNetwork(row.round, row.variant, row.replicate).name
+        return self._line(str(row.round), _percent(row.density), name, val, test, stop, f"{row.seconds:.1f}")
+
+    def _line(self, number: str, density: str, name: str, val: str, test: str, stop: str, seconds: str) -> str:
+        return f"{number:>5}  {density:>8}  {name:<{self.variant}}  {val:>8}  {test:>8}  {stop:>10}  {seconds:>7}"
+
+
+def _percent(fraction: float) -> str:
+    """Two decimals, or as many as show something: `0.0034 %`."""
+    return f"{100 * fraction:.2f} %" if fraction == 0 or fraction >= 1e-3 else f"{100 * fraction:.2g} %"
+
+
+# ------------------------------------------------------------------------------------- the display
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What there is to see of a fit that runs. `None` is what is not known yet.
+
+    Args:
+        experiment: the run's name.
+        network: what is in training.
+        density: its fraction of weights kept.
+        last_round: of the experiment.
+        position: which network it is, from 1.
+        networks: how many there are.
+        step: the step in the round, of `round_steps`.
+        round_steps: steps of a round.
+        epoch: which epoch of the round it is, from 1.
+        loss: training loss of the last batch.
+        evaluation: the last one.
+        steps_per_second: over the last seconds.
+        done: how much of the experiment is done, from 0 to 1.
+        seconds_left: until its end.
+    """
+
+    experiment: str
+    network: TrainedNetwork
+    density: float
+    last_round: int
+    position: int
+    networks: int
+    step: int
+    round_steps: int
+    epoch: int
+    loss: float | None
+    evaluation: Evaluation | None
+    steps_per_second: float | None
+    done: float
+    seconds_left: float | None
+
+
+def drawn(now: Glimpse) -> RenderableType:
+    """The display: a bar for the network, one for the experiment, and a line of figures, below an empty one."""
+    bars = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    bars.add_column(no_wrap=True, overflow="ellipsis")
+    bars.add_column(ratio=1, min_width=8)
+    bars.add_column(no_wrap=True, justify="right")
+    title = f"round {now.network.round} of {now.last_round}  {_percent(now.density)}  {now.network.name}"
+    left = "" if now.seconds_left is None else f"{duration(now.seconds_left)} left"
+    bars.add_row(Text(title, style="bold"), Bar(now.round_steps, now.step), f"{now.step:,}/{now.round_steps:,} steps")
+    bars.add_row(f"{now.experiment}  network {now.position} of {now.networks}", Bar(1, now.done), left)
+    return Group("", Constrain(bars, WIDTH), Text("  ".join(_figures(now)), no_wrap=True, overflow="ellipsis"))
+
+
+def _figures(now: Glimpse) -> list[str]:
+    figures = [f"epoch {now.epoch}"]
+    if now.loss is not None:
+        figures.append(f"loss {now.loss:<8.4g}")
+    if now.evaluation is not None and now.evaluation.val_acc is not None:
+        figures.append(f"val acc {_percent(now.evaluation.val_acc)}")
+    elif now.evaluation is not None and now.evaluation.val_loss is not None:
+        figures.append(f"val loss {now.evaluation.val_loss:.4g}")
+    if (speed := now.steps_per_second) is not None:
+        figures.append(f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.2g} steps/s")
+    return figures
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `2:05:09`, `3 d 4 h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+# ------------------------------------------------------------------------------------- where it is shown
+
+
+def in_ci() -> bool:
+    """Whether this is continuous integration, whose logs are read later, whatever terminal it feigns."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def can_redraw(console: Console) -> bool:
+    """Whether what was written can be written over. FORCE_COLOR makes no terminal of a pipe."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty() and not in_ci()
+
+
+class LotteryProgress(ProgressBar):
+    """Shows how a LotteryTicket's experiment goes: a row for each network that is done and, on a terminal, the network
+    in training, with the time that is left for the whole experiment.
+
+    It draws in the training loop, a few times a second, and only then reads a loss from the device: a thread would
+    hold locks that the workers of a DataLoader inherit.
+
+    Args:
+        console: where to show it; by default standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
+        self._given_console = console  # the default one is made by the process that shows it: it cannot be pickled
+        self._disabled = False
+        self._live: Live | None = None
+        self._due = 0.0
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls it on all processes but the first."""
+        self._disabled = True
+
+    def enable(self) -> None:
+        """Show again."""
+        self._disabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the display, which takes standard output over, for `LightningModule.print`."""
+        if not self._disabled:
+            print(*args, **kwargs)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        lottery = next((callback for callback in trainer.callbacks if isinstance(callback, LotteryTicket)), None)
+        if lottery is None:
+            raise SettingError("trainer.callbacks: LotteryProgress shows a LotteryTicket's networks; there is none.")
+        self._lottery, self._pace = lottery, Pace()
+        self._columns = Columns(max(len(name) for name in ("variant", *(network.name for network in lottery.plan))))
+        self._console = self._given_console or Console(highlight=False)
+        self._header_due = True
+        if not self._disabled and can_redraw(self._console):
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def on_network_start(
+        self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
+    ) -> None:
+        self._network, self._density = network, density
+        if self._header_due:
+            self._write(Text(self._columns.header, style="bold"))
+            self._header_due = False
+        self._draw(trainer, None)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        if self._live is None or time.monotonic() < self._due:
+            return
+        self._pace.read(time.monotonic(), self._steps_done(trainer))
+        self._draw(trainer, _loss(outputs))
+
+    def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
+        self._write(Text(self._columns.line(row), style="" if row.variant == "ticket" else "dim"))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _write(self, line: Text) -> None:
+        if self._disabled:
+            return
+        if self._live is not None:
+            self._console.print(line, no_wrap=True, overflow="crop")
+        else:  # flushed, for whoever follows the log (tail -f, Slurm)
+            print(line.plain, file=self._console.file, flush=True)
+
+    def _draw(self, trainer: L.Trainer, loss: float | None) -> None:
+        if self._live is None:
+            return
+        start = time.monotonic()
+        self._live.update(drawn(self._moment(trainer, loss)), refresh=True)
+        end = time.monotonic()
+        self._due = end + max(REFRESH_SECONDS, IDLE * (end - start))
+
+    def _moment(self, trainer: L.Trainer, loss: float | None) -> Glimpse:
+        lottery = self._lottery
+        done, to_go = self._steps_done(trainer), self._steps_to_go(trainer)
+        return Glimpse(
+            experiment=_name(lottery.folder.path),
+            network=self._network,
+            density=self._density,
+            last_round=lottery.plan[-1].round,
+            position=len(lottery.results) + 1,
+            networks=len(lottery.plan),
+            step=fit.steps_done(trainer),
+            round_steps=lottery.round_steps,
+            epoch=trainer.current_epoch + 1,
+            loss=loss,
+            evaluation=lottery.last_evaluation,
+            steps_per_second=self._pace.steps_per_second,
+            done=done / (done + to_go) if done else 0,
+            seconds_left=self._pace.seconds_for(to_go),
+        )
+
+    def _steps_done(self, trainer: L.Trainer) -> int:
+        """Of the whole experiment, other processes before this one included."""
+        lottery = self._lottery
+        return sum(row.steps for row in lottery.results) + self._steps_of_network(trainer)
+
+    def _steps_of_network(self, trainer: L.Trainer) -> int:
+        return fit.steps_done(trainer) - self._lottery.first_step(self._network)
+
+    def _steps_to_go(self, trainer: L.Trainer) -> float:
+        """Of the whole experiment. Networks stop as early as those before them did, on average."""
+        lottery = self._lottery
+        planned = [lottery.planned_steps(network) for network in lottery.plan]
+        finished = len(lottery.results)
+        could = sum(planned[:finished])
+        share = sum(row.steps for row in lottery.results) / could if could else 1
+        here = max(0, share * planned[finished] - self._steps_of_network(trainer))
+        return here + share * sum(planned[finished + 1 :])
+
+
+def _loss(outputs: Any) -> float | None:
+    """What `training_step` gave, if it is one number. It waits for the device."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None
+
+
+def _name(folder: Path) -> str:
+    """The run's name: `mine`, or `quickstart/3` where the folder's own is a number."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name

@@ -1,0 +1,143 @@
+"""The options of `python train.py report`."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from lth_lightning.errors import SettingError
+from lth_lightning.report.comparison import full_names, group_runs
+from lth_lightning.report.comparison_table import comparison_tables
+from lth_lightning.report.conclusion import summary
+from lth_lightning.report.paired_table import paired_table
+from lth_lightning.report.table import table
+from lth_lightning.report.writer import _by_run, _rows, write_comparison, write_report
+from lth_lightning.runs.run import Run, pooled, read_all, title_of
+
+T = TypeVar("T")
+
+_EXAMPLES = """\
+examples:
+  python train.py report runs/lenet/0
+  python train.py report runs/lenet/0 runs/lenet/1 runs/lenet/2 --densities 0.51,0.21,0.036
+  python train.py report runs/small/* runs/large/* --compare model.net.hidden
+  python train.py report runs/*/* --compare data.dataset,tickets.data.dataset
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """What reads the command line of `train.py report`; runs may stand before and after the options."""
+    parser = argparse.ArgumentParser(
+        "train.py report",
+        usage="python train.py report RUN [RUN …] [--compare KEY[,KEY…]] [--densities D[,D…]] [--out DIR]",
+        description="Tables, statistics and figures from one run or many.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="run folder. Several are pooled, as repetitions of one experiment that differ by seed; if anything else "
+        "differs they are refused, and the settings named",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="KEY[,KEY…]",
+        action="extend",
+        type=_listed(str),
+        help="lay experiments side by side that differ in these settings (and by seed), and in no others: names as in "
+        "config.yaml, or their last parts where these say which. tickets.KEY is a setting of the run that "
+        "lottery.tickets come from",
+    )
+    parser.add_argument(
+        "--densities",
+        metavar="D[,D…]",
+        action="extend",
+        type=_listed(_density),
+        help="whose learning curves to show, as fractions (0.51,0.21,0.036); default: four spread over all",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="where report.md, report.html, figures/ and statistics.csv (or comparison.csv) go; default: the RUN, with "
+        "several the folder 'report' beside the first, for a comparison 'comparison_KEY' in the folder that holds them "
+        "all",
+    )
+    return parser
+
+
+def _listed(parse: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """How argparse reads a list that is joined by commas."""
+
+    def parsed(text: str) -> list[T]:
+        return [parse(part.strip()) for part in text.split(",") if part.strip()]
+
+    return parsed
+
+
+def _density(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no density: give fractions above 0, up to 1; 0.51 is 51 %")
+    return value
+
+
+# ------------------------------------------------------------------------------------- command
+
+
+def main(args: Sequence[str]) -> int:
+    """`train.py report`: print tables and conclusion, write the report, say where it lies."""
+    given = parser().parse_intermixed_args(args)
+    console = Console(highlight=False, markup=False)
+    written = _compare(given, console) if given.compare else _report(given, console)
+    text, page, numbers, *figures = written
+    console.print(f"\nReport: {text}\nIn a browser: {page}\nNumbers: {numbers}", soft_wrap=True)
+    if figures:
+        console.print(f"Figures: {figures[0].parent}", soft_wrap=True)
+    return 0
+
+
+def _report(given: argparse.Namespace, console: Console) -> list[Path]:
+    runs = read_all(given.runs)
+    out = given.out or (runs[0].path if len(runs) == 1 else runs[0].path.parent / "report")
+    written = write_report(runs, out, given.densities)
+    by_run = [run.rows for run in runs]
+    console.print(table(pooled(runs), title_of(runs)))
+    if pairs := paired_table(by_run):
+        console.print("", pairs, sep="\n")
+    console.print(f"\n{summary(by_run)}")
+    return written
+
+
+def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
+    if given.densities:
+        raise SettingError("--densities: a comparison shows no learning curves. Report on each experiment alone.")
+    if stray := [run for run in given.runs if not run.exists()]:
+        raise SettingError(
+            f"report: there is no run folder {stray[0]}. Several settings to compare by are joined by commas: "
+            f"--compare {','.join([*given.compare, str(stray[0])])}"
+        )
+    runs = read_all(given.runs)
+    keys = full_names(given.compare, runs)
+    groups = group_runs(runs, keys)
+    out = given.out or _common_folder(runs) / "_".join(["comparison", *keys])
+    written = write_comparison(groups, keys, out)
+    for one in comparison_tables(_by_run(groups), f"Compared by {', '.join(keys)}"):
+        console.print(one, "", sep="\n")
+    console.print("\n\n".join(f"{group.label}: {summary(_rows(group))}" for group in groups))
+    return written
+
+
+def _common_folder(runs: Sequence[Run]) -> Path:
+    """The nearest folder that holds all the runs, seen from the working directory if it is below that."""
+    common = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
+    return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common

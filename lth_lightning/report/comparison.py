@@ -1,0 +1,196 @@
+"""Runs of different experiments side by side: grouped by chosen settings, each group pooled over its seeds."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import combinations
+from typing import Any
+
+from lth_lightning.errors import SettingError, likeness
+from lth_lightning.report.comparable import all_settings, brief, check_comparable, compared, key
+from lth_lightning.report.statistics import Statistic, statistics
+from lth_lightning.runs.rows import as_csv
+from lth_lightning.runs.run import Run, lookup, short
+from lth_lightning.runs.settings import differences
+
+GOES_ALONG = {"data.dataset": ("model.net.input_shape", "model.net.num_classes")}
+"""Settings that another value of a setting brings with it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by seed only; `values` are those of the settings that tell groups apart."""
+
+    label: str
+    values: tuple[Any, ...]
+    runs: list[Run]
+
+
+def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+    """The runs by their values of the settings `keys`, in the order in which these first come.
+
+    Args:
+        runs: all of them.
+        keys: full names, from `full_names`.
+
+    Raises:
+        SettingError: the runs of a group are not comparable, other settings differ between groups, or there is only
+            one group.
+    """
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(_values(run, runs, keys)), []).append(run)
+    groups = list(found.values())
+    if len(groups) == 1:
+        same = ", ".join(f"{name} {brief(lookup(all_settings(runs[0], runs), name))}" for name in keys)
+        raise SettingError(f"--compare: all runs have the same {same}; there is nothing to compare.")
+    for members in groups:
+        check_comparable(members, among=runs, compared_by=keys)
+    labels = _labels([_values(members[0], runs, keys) for members in groups], keys)
+    _check_nothing_else_differs([members[0] for members in groups], runs, keys, labels)
+    return [
+        Group(label, tuple(_values(members[0], runs, keys)), members)
+        for label, members in zip(labels, groups, strict=True)
+    ]
+
+
+def _values(run: Run, runs: Sequence[Run], keys: Sequence[str]) -> list[Any]:
+    """As far as they count: two networks are the same if only where their data lie differs."""
+    counts, everything = compared(run, runs), all_settings(run, runs)
+    return [lookup(everything, name) if (value := lookup(counts, name)) is None else value for name in keys]
+
+
+def _check_nothing_else_differs(
+    firsts: Sequence[Run], runs: Sequence[Run], keys: Sequence[str], labels: Sequence[str]
+) -> None:
+    may = [*keys, *_going_along(keys)]
+    others: dict[str, str] = {}
+    for run, label in zip(firsts[1:], labels[1:], strict=True):
+        for found in differences(compared(firsts[0], runs), compared(run, runs)):
+            name = key(found)
+            if not any(f"{name}.".startswith(f"{allowed}.") for allowed in may) and name not in others:
+                others[name] = f"{name} is {brief(found.then)} in {labels[0]} and {brief(found.now)} in {label}"
+    if others:
+        raise SettingError(
+            f"--compare: besides {', '.join(keys)} there differ: {'; '.join(others.values())}. Leave runs out, or say "
+            f"that these are compared too: --compare {','.join([*keys, *others])}"
+        )
+
+
+def _going_along(keys: Sequence[str]) -> Iterator[str]:
+    for name in keys:
+        for prefix in ("", "tickets."):
+            for cause, carried in GOES_ALONG.items():
+                if f"{prefix}{cause}.".startswith(f"{name}."):
+                    yield from (f"{prefix}{one}" for one in carried)
+
+
+# ------------------------------------------------------------------------------------- names
+
+
+def full_names(given: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """The settings that `--compare` names: in full, or by their last parts where these say which (`dataset`).
+
+    Raises:
+        SettingError: there is no such setting (it lists those like it), or several, or a run has no config.yaml.
+    """
+    if unknown := next((run for run in runs if not run.settings), None):
+        raise SettingError(f"--compare: {unknown.path} has no config.yaml, so that its settings are not known.")
+    there = list(dict.fromkeys(name for run in runs for name in _names(all_settings(run, runs))))
+    return list(dict.fromkeys(_full_name(name.replace(".init_args", ""), there) for name in given))
+
+
+def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if name in ("init_args", "class_path"):
+            if isinstance(value, dict):
+                yield from _names(value, prefix)
+            continue
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{name}.")
+
+
+def _full_name(given: str, there: Sequence[str]) -> str:
+    if given in there:
+        return given
+    ending = [name for name in there if name.endswith(f".{given}")]
+    own = [name for name in ending if not name.startswith("tickets.")]
+    if len(own or ending) == 1:
+        return (own or ending)[0]
+    if ending:
+        raise SettingError(f"--compare: {given!r} can be {', '.join(own or ending)}; give more of the name.")
+    last = given.rpartition(".")[2]
+    near = sorted(there, key=lambda name: -max(likeness(given, name), likeness(last, name.rpartition(".")[2])))
+    raise SettingError(f"--compare: no run has a setting {given!r}. Near it: {', '.join(near[:5])}.")
+
+
+# ------------------------------------------------------------------------------------- labels
+
+
+def _labels(values: Sequence[Sequence[Any]], keys: Sequence[str]) -> list[str]:
+    """A short name a group: `FashionMNIST`, `tickets MNIST, SGD`. Classes that are alike show what tells them apart."""
+    telling = [
+        (name, [row[place] for row in values])
+        for place, name in enumerate(keys)
+        if len({json.dumps(row[place]) for row in values}) > 1
+    ]
+    labels = [", ".join(_label(name, column[row]) for name, column in telling) for row in range(len(values))]
+    alike = [(one, other) for one, other in combinations(range(len(labels)), 2) if labels[one] == labels[other]]
+    inner = {
+        key(found)
+        for one, other in alike
+        for name, column in telling
+        for found in differences(column[one], column[other], name)
+    }
+    mistakable = {row for pair in alike for row in pair}
+    return [
+        ", ".join([label, *(_label(name, lookup(_nested(keys, row), name)) for name in sorted(inner))])
+        if place in mistakable
+        else label
+        for place, (label, row) in enumerate(zip(labels, values, strict=True))
+    ]
+
+
+def _nested(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """The settings that hold these values only."""
+    settings: dict[str, Any] = {}
+    for name, value in zip(keys, values, strict=True):
+        *parts, last = name.split(".")
+        part = settings
+        for one in parts:
+            part = part.setdefault(one, {})
+        part[last] = value
+    return settings
+
+
+def _label(name: str, value: Any) -> str:
+    """Names and classes speak for themselves; other values need the setting's last part."""
+    tickets = "tickets " if name.startswith("tickets.") else ""
+    text = short(value)
+    if isinstance(value, str) or (isinstance(value, dict) and "class_path" in value):
+        path = str(text).split(".")
+        return tickets + (path[-1] if all(part.isidentifier() for part in path) else str(text))
+    last = name.rpartition(".")[2]
+    if isinstance(value, dict):
+        return tickets + last
+    shown = "-".join(map(str, value)) if isinstance(value, list) else "not set" if text is None else text
+    return f"{tickets}{last} {shown}"
+
+
+# ------------------------------------------------------------------------------------- comparison.csv
+
+
+def comparison_csv(groups: Sequence[Group], keys: Sequence[str]) -> bytes:
+    """`Statistic` for each round and variant of each group, behind the group's label and its settings' values."""
+    columns = ["group", *keys, *(field.name for field in fields(Statistic))]
+    rows = [
+        (group.label, *map(_as_field, group.values), *astuple(statistic))
+        for group in groups
+        for statistic in statistics([run.rows for run in group.runs])
+    ]
+    return as_csv(columns, rows)
+
+
+def _as_field(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value

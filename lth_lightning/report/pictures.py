@@ -1,0 +1,90 @@
+"""What a ticket looks at: a picture of the weights that each pixel of the image keeps, round by round.
+
+Drawn for networks whose first layer is fully connected, as its weights belong to pixels. A convolution's kernel
+passes over the whole image: there is no pixel that it does not look at, and no picture.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lth_lightning.report.aggregate import of_variant
+from lth_lightning.runs.folder import RunFolder
+from lth_lightning.runs.rows import LayerRow
+from lth_lightning.tickets.packed_file import read_facts, read_mask
+
+Picture = np.ndarray
+"""Weights kept, (height, width)."""
+PANELS = 8
+
+
+def kept_per_pixel(mask: np.ndarray, image_shape: Sequence[int]) -> Picture:
+    """How many of the first layer's weights each pixel keeps, over all units and channels.
+
+    Args:
+        mask: of a fully connected layer's weight, (units, channels * height * width), True = kept.
+        image_shape: (channels, height, width).
+
+    Returns:
+        Counts, (height, width).
+    """
+    return mask.sum(axis=0).reshape(tuple(image_shape)).sum(axis=0)
+
+
+def chosen(rounds: Sequence[int], at_most: int = PANELS) -> list[int]:
+    """The first and the last of the rounds, and others evenly between them."""
+    places = np.linspace(0, len(rounds) - 1, min(at_most, len(rounds))).round()
+    return [rounds[int(place)] for place in places]
+
+
+def input_pictures(run: Path, layers: Sequence[LayerRow]) -> dict[int, Picture]:
+    """`kept_per_pixel` of some of a run's tickets, by round; none where the first layer's weights belong to no pixels.
+
+    Args:
+        run: the run's folder. Tickets that are gone are left out.
+        layers: the run's lines of layers.csv, a round's first layer first.
+
+    Raises:
+        TicketError: a ticket cannot be read.
+    """
+    tickets, folder = of_variant(layers, "ticket"), RunFolder(run)
+    rounds = [number for number in dict.fromkeys(row.round for row in tickets) if folder.ticket(number).is_file()]
+    if not rounds:
+        return {}
+    first, facts = tickets[0].layer, read_facts(folder.ticket(rounds[0]))
+    shape, image = facts["shapes"].get(first), facts.get("input_shape")
+    if shape is None or image is None or len(shape) != 2 or shape[1] != np.prod(image):
+        return {}
+    sparse = [number for number in rounds if number > 0] or rounds
+    return {n: kept_per_pixel(read_mask(folder.ticket(n), first, shape), image) for n in chosen(sparse)}
+
+
+def looks_figure(pictures: Mapping[int, Picture], densities: Mapping[int, float], title: str) -> Figure | None:
+    """The pictures side by side, each with a scale of its own: what counts is which pixels keep more than others.
+
+    Args:
+        pictures: by round.
+        densities: of the whole network, by round, in [0, 1].
+        title: of the figure.
+
+    Returns:
+        The figure, or None where there is no picture.
+    """
+    if not pictures:
+        return None
+    columns = min(4, len(pictures))
+    lines = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.3 * columns + 0.4, 2.2 * lines + 0.7), layout="constrained")
+    figure.suptitle(f"{title}\nfirst-layer weights kept per pixel", fontsize="medium", parse_math=False)
+    for number, (round, picture) in enumerate(pictures.items(), start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        shown = axes.imshow(picture, cmap="gray", vmin=0, vmax=max(1, picture.max()), interpolation="nearest")
+        axes.set_title(f"round {round}, {100 * densities[round]:.3g} % kept", fontsize="small")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        bar = figure.colorbar(shown, ax=axes, shrink=0.85, ticks=MaxNLocator(4, integer=True))
+        bar.ax.tick_params(labelsize="x-small")
+    return figure

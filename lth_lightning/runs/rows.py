@@ -1,0 +1,207 @@
+"""One row a trained network: results.csv, layers.csv and curves/, written and read back."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.files import replace_file
+
+VARIANTS = ("ticket", "random_reinit", "random_mask", "pruned_only")
+"""What a network can be, in the order in which tables and figures show it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trained network, a line of results.csv. `None` is what is not known (an empty field in the file).
+
+    Accuracies and `density` are fractions; `early_stop_*` is the evaluation that `early_stop` picks.
+    """
+
+    round: int
+    variant: str
+    replicate: int
+    density: float
+    kept: int
+    prunable: int
+    steps: int
+    seconds: float
+    train_loss: float | None
+    val_loss: float | None
+    val_acc: float | None
+    test_loss: float | None
+    test_acc: float | None
+    early_stop_step: int | None
+    early_stop_val_loss: float | None
+    early_stop_test_acc: float | None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A prunable layer of a trained network, a line of layers.csv: `kept` of its `size` weights survive."""
+
+    round: int
+    variant: str
+    replicate: int
+    layer: str
+    kept: int
+    size: int
+    density: float
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """A point of a network's learning curve, a line of its file in curves/: an evaluation after `step` steps."""
+
+    round: int
+    variant: str
+    replicate: int
+    step: int
+    val_loss: float | None
+    val_acc: float | None
+    test_loss: float | None
+    test_acc: float | None
+
+
+Record = TypeVar("Record", Row, LayerRow, CurveRow)
+
+
+def in_order(rows: Iterable[Record]) -> list[Record]:
+    """The rows by round, then variant as in `VARIANTS`, then replicate; equal ones (layers) stay as they came."""
+    return sorted(rows, key=lambda row: (row.round, VARIANTS.index(row.variant), row.replicate))
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Replace results.csv as a whole; floats are written so that `read_rows` gives equal ones."""
+    _write(path, Row, rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results.csv.
+
+    Raises:
+        SettingError: the file cannot be read or is no results.csv; it names the line and the column.
+    """
+    return _read(path, Row)
+
+
+def write_layers(path: Path, rows: Sequence[LayerRow]) -> None:
+    """Replace layers.csv as a whole."""
+    _write(path, LayerRow, rows)
+
+
+def read_layers(path: Path) -> list[LayerRow]:
+    """The rows of a layers.csv; errors as in `read_rows`."""
+    return _read(path, LayerRow)
+
+
+def write_curve(path: Path, rows: Sequence[CurveRow]) -> None:
+    """Write a network's learning curve: a file each, so that none grows with the rounds."""
+    _write(path, CurveRow, rows)
+
+
+def read_curves(folder: Path) -> list[CurveRow]:
+    """The learning curves in a run's curves/, by round, variant, replicate and step; none where there is no such
+    folder. Errors as in `read_rows`."""
+    return in_order(row for path in sorted(folder.glob("*.csv")) for row in _read(path, CurveRow))
+
+
+def _write(path: Path, kind: type[Record], rows: Sequence[Record]) -> None:
+    replace_file(path, as_csv([field.name for field in fields(kind)], map(astuple, rows)))
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as the content of a CSV file: None is an empty field, floats read back equal."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(map(_written, row) for row in rows)
+    return text.getvalue().encode()
+
+
+def _written(value: object) -> str:
+    if value is None:
+        return ""
+    return repr(float(value)) if isinstance(value, float) else str(value)  # float(): NumPy's repr is no number
+
+
+def _read(path: Path, kind: type[Record]) -> list[Record]:
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        header, *lines = list(reader) or [[]]
+    except OSError as error:
+        raise SettingError(f"cannot read {path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SettingError(f"{path} is no CSV file: {error}") from error
+    _check_header(path, header, [field.name for field in fields(kind)])
+    return [_parsed(path, number, line, kind) for number, line in enumerate(lines, start=2)]
+
+
+def _check_header(path: Path, given: list[str], expected: list[str]) -> None:
+    for number, (name, wanted) in enumerate(zip_longest(given, expected), start=1):
+        if name != wanted:
+            raise SettingError(
+                f"{path} line 1, column {number}: {name or 'nothing'!r} where {wanted or 'nothing'!r} belongs; "
+                f"the columns are {', '.join(expected)}."
+            )
+
+
+def _parsed(path: Path, number: int, line: list[str], kind: type[Record]) -> Record:
+    types = get_type_hints(kind)
+    if len(line) != len(types):
+        raise SettingError(f"{path} line {number}: {len(line)} fields where {len(types)} belong.")
+    values: dict[str, Any] = {}
+    for text, (column, allowed) in zip(line, types.items(), strict=True):
+        try:
+            values[column] = _value(text, allowed)
+        except ValueError as error:
+            raise SettingError(f"{path} line {number}, column {column}: {text!r} is no number.") from error
+    if values["variant"] not in VARIANTS:
+        raise unknown_name(f"{path} line {number}, column variant", values["variant"], VARIANTS)
+    return kind(**values)
+
+
+def _value(text: str, allowed: Any) -> object:
+    """`text` as the type of its field: int, float, str, or one of them and None."""
+    if type(None) in get_args(allowed):
+        return None if text == "" else get_args(allowed)[0](text)
+    return allowed(text)
+
+
+# ------------------------------------------------------------------------------------- what rows say
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The network after `step` optimizer steps of its round, on validation and test data."""
+
+    step: int
+    val_loss: float | None
+    val_acc: float | None
+    test_loss: float | None
+    test_acc: float | None
+
+
+def early_stop(curve: Sequence[Evaluation]) -> Evaluation | None:
+    """The paper's early-stopping iteration: the evaluation of the lowest validation loss.
+
+    It is found afterwards, the network trains to the end (Frankle & Carbin 2019, section 2). On a tie the first
+    one counts; a loss that is NaN never does.
+
+    Returns:
+        The evaluation, or None where no validation loss is known.
+    """
+    known = [(point.val_loss, number) for number, point in enumerate(curve) if not _unknown(point.val_loss)]
+    return curve[min(known)[1]] if known else None
+
+
+def _unknown(value: float | None) -> bool:
+    return value is None or math.isnan(value)

@@ -1,0 +1,158 @@
+"""Run folders, read for a report: rows, learning curves, and all settings by their dotted names."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lth_lightning.errors import SettingError
+from lth_lightning.runs.rows import CurveRow, LayerRow, Row, in_order, read_curves, read_layers, read_rows
+
+Settings = dict[str, Any]
+"""The content of a config.yaml. Where the run trains the tickets of another, `tickets` holds that run's, if known."""
+
+SHOWN = {
+    "data set": "data.dataset",
+    "network": "model.net",
+    "training a round": "lottery.train_for",
+    "rewound to": "lottery.rewind_to",
+    "tickets found on": "tickets.data.dataset",
+    "seed": "seed_everything",
+}
+"""What report.md says about a run, and where the settings have it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read: rows and learning curves in order, and the settings; those are empty for a run in Python."""
+
+    path: Path
+    rows: list[Row]
+    layers: list[LayerRow] = field(default_factory=list)
+    curves: list[CurveRow] = field(default_factory=list)
+    settings: Settings = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """Read a run folder; layers.csv, curves/ and config.yaml may be missing.
+
+        Raises:
+            SettingError: there is no results.csv with at least one network, or a file cannot be read.
+        """
+        results, layers, config = (path / name for name in ("results.csv", "layers.csv", "config.yaml"))
+        if not results.is_file():
+            raise SettingError(
+                f"report: {path} is no run folder: it has no results.csv. Give the folder that `fit` wrote (its "
+                "run_dir), where results.csv stands beside config.yaml."
+            )
+        rows = in_order(read_rows(results))
+        if not rows:
+            raise SettingError(f"report: {results} has no row yet; the first is written when round 0 ends.")
+        return cls(
+            path,
+            rows,
+            in_order(read_layers(layers)) if layers.is_file() else [],
+            read_curves(path / "curves"),
+            _read_settings(config) if config.is_file() else {},
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder's name, with its parent's where it is a number only: `quickstart/3`."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if path.name.isdigit() else path.name
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Those of `SHOWN` that the settings have."""
+        found = {label: short(lookup(self.settings, key)) for label, key in SHOWN.items()}
+        return {label: value for label, value in found.items() if value is not None}
+
+
+def _read_settings(config: Path, trained_from: tuple[Path, ...] = ()) -> Settings:
+    """The settings of a config.yaml, and in them, as `tickets`, those of the run that its tickets come from.
+
+    Args:
+        config: the file.
+        trained_from: the files that led here, lest runs that name each other go on without end.
+    """
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError(f"report: cannot read {config}: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"report: {config} holds no settings.")
+    settings: Settings = json.loads(
+        json.dumps(content, default=str)
+    )  # as a checkpoint has them: no dates, no numbers as keys
+    settings.pop("tickets", None)
+    if tickets := lookup(settings, "lottery.tickets"):
+        found_by = _run_of_tickets(Path(str(tickets))) / "config.yaml"
+        if found_by.is_file() and found_by not in trained_from:
+            settings["tickets"] = _read_settings(found_by, (*trained_from, config.resolve()))
+    return settings
+
+
+def _run_of_tickets(path: Path) -> Path:
+    """The run folder of RUN/tickets or RUN/tickets/round_07.safetensors, seen from the working directory."""
+    return (path.resolve() if path.is_dir() else path.resolve().parent).parent
+
+
+def lookup(settings: Any, key: str) -> Any:
+    """The value under a dotted name, None if there is none; `init_args` may be left out: `model.optimizer.lr`."""
+    value = settings
+    for name in key.split("."):
+        if name == "init_args":
+            continue
+        if not isinstance(value, dict):
+            return None
+        value = (value.get("init_args") or value).get(name)
+    return value
+
+
+def short(value: Any) -> str | None:
+    """A setting for persons: of an object given by `class_path` the class's name; None for what is not set."""
+    if isinstance(value, dict) and "class_path" in value:
+        return str(value["class_path"]).rpartition(".")[2]
+    return None if value is None else str(value)
+
+
+def pooled(runs: Sequence[Run]) -> list[Row]:
+    """The rows of all runs, in order."""
+    return in_order(row for run in runs for row in run.rows)
+
+
+def facts(runs: Sequence[Run]) -> dict[str, str]:
+    """What the runs' settings say of `SHOWN`, each value once: `seed: 0, 1, 2`."""
+    found = {label: list(dict.fromkeys(run.facts.get(label, "?") for run in runs)) for label in SHOWN}
+    return {label: ", ".join(values) for label, values in found.items() if values != ["?"]}
+
+
+def title_of(runs: Sequence[Run]) -> str:
+    """One line that says which runs these are: `LeNet300 on MNIST, 3 runs: lenet/1, lenet/2, lenet/3`."""
+    names = [run.name for run in runs]
+    listed = ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"
+    which = listed if len(names) == 1 else f"{len(names)} runs: {listed}"
+    what = [runs[0].facts[label] for label in ("network", "data set") if label in runs[0].facts]
+    return ", ".join([" on ".join(what), which]) if what else which
+
+
+def read_all(folders: Sequence[Path]) -> list[Run]:
+    """Read each run once; an earlier report among several folders (`report runs/lenet/*`) is passed over.
+
+    Raises:
+        SettingError: a folder is given twice, or is no run.
+    """
+    if len(folders) > 1:
+        folders = [folder for folder in folders if not _only_report(folder)] or folders
+    twice = next((folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1), None)
+    if twice:
+        raise SettingError(f"report: {twice} was given twice; a run pooled with itself would feign a repetition.")
+    return [Run.read(folder) for folder in folders]
+
+
+def _only_report(folder: Path) -> bool:
+    return (folder / "report.md").is_file() and not (folder / "results.csv").is_file()

@@ -1,0 +1,182 @@
+"""Tickets from files, to be trained in place of new ones, on the same data or on other.
+
+What a ticket owes to its mask, to the signs of its weights and to their values is asked by Zhou et al. 2019
+(arXiv:1905.01067); whether it holds for other data and optimizers by Morcos et al. 2019 (arXiv:1906.02773).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lth_lightning.errors import SettingError, TicketError, unknown_name
+from lth_lightning.files import content_hash
+from lth_lightning.pruning.masks import Masks, check_masks
+from lth_lightning.pruning.state import State, full_state
+from lth_lightning.tickets.ticket import Ticket
+
+TRANSFERS = ("mask", "mask_and_sign", "mask_and_weights")
+MISMATCHES = ("refuse", "reinitialise")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run takes over from a ticket's file, by the names of its module.
+
+    Args:
+        masks: the ticket's; True throughout where a layer is of another shape.
+        start: the weights to start from.
+        whole: the same with the weights that the ticket has pruned, or None where they are not known.
+        info: what the ticket says of itself.
+        rewind_step: the step that training starts at.
+        rates: the learning rates to hold, of a ticket that was fine-tuned.
+        seed: what order of the data and controls hang on; None: the run's own, as its weights do.
+    """
+
+    masks: Masks
+    start: State
+    whole: State | None
+    info: Mapping[str, Any]
+    rewind_step: int
+    rates: list[list[float]] | None
+    seed: int | None
+
+
+class GivenTickets:
+    """The tickets of a run that finds none itself.
+
+    Args:
+        path: a ticket, or a folder of them.
+        transfer: what is taken over: `mask_and_weights`; `mask_and_sign`, on weights with the ticket's signs and fresh
+            magnitudes; or the `mask` alone, on fresh weights. All that is not prunable goes with the weights.
+        on_mismatch: what becomes of a layer whose shape differs: `refuse`, or `reinitialise` it and keep all of it.
+
+    Attributes:
+        files: each ticket's file, by its round.
+        latest_rewind_step: the latest step that one of them starts at, once they are checked.
+        reinitialised: what is of another shape, by name and in words, once they are checked.
+
+    Raises:
+        SettingError: there is none, one cannot be read, two are of the same round, or a choice is unknown.
+    """
+
+    def __init__(self, path: Path, transfer: str = "mask_and_weights", on_mismatch: str = "refuse") -> None:
+        for setting, given, allowed in (("transfer", transfer, TRANSFERS), ("on_mismatch", on_mismatch, MISMATCHES)):
+            if given not in allowed:
+                raise unknown_name(f"lottery.{setting}", given, allowed)
+        self.transfer, self.on_mismatch = transfer, on_mismatch
+        self.files = ticket_files(path)
+        self.latest_rewind_step = 0
+        self.reinitialised: dict[str, str] = {}
+
+    @property
+    def needs_fresh_weights(self) -> bool:
+        """Whether `load` is to be given weights of the run's own."""
+        return self.transfer != "mask_and_weights" or self.on_mismatch == "reinitialise"
+
+    def load(self, round: int, module: nn.Module, fresh: State | None) -> Taken:
+        """What this run takes over from that round's ticket.
+
+        Args:
+            round: one of `files`.
+            module: the network to train.
+            fresh: newly drawn weights of `module`, where `needs_fresh_weights`.
+
+        Raises:
+            TicketError: the file cannot be read, or does not fit the module.
+        """
+        written = Ticket.load(self.files[round])
+        filling = fresh if self.on_mismatch == "reinitialise" else None
+        self.reinitialised |= written.misshapen(full_state(module))  # none, or `fit_to` refuses
+        ticket, whole = written.fit_to(module, filling), whole_rewind_point(self.files[round], written)
+        if whole is not None:
+            whole = Ticket(written.masks, whole).fit_to(module, filling).rewind_point
+        if self.transfer == "mask_and_weights":
+            step, rates, seed = int(ticket.info["rewind_step"]), ticket.info["learning_rates"], int(ticket.info["seed"])
+            return Taken(ticket.masks, ticket.rewind_point, whole, ticket.info, step, rates, seed)
+        assert fresh is not None
+        if self.transfer == "mask":
+            return Taken(ticket.masks, fresh, fresh, ticket.info, 0, None, None)
+        signed = with_signs(fresh, ticket.rewind_point, ticket.masks)
+        whole = None if whole is None else with_signs(fresh, whole, ticket.masks)
+        return Taken(ticket.masks, signed, whole, ticket.info, 0, None, None)
+
+    def check(
+        self, module: nn.Module, weights: Mapping[str, Tensor], controls: Sequence[str], fresh: State | None
+    ) -> None:
+        """Find out before any training what would fail rounds later.
+
+        Raises:
+            SettingError: a ticket does not fit the module or its prunable weights, or does not hold what a control
+                needs.
+        """
+        for round, path in self.files.items():
+            try:
+                taken = self.load(round, module, fresh)
+            except TicketError as error:
+                if self.on_mismatch == "refuse" and Ticket.load(path).misshapen(full_state(module)):
+                    hint = "Layers of another shape can start anew, whole: --lottery.on_mismatch reinitialise."
+                    error.args = (f"{error} {hint}",)  # not a new error: the command line prints the innermost one
+                raise
+            check_masks(taken.masks, weights)
+            if taken.whole is None and "random_mask" in controls:
+                raise SettingError(
+                    f"lottery.controls: random_mask keeps weights that {path.name} has pruned and does not hold. Put "
+                    "its run's round_00.safetensors beside it, or leave random_mask out."
+                )
+            self.latest_rewind_step = max(self.latest_rewind_step, taken.rewind_step)
+
+    def contents(self) -> dict[str, str]:
+        """The beginning of each file's hash, by its name: other files are other tickets, wherever they lie."""
+        return {f"content of {path.name}": content_hash(path)[:12] for path in self.files.values()}
+
+
+def ticket_files(path: Path) -> dict[int, Path]:
+    """The ticket at `path`, or those in that folder, by their rounds.
+
+    Raises:
+        SettingError: there is none, one cannot be read, or two are of the same round.
+    """
+    paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not paths:
+        raise SettingError(f"lottery.tickets: there is no ticket (*.safetensors) in the folder {path}.")
+    files: dict[int, Path] = {}
+    for file in paths:
+        round = int(Ticket.load(file).info["round"])
+        if round in files:
+            raise SettingError(f"lottery.tickets: {files[round]} and {file} are both of round {round}.")
+        files[round] = file
+    return files
+
+
+def whole_rewind_point(path: Path, ticket: Ticket) -> State | None:
+    """The rewind point with the weights that the ticket has pruned: from the dense round's file beside it.
+
+    A ticket holds only what survives; a control that keeps other weights needs those too.
+
+    Args:
+        path: the ticket's file.
+        ticket: what is in it.
+
+    Returns:
+        Every parameter and buffer, or None where the dense ticket of the same run is not there.
+    """
+    beside = path.with_name("round_00.safetensors")
+    dense = ticket if ticket.density == 1 else Ticket.load(beside) if beside.exists() else None
+    same_run = ("seed", "rewind_step", "architecture", "data")
+    if dense is None or dense.density < 1 or any(dense.info[key] != ticket.info[key] for key in same_run):
+        return None
+    return dense.rewind_point
+
+
+def with_signs(magnitudes: State, signs: State, masks: Masks) -> State:
+    """|magnitudes| with the signs of `signs`, entry by entry, where there are masks; else `magnitudes` as they are.
+
+    Zhou et al. 2019 (arXiv:1905.01067), section 4: the signs at the start matter more than the values.
+    """
+    return {
+        name: value.abs() * signs[name].to(value.device).sign() if name in masks else value
+        for name, value in magnitudes.items()
+    }

@@ -1,0 +1,265 @@
+"""Lightning's training step, without what nobody hears.
+
+Lightning 2.6 offers each hook of a step to each callback, one by one and in a profiler's context, whether or not it
+overrides it, and looks up again and again what does not change within an epoch: some 400 µs a step, a third of what
+the arithmetic of LeNet-300-100 takes. Here are the same hooks in the same order, with the same counters, for those who
+override them. tests/trainer/test_fast_step.py holds the two against each other.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+# Parts of a step that a module may take into its own hands; then the step stays Lightning's.
+OWN_WAYS = ("optimizer_step", "optimizer_zero_grad", "backward")
+CAPTURE_CHECKS = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")  # new name, and old
+
+
+def is_own(thing: object, base: type, method: str) -> bool:
+    """Whether `thing` has another method of that name than its base class."""
+    return getattr(getattr(thing, method), "__func__", None) is not getattr(base, method)
+
+
+def applies(trainer: L.Trainer) -> bool:
+    """Whether a step is the usual one: one device, one optimizer, nothing scaled, profiled or in a module's hands."""
+    module, precision = trainer.lightning_module, trainer.precision_plugin
+    unscaled = type(precision) is MixedPrecision and precision.scaler is None
+    return (
+        type(trainer.strategy) is SingleDeviceStrategy
+        and trainer.strategy.model is module
+        and (unscaled or type(precision) in (Precision, DoublePrecision, HalfPrecision))
+        and type(trainer.profiler) is PassThroughProfiler
+        and module.automatic_optimization
+        and len(trainer.optimizers) == 1
+        and not isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher)
+        and not any(is_own(module, L.LightningModule, name) for name in OWN_WAYS)
+    )
+
+
+def install(trainer: L.Trainer) -> None:
+    """Make the steps of a fit that has started quick, as far as they can be."""
+    if trainer.strategy.root_device.type == "cpu":
+        for optimizer in trainer.optimizers:
+            _leave_out_capture_check(optimizer)
+    if applies(trainer):
+        step, loop = FastStep(trainer), trainer.fit_loop.epoch_loop
+        loop.advance, loop.on_advance_end = step.advance, step.on_advance_end  # type: ignore[method-assign]
+
+
+def remove(trainer: L.Trainer) -> None:
+    """Undo `install`."""
+    for name in ("advance", "on_advance_end"):
+        trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
+    for optimizer in trainer.optimizers:
+        for name in CAPTURE_CHECKS:
+            optimizer.__dict__.pop(name, None)
+
+
+def _leave_out_capture_check(optimizer: Optimizer) -> None:
+    """Each step asks whether a CUDA graph is being captured. With a CUDA build of torch, and Lightning imported, it
+    looks for the driver's library on disk to find out: 90 µs where there is no GPU. On a CPU nothing is captured."""
+    for name in CAPTURE_CHECKS:
+        if hasattr(optimizer, name):
+            setattr(optimizer, name, _nothing)
+
+
+def _nothing() -> None:
+    pass
+
+
+class FastStep:
+    """Stands in for `advance` and `on_advance_end` of Lightning's training loop.
+
+    Where something rare is due (a restart, accumulated gradients, validation, schedules), Lightning's own are called.
+
+    Args:
+        trainer: its fit has started, and `applies` to it.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        self._trainer, self._module, self._loop = trainer, trainer.lightning_module, loop
+        self._usual_advance, self._usual_end = loop.advance, loop.on_advance_end
+        self._attributes = self._module.__dict__  # set here without `nn.Module.__setattr__`, which takes 2 µs
+        self._look()
+
+    def _look(self) -> None:
+        """Find out what stays the same for an epoch: who overrides which hook, above all."""
+        trainer, module = self._trainer, self._module
+        self._hooks = {name: self._heard(name) for name in HOOKS}
+        holders = [holder for holder in (module, trainer.datamodule) if holder is not None]
+        self._transfers = any(
+            is_own(holder, L.LightningModule if holder is module else L.LightningDataModule, name)
+            for holder in holders
+            for name in TRANSFERS
+        )
+        self._takes_index = "batch_idx" in self._loop._build_kwargs(OrderedDict(), None, 0)
+        self._clips = trainer.gradient_clip_val is not None or is_own(
+            module, L.LightningModule, "configure_gradient_clipping"
+        )
+        precision = trainer.precision_plugin
+        self._context = nullcontext if type(precision) is Precision else precision.train_step_context
+        self._optimizer: Optimizer = trainer.optimizers[0]
+        self._validates = self._loop._should_check_val_epoch()
+
+    def _heard(self, hook: str) -> tuple[list[Callable[..., Any]], Callable[..., Any] | None]:
+        callbacks = [getattr(one, hook) for one in self._trainer.callbacks if is_own(one, L.Callback, hook)]
+        return callbacks, getattr(self._module, hook) if is_own(self._module, L.LightningModule, hook) else None
+
+    def _call(self, hook: str, *args: Any) -> Any:
+        """Callbacks first, then the module, whose answer counts; `self.log` asks in which hook it is."""
+        callbacks, own = self._hooks[hook]
+        if not callbacks and own is None:
+            return None
+        outer, self._attributes["_current_fx_name"] = self._attributes["_current_fx_name"], hook
+        for method in callbacks:
+            method(self._trainer, self._module, *args)
+        answer = own(*args) if own is not None else None
+        self._attributes["_current_fx_name"] = outer
+        return answer
+
+    # ------------------------------------------------------------------------ the loop's methods
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """One batch."""
+        trainer, loop, progress = self._trainer, self._loop, self._loop.batch_progress
+        if progress.current.ready == 0:
+            self._look()
+        if loop.restarting or trainer.accumulate_grad_batches != 1:
+            self._usual_advance(data_fetcher)
+            return
+        loop.val_loop.restarting = False
+        batch, _, _ = next(data_fetcher)
+        index = progress.current.ready
+        progress.is_last_batch = data_fetcher.done
+        batch = self._on_device(batch)
+        connector = trainer._logger_connector
+        progress.increment_ready()
+        connector.on_batch_start(batch)
+        outputs = None
+        if batch is None:
+            loop._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
+        elif self._call("on_train_batch_start", batch, index) == -1:
+            progress.increment_by(0, is_last_batch=True)
+            progress.increment_processed()
+            self._step_schedules()
+            raise StopIteration
+        else:
+            progress.increment_started()
+            outputs = self._optimise(batch, index)
+        progress.increment_processed()
+        self._step_schedules()
+        self._call("on_train_batch_end", outputs, batch, index)
+        connector.on_batch_end()
+        progress.increment_completed()
+        connector.update_train_step_metrics()
+
+    def _on_device(self, batch: Any) -> Any:
+        trainer = self._trainer
+        batch = trainer.precision_plugin.convert_input(batch)
+        if not self._transfers and _is_there(batch, trainer.strategy.root_device):
+            return batch
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    def _step_schedules(self) -> None:
+        if self._trainer.lr_scheduler_configs:
+            self._loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if self._loop._num_ready_batches_reached():
+                self._loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        """What follows a batch, as a rule nothing."""
+        if self._something_is_due():
+            self._usual_end(data_fetcher)
+        else:
+            self._loop._batches_that_stepped += 1
+
+    def _something_is_due(self) -> bool:
+        trainer, progress = self._trainer, self._loop.batch_progress
+        if (
+            trainer.should_stop
+            or trainer.received_sigterm
+            or trainer.lr_scheduler_configs
+            or trainer.accumulate_grad_batches != 1
+            or self._loop._skip_next_val
+            or trainer._val_check_time_interval is not None
+        ):
+            return True
+        count = progress.total.ready if trainer.check_val_every_n_epoch is None else progress.current.ready
+        every = trainer.val_check_batch
+        return self._validates and (not isinstance(every, int) or count % every == 0)
+
+    # ------------------------------------------------------------------------ in place of `_AutomaticOptimization.run`
+
+    def _optimise(self, batch: Any, index: int) -> dict[str, Any]:
+        """Forward, backward and step; what `training_step` gave, its loss detached."""
+        arguments = (batch, index) if self._takes_index else (batch,)
+        closure = Closure(lambda: self._forward(arguments), self._backward, self._zero_grad)
+        progress = self._loop.automatic_optimization.optim_progress.optimizer.step
+        progress.increment_ready()
+        self._optimizer.step(lambda: self._before_step(closure))  # type: ignore[arg-type, return-value]
+        progress.increment_completed()
+        result = closure.consume_result()
+        return {} if result.loss is None else result.asdict()
+
+    def _forward(self, arguments: tuple[Any, ...]) -> ClosureResult:
+        outer, self._attributes["_current_fx_name"] = self._attributes["_current_fx_name"], "training_step"
+        with self._context():
+            outputs = self._module.training_step(*arguments)
+        self._attributes["_current_fx_name"] = outer
+        # Lightning divides by 1, which costs a node of the graph.
+        return (
+            ClosureResult(outputs) if isinstance(outputs, Tensor) else ClosureResult.from_training_step_output(outputs)
+        )
+
+    def _zero_grad(self) -> None:
+        progress = self._loop.automatic_optimization.optim_progress.optimizer.zero_grad
+        progress.increment_ready()
+        self._call("on_before_zero_grad", self._optimizer)
+        progress.increment_started()
+        self._optimizer.zero_grad()
+        progress.increment_completed()
+
+    def _backward(self, loss: Tensor) -> None:
+        self._call("on_before_backward", loss)
+        loss.backward()
+        self._call("on_after_backward")
+
+    def _before_step(self, closure: Closure) -> Tensor | None:
+        loss = closure()
+        self._call("on_before_optimizer_step", self._optimizer)
+        if self._clips:
+            trainer = self._trainer
+            trainer.precision_plugin._clip_gradients(
+                self._module,
+                self._optimizer,
+                trainer.gradient_clip_val,
+                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+            )
+        return loss
+
+
+def _is_there(batch: Any, device: torch.device) -> bool:
+    """Whether it is a pair or list of tensors, all on the device."""
+    return isinstance(batch, tuple | list) and all(type(part) is Tensor and part.device == device for part in batch)

@@ -1,0 +1,100 @@
+"""Several processes that work on one fit: what they must have in common, and how they end together."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+
+from lth_lightning.errors import SettingError
+from lth_lightning.pruning.network_function import Batch
+from lth_lightning.trainer.fit import train_loaders
+
+
+def gathered(trainer: L.Trainer, value: Any) -> list[Any]:
+    """What each process has for `value`, in the order of ranks; any object that can be pickled."""
+    values: list[Any] = [value]
+    if trainer.world_size > 1:
+        values = [None] * trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def joined(trainer: L.Trainer, batches: list[Any]) -> list[Batch]:
+    """Each batch of all processes as one, (inputs, targets), the same on each: in the order of ranks.
+
+    Raises:
+        SettingError: a batch is no pair of tensors.
+    """
+    everyones = [batch for theirs in gathered(trainer, move_data_to_device(batches, "cpu")) for batch in theirs]
+    for batch in everyones:
+        parts = [type(part).__name__ for part in batch] if isinstance(batch, list | tuple) else []
+        if parts != ["Tensor", "Tensor"]:
+            raise SettingError(
+                "lottery.pruning.criterion: it scores by batches of two tensors, (inputs, targets); the training "
+                f"data's are {type(batch).__name__} of {', '.join(parts) or 'other things'}. Choose another criterion."
+            )
+    device = trainer.strategy.root_device
+    shares = [everyones[i :: len(batches)] for i in range(len(batches))]
+    return [
+        (torch.cat([inputs for inputs, _ in share]).to(device), torch.cat([targets for _, targets in share]).to(device))
+        for share in shares
+    ]
+
+
+def agree(trainer: L.Trainer, fingerprint: str) -> bool:
+    """Whether all processes have the same SHA-256; all learn it together, so that none is left waiting."""
+    digest = torch.frombuffer(bytearray.fromhex(fingerprint), dtype=torch.uint8).to(trainer.strategy.root_device)
+    digests = trainer.strategy.all_gather(digest.to(torch.int64)).reshape(-1, len(digest))
+    return bool((digests == digests[0]).all())
+
+
+def share_buffers(trainer: L.Trainer) -> None:
+    """Give every process the first one's buffers: DDP makes running statistics alike only on the way forward."""
+    if trainer.world_size > 1:
+        for buffer in trainer.lightning_module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def mean_over_processes(trainer: L.Trainer, values: list[float | None]) -> list[float | None]:
+    """The mean of each value over the processes that know it: other people's modules may log each process's own."""
+    everyones = gathered(trainer, values)
+    known = [[value for value in column if value is not None] for column in zip(*everyones, strict=True)]
+    return [_mean(column) if column else None for column in known]
+
+
+def _mean(values: list[float]) -> float:
+    return values[0] if len(set(values)) == 1 else sum(values) / len(values)  # exactly itself, also of three
+
+
+def end_on_sigterm(trainer: L.Trainer) -> None:
+    """Let SIGTERM end a process of several at once, and those that it started: the checkpoint is on disk.
+
+    Lightning 2.6 would broadcast in the signal's handler, in the midst of other collectives, and hang. Call it in
+    `on_train_start`: Lightning's handler is set after `on_fit_start`.
+    """
+    if trainer.world_size == 1 or threading.current_thread() is not threading.main_thread():
+        return
+
+    def end(number: int, _: Any) -> None:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.Signals(number))
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)  # until the fit ends: Lightning puts back what it found
+
+
+def draws_of_rank(trainer: L.Trainer) -> list[int]:
+    """What tells this process's draws (dropout) from those of process 0, which draws what a single process would.
+
+    Nothing where processes share out what a sampler of the user's draws, each for itself: they must draw alike.
+    """
+    shared = any(
+        isinstance(getattr(loader, "sampler", None), DistributedSamplerWrapper) for loader in train_loaders(trainer)
+    )
+    return [trainer.global_rank] if trainer.global_rank and not shared else []

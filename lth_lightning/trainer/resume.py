@@ -1,0 +1,205 @@
+"""A moment between two batches of an epoch, kept whole, so that a resumed fit goes on as if it had never stopped.
+
+Lightning saves weights, optimizers, schedules, callbacks and its counters, and those as they are in the middle of
+a hook: resumed, it repeats a schedule's step or leaves out a validation. So a moment is taken where nothing of the
+last batch is pending, and holds what Lightning leaves out: the generators, the place in stock DataLoaders,
+the means of what is logged so far, torchmetrics' states, buffers that are not persistent, and gradients that wait for
+their step.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from lightning.pytorch.trainer.states import RunningStage
+from torchmetrics import Metric
+
+from lth_lightning.errors import SettingError
+from lth_lightning.seeding import generators, restore_generators
+from lth_lightning.trainer.processes import gathered
+
+Moment = dict[str, Any]
+META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
+
+
+def after_each_batch(trainer: L.Trainer, then: Callable[[], None]) -> None:
+    """Call `then` after each batch and all that it entails: hooks, validation, schedules, logging.
+
+    There is no hook so late: in `on_train_batch_end` validation and plateau schedules are still to come.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    finish = loop.on_advance_end
+
+    def finish_and_then(data_fetcher: Any) -> None:
+        finish(data_fetcher)
+        then()
+
+    loop.on_advance_end = finish_and_then  # type: ignore[method-assign]
+
+
+def let_go(trainer: L.Trainer) -> None:
+    """Undo `after_each_batch`, and a `go_on` that came to nothing."""
+    for name in ("on_advance_end", "reset"):
+        trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
+
+
+def is_inside_epoch(trainer: L.Trainer) -> bool:
+    """Whether an epoch has begun and more of its batches are to come.
+
+    Never where a `training_step` draws its batches itself (`dataloader_iter`): there is no telling how many it drew.
+    """
+    if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
+        return False
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    loop = trainer.fit_loop.epoch_loop
+    return epoch.ready == epoch.started == epoch.processed + 1 and not loop._is_training_done
+
+
+def is_between_batches(trainer: L.Trainer) -> bool:
+    """Whether nothing is pending: no batch, no validation, no end of an epoch."""
+    epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    whole_epoch = epoch.ready == epoch.completed
+    training = trainer.state.stage == RunningStage.TRAINING and batch.ready == batch.completed
+    return training and (whole_epoch or is_inside_epoch(trainer))
+
+
+def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
+    """The moment as each process has it, in the order of ranks: numbers, text and tensors only.
+
+    Between epochs neither generators nor places matter, as each epoch begins with its own.
+    """
+    moment: Moment = {
+        "inside_epoch": inside_epoch,
+        "known": {name: value.detach().cpu() for name, value in trainer._logger_connector._callback_metrics.items()},
+        "metrics": {name: _metric_state(metric) for name, metric in _metrics(trainer).items()},
+        "buffers": {name: buffer.detach().cpu() for name, buffer in _unsaved_buffers(trainer).items()},
+    }
+    if inside_epoch:
+        moment |= {"generators": generators(), "means": _means(trainer), "gradients": _pending_gradients(trainer)}
+    return gathered(trainer, moment)
+
+
+def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int], None]) -> None:
+    """Go on from the moment; call it in `on_train_start`.
+
+    Args:
+        trainer: its loops stand as the checkpoint left them.
+        moments: what `capture` gave.
+        enter_epoch: puts the loaders where the epoch stood after so many batches.
+
+    Raises:
+        SettingError: the epoch was begun by another number of processes.
+    """
+    moment = moments[min(trainer.global_rank, len(moments) - 1)]
+    device = trainer.strategy.root_device
+    trainer._logger_connector._callback_metrics.update({k: v.to(device) for k, v in moment["known"].items()})
+    for name, metric in _metrics(trainer).items():
+        if name in moment["metrics"]:
+            _restore_metric(metric, moment["metrics"][name])
+    for name, buffer in _unsaved_buffers(trainer).items():
+        buffer.copy_(moment["buffers"][name])
+    if not moment["inside_epoch"]:
+        return
+    if len(moments) != trainer.world_size:
+        raise SettingError(
+            f"ckpt_path: the checkpoint was saved inside an epoch, by {len(moments)} processes, and cannot be shared "
+            f"by {trainer.world_size}. Resume with as many (trainer.devices, trainer.num_nodes)."
+        )
+    loop = trainer.fit_loop.epoch_loop
+
+    def enter() -> None:  # in place of the first `loop.reset`, the last that Lightning does before the first batch
+        del loop.__dict__["reset"]
+        with warnings.catch_warnings():  # it doubts stock loaders: `enter_epoch` brings them to their place
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before", UserWarning)
+            loop.reset()
+        trainer.fit_loop.restarting = False  # or it skips a validation that is due, and a plateau schedule's step
+        enter_epoch(loop.batch_progress.current.completed)
+        _restore_means(trainer, moment["means"])
+        parameters = dict(trainer.lightning_module.named_parameters())
+        for name, gradient in moment["gradients"].items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        restore_generators(moment["generators"])  # last of all, as everything else may draw
+
+    loop.reset = enter  # type: ignore[method-assign]
+
+
+def skip_batches(trainer: L.Trainer, count: int) -> None:
+    """Draw `count` batches from the loaders and drop them."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    for _ in range(count):
+        next(fetcher)
+    fetcher.fetched = 0  # Lightning adds the batches that are done itself
+
+
+# ------------------------------------------------------------------------ gradients and buffers
+
+
+def _unsaved_buffers(trainer: L.Trainer) -> dict[str, torch.Tensor]:
+    """Buffers that are not persistent, which no `state_dict` holds."""
+    module = trainer.lightning_module
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+
+
+def _pending_gradients(trainer: L.Trainer) -> dict[str, torch.Tensor]:
+    """Gradients that the next step will use: accumulated ones; in manual optimization who knows, so all."""
+    module = trainer.lightning_module
+    if module.automatic_optimization and not trainer.fit_loop._should_accumulate():
+        return {}
+    return {name: p.grad.detach().cpu() for name, p in module.named_parameters() if p.grad is not None}
+
+
+# ------------------------------------------------------------------------ what is measured while training
+
+
+def _metrics(trainer: L.Trainer) -> dict[str, Metric]:
+    return {name: part for name, part in trainer.lightning_module.named_modules() if isinstance(part, Metric)}
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    states = {
+        name: [part.detach().cpu() for part in value] if isinstance(value, list) else value.detach().cpu()
+        for name, value in metric.metric_state.items()
+    }
+    return {"updates": metric._update_count, "states": states}
+
+
+def _restore_metric(metric: Metric, saved: dict[str, Any]) -> None:
+    metric._update_count = saved["updates"]
+    for name, value in saved["states"].items():
+        parts = [part.to(metric.device) for part in value] if isinstance(value, list) else value.to(metric.device)
+        setattr(metric, name, parts)
+
+
+def _means(trainer: L.Trainer) -> list[dict[str, Any]]:
+    """What `self.log(..., on_epoch=True)` has gathered in this epoch; metric objects keep their states themselves."""
+    return [
+        {
+            "key": key,
+            "meta": {name: getattr(result.meta, name) for name in META},
+            "reduce": result.meta.reduce_fx.__name__,
+            "sync": (result.meta.sync.should, result.meta.sync.rank_zero_only),
+            "states": {name: value.detach().cpu() for name, value in result.metric_state.items()},
+            "updates": result._update_count,
+        }
+        for key, result in trainer.fit_loop.epoch_loop._results.items()
+        if result.is_tensor and result.meta.on_epoch and not result.has_reset
+    ]
+
+
+def _restore_means(trainer: L.Trainer, means: list[dict[str, Any]]) -> None:
+    results = trainer.fit_loop.epoch_loop._results
+    for saved in means:
+        meta = _Metadata(**saved["meta"], reduce_fx=getattr(torch, saved["reduce"]))
+        should, rank_zero_only = saved["sync"]
+        meta.sync = _Sync(_should=should, fn=trainer.strategy.reduce, rank_zero_only=rank_zero_only)
+        results[saved["key"]] = result = _ResultMetric(meta, is_tensor=True).to(trainer.strategy.root_device)
+        for name, value in saved["states"].items():
+            setattr(result, name, value.to(trainer.strategy.root_device))
+        result._update_count = saved["updates"]
+    trainer._logger_connector._first_loop_iter = False  # or the next `self.log` begins its mean anew

@@ -1,0 +1,668 @@
+"""The command line: what a user mistypes is one clear error that leaves nothing behind; what is right works."""
+
+import csv
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning
+from lth_lightning.cli.main import main
+from lth_lightning.cli.run_dir import Reservation
+from lth_lightning.errors import SettingError, unknown_name
+
+# Lightning 2.6 calls jsonargparse by a name that 4.49 has made old; Python shows that to no user.
+pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+
+REPOSITORY = Path(__file__).parents[2]
+QUICKSTART = ["fit", "--config", str(REPOSITORY / "configs/quickstart.yaml")]
+FIT = [*QUICKSTART, "--lottery.rounds", "1", "--lottery.train_for", "20it"]
+SHORT = [*QUICKSTART, "--lottery.rounds", "0", "--lottery.train_for", "2it"]
+FROM_FILES = [*FIT, "--lottery.rounds", "null", "--lottery.tickets"]
+TICKET, CHECKPOINT = "run/tickets/round_01.safetensors", "run/checkpoints/last.ckpt"
+OF_RUN = ["--config", "run/config.yaml", "--ckpt_path"]
+
+MY_MODULE = '''
+import numpy as np
+import torch
+from lightning import Callback
+from torch import nn
+from lth_lightning import Criterion
+
+
+class Fixed(nn.Linear):
+    def __init__(self):
+        super().__init__(784, 10)
+
+    def forward(self, images):
+        return super().forward(images.flatten(1))
+
+
+class Wide(Fixed):
+    def __init__(self, width: int):
+        super().__init__()
+
+
+class Broken(Fixed):
+    def __init__(self):
+        1 / 0
+
+
+class Largest(Criterion):
+    def scores(self, evidence):
+        return {name: -weight.abs() for name, weight in evidence.trained.items()}
+
+
+class Interrupt(Callback):
+    """In the middle of the third network, once."""
+    wanted = True
+
+    def on_network_start(self, *_):
+        self.networks = getattr(self, "networks", 0) + 1
+
+    def on_train_batch_end(self, trainer, *_):
+        if Interrupt.wanted and self.networks == 3 and trainer.global_step == 25:
+            Interrupt.wanted = False
+            raise KeyboardInterrupt
+
+
+class Colours:
+    """20 images of 32 x 32 in 4 classes."""
+    def __init__(self, root, train=True, download=False):
+        self.data = np.random.default_rng(train).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+        self.targets = [0, 1, 2, 3] * 5
+'''
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two rounds with its controls."""
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*FIT, "--run_dir", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, with a module of the user's own on the path."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "my_module.py").write_text(MY_MODULE)
+    monkeypatch.syspath_prepend(modules)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    yield here
+    sys.modules.pop("my_module", None)
+
+
+@pytest.fixture
+def crowded(folder: Path, finished: Path) -> Path:
+    """A working directory with a finished run, and with files of every kind that are no good."""
+    shutil.copytree(finished, folder / "run")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("a file")
+    configs = {
+        "unknown_key": "lottery: {round: 3}",
+        "unknown_part": "lotery: {rounds: 3}",
+        "unknown_argument": "model: {net: {class_path: MLP, init_args: {hiden: [20]}}}",
+        "unknown_class": "model: {net: {class_path: MPL}}",
+        "wrong_type": "lottery: {rounds: many}",
+        "unclosed": "lottery: {rounds: 3",
+        "words": "just words",
+        "blank": "",
+    }
+    for name, text in configs.items():
+        (folder / f"{name}.yaml").write_text(f"{text}\n")
+    (folder / "binary.yaml").write_bytes(bytes(range(256)))
+    whole = (folder / TICKET).read_bytes()
+    safetensors.torch.save_file({"weight": torch.ones(3)}, folder / "foreign.safetensors")
+    (folder / "junk.safetensors").write_bytes(b"no tensors at all")
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "changed.safetensors").write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    (folder / "junk.ckpt").write_bytes(b"no checkpoint")
+    (folder / "truncated.ckpt").write_bytes((folder / CHECKPOINT).read_bytes()[:5000])
+    torch.save({"weight": torch.ones(3)}, folder / "foreign.ckpt")
+    return folder
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """`refused(args)` runs a command that must fail as it should, and returns its error."""
+
+    def run(args: list[str]) -> str:
+        before = _files()
+        code = main(args)
+        out, err = capsys.readouterr()
+        assert code == 2, out + err
+        assert err.startswith("error: ") and "Traceback" not in err and "usage:" not in err
+        assert "Warning" not in err and "jsonargparse" not in err
+        assert not out
+        assert _files() == before, "the next try would find what this one has left behind"
+        return err
+
+    return run
+
+
+def _files() -> set[Path]:
+    return set(Path.cwd().rglob("*"))
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    """results.csv without the times."""
+    with (run / "results.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+NETWORKS = "there is Conv2, Conv4, Conv6, LeNet300, LeNet5, MLP, ResNet, VGG."
+WRONG: dict[str, tuple[list[str], list[str]]] = {
+    # numbers and lengths
+    "rate of 1": ([*FIT, "--lottery.pruning.rate", "1"], ["pruning.rate: 1.0", "[0, 1)"]),
+    "negative rate": ([*FIT, "--lottery.pruning.rate=-0.2"], ["pruning.rate: -0.2", "[0, 1)"]),
+    "rate by glob": ([*FIT, "--lottery.pruning.rates", '{"*": 1.5}'], ["pruning.rates['*']: 1.5", "[0, 1)"]),
+    "negative rounds": ([*FIT, "--lottery.rounds=-1"], ["lottery.rounds: -1 is negative"]),
+    "length without unit": ([*FIT, "--lottery.train_for", "10"], ["lottery.train_for: '10'", "500it", "2ep"]),
+    "length in words": ([*FIT, "--lottery.train_for", "3 epochs"], ["lottery.train_for: '3 epochs'", "500it", "2ep"]),
+    "no length": ([*FIT, "--lottery.train_for", "0it"], ["lottery.train_for"]),
+    "late rewind, same unit": ([*FIT, "--lottery.rewind_to", "20it"], ["lottery.rewind_to: 20it", "20it"]),
+    "late rewind, other unit": ([*FIT, "--lottery.rewind_to", "1ep"], ["lottery.rewind_to", "step 22", "20 steps"]),
+    "late rewind, percent": ([*FIT, "--lottery.rewind_to", "100%"], ["lottery.rewind_to: 100%"]),
+    "seed": ([*FIT, "--seed_everything=-4"], ["seed_everything: -4", "from 0 to"]),
+    # what to prune
+    "glob": (
+        [*FIT, "--lottery.pruning.rates", '{"*.outptu.weight": 0.1}'],
+        ["pruning.rates: '*.outptu.weight'", "net.fc1.weight, net.fc2.weight, net.output.weight"],
+    ),
+    "nothing left": ([*FIT, "--lottery.rounds", "60"], ["nothing left to prune in round", "Set lottery.rounds to"]),
+    "rate of 0": ([*FIT, "--lottery.pruning.rate", "0"], ["nothing to prune", "lottery.pruning.rate is 0.0"]),
+    # names
+    "control": (
+        [*FIT, "--lottery.controls", "[random_reint]"],
+        ["lottery.controls: 'random_reint'", "'random_reinit'?"],
+    ),
+    "data set": (
+        [*FIT, "--data.dataset", "FashionMINST"],
+        ["data.dataset: 'FashionMINST'", "CIFAR10", "'FashionMNIST'?"],
+    ),
+    "network": ([*FIT, "--model.net", "LeNet30"], ["model.net: 'LeNet30'", NETWORKS, "'LeNet300'?", "import path"]),
+    "criterion": (
+        [*FIT, "--lottery.pruning.criterion", "Magnitud"],
+        ["lottery.pruning.criterion: 'Magnitud'", "Magnitude", "Random", "'Magnitude'?"],
+    ),
+    "optimizer": ([*FIT, "--model.optimizer", "Adma"], ["model.optimizer: 'Adma'", "SGD", "'Adam'?"]),
+    "schedule": (
+        [*FIT, "--model.lr_scheduler", "StepLRR"],
+        ["model.lr_scheduler: 'StepLRR'", "OneCycleLR", "'StepLR'?"],
+    ),
+    "name of two classes": (
+        [*FIT, "--model.lr_scheduler", "ReduceLROnPlateau"],
+        ["model.lr_scheduler: ReduceLROnPlateau is the name of several", "torch.optim.lr_scheduler.ReduceLROnPlateau"],
+    ),
+    "scope": ([*FIT, "--lottery.pruning.scope", "globall"], ["pruning.scope: 'globall'", "layerwise", "'global'?"]),
+    "rewind": ([*FIT, "--lottery.rewind", "weight"], ["lottery.rewind: 'weight'", "learning_rate", "'weights'?"]),
+    "data order": ([*FIT, "--lottery.data_order", "fersh"], ["lottery.data_order: 'fersh'", "same", "'fresh'?"]),
+    "init": ([*FIT, "--model.init", "glorot"], ["model.init: 'glorot'", "kaiming_normal", "'glorot_normal'?"]),
+    "scaling": (
+        [*FIT, "--data.scaling", "standardize"],
+        ["data.scaling: 'standardize'", "symmetric", "'standardise'?"],
+    ),
+    "callback": (
+        [*FIT, "--trainer.callbacks", "EarlyStoping"],
+        ["trainer.callbacks: 'EarlyStoping'", "'EarlyStopping'?"],
+    ),
+    # settings that there are not
+    "option elsewhere": (
+        [*FIT, "--lottery.scope", "global"],
+        ["no setting --lottery.scope.", "--lottery.pruning.scope?"],
+    ),
+    "option mistyped": ([*FIT, "--rundir=x"], ["no setting --rundir.", "--run_dir?"]),
+    "option by its last name": ([*FIT, "--lr", "1"], ["no setting --lr.", "--model.optimizer.lr?"]),
+    "option cut short": (
+        [*FIT, "--lottery.pruning.scop", "global"],
+        ["--lottery.pruning.scop.", "--lottery.pruning.scope?"],
+    ),
+    "option like no other": ([*FIT, "--foo.bar", "1"], ["no setting --foo.bar. `python train.py fit --help` lists"]),
+    "word without option": ([*FIT, "more"], ["more: of which setting?"]),
+    "key in a config": ([*FIT, "--config", "unknown_key.yaml"], ["no setting lottery.round.", "lottery.rounds?"]),
+    "part of a config": ([*FIT, "--config", "unknown_part.yaml"], ["no setting lotery.rounds.", "lottery.rounds?"]),
+    "argument in a config": (
+        [*FIT, "--config", "unknown_argument.yaml"],
+        [
+            "unknown_argument.yaml: model.net (lth_lightning.models.MLP): 'hiden'",
+            "input_shape, num_classes",
+            "'hidden'?",
+        ],
+    ),
+    "class in a config": ([*FIT, "--config", "unknown_class.yaml"], ["unknown_class.yaml: model.net: 'MPL'", "'MLP'?"]),
+    "argument of a network": (
+        [*FIT, "--model.net", "MLP", "--model.net.hiden", "[9]"],
+        ["model.net", "'hiden'", "'hidden'?"],
+    ),
+    "argument of an optimizer": (
+        [*FIT, "--model.optimizer.lrr", "1"],
+        ["model.optimizer (torch.optim.Adam): 'lrr'", "'lr'?"],
+    ),
+    # types
+    "word for a whole number": ([*FIT, "--data.batch_size", "x"], ["data.batch_size: 'x'", "a whole number"]),
+    "word for a number": ([*FIT, "--lottery.pruning.rate", "x"], ["lottery.pruning.rate: 'x'", "a number"]),
+    "word for number or null": ([*FIT, "--lottery.rounds", "ten"], ["lottery.rounds: 'ten'", "a whole number or null"]),
+    "word for a switch": ([*FIT, "--data.augment", "maybe"], ["data.augment: 'maybe'", "true or false"]),
+    "word for a list": (
+        [*FIT, "--lottery.controls", "random_mask"],
+        ["lottery.controls: 'random_mask'", "[random_mask]"],
+    ),
+    "number for a mapping": ([*FIT, "--lottery.pruning.rates", "0.1"], ["lottery.pruning.rates: '0.1'", "a mapping"]),
+    "number for a part": ([*FIT, "--lottery", "5"], ["lottery: '5' is no config file", "--lottery.NAME"]),
+    "type of an argument": (
+        [*FIT, "--model.net", "MLP", "--model.net.hidden", "20"],
+        ["model.net.hidden: '20'", "[20]"],
+    ),
+    "type of an optimizer's": ([*FIT, "--model.optimizer.lr", "fast"], ["model.optimizer.lr: 'fast'", "a number"]),
+    "type in a config": (
+        [*FIT, "--config", "wrong_type.yaml"],
+        ["wrong_type.yaml: lottery.rounds: 'many'", "whole number"],
+    ),
+    # what is missing
+    "nothing given": (
+        ["fit"],
+        ["missing: lottery.train_for and model.net", "--config configs/quickstart.yaml", "20ep"],
+    ),
+    "no network": (["fit", "--lottery.train_for", "2it"], ["missing: model.net", "--model.net  the network"]),
+    "no rounds": (
+        ["fit", "--model.net", "MLP", "--lottery.train_for", "2it", "--data.dataset", "Digits"],
+        ["lottery.rounds is missing"],
+    ),
+    "no argument of a network": (
+        [*FIT, "--model.net", "my_module.Wide"],
+        ["model.net: Wide needs width", "--model.net.width"],
+    ),
+    "no argument of a schedule": (
+        [*FIT, "--model.lr_scheduler", "StepLR"],
+        ["StepLR needs step_size", "lr_scheduler.step_size"],
+    ),
+    # config files
+    "no such config": (
+        [*FIT, "--config", "unkown_key.yaml"],
+        ["no file unkown_key.yaml", "blank.yaml", "mean unknown_key.yaml?"],
+    ),
+    "folder for a config": ([*FIT, "--config", "empty"], ["config: there is no file empty"]),
+    "config is no YAML": ([*FIT, "--config", "unclosed.yaml"], ["unclosed.yaml: no YAML", "line 2"]),
+    "config is words": ([*FIT, "--config", "words.yaml"], ["words.yaml: no settings in it"]),
+    "config is blank": ([*FIT, "--config", "blank.yaml"], ["blank.yaml: no settings in it"]),
+    "config is binary": ([*FIT, "--config", "binary.yaml"], ["binary.yaml is no text file"]),
+    # networks, optimizers and data that do not fit
+    "own network, fixed input": ([*FIT, "--model.net", "my_module.Fixed"], ["model.net: Fixed", "(1, 8, 8)"]),
+    "network for colours": (
+        [*FIT, "--model.net", "torchvision.models.resnet18"],
+        ["model.net: ResNet", "(1, 8, 8)", "3 channels"],
+    ),
+    "network for larger images": ([*FIT, "--model.net", "VGG"], ["VGG needs images of at least 16 x 16"]),
+    "network that is none": ([*FIT, "--model.net", "my_module.Colours"], ["model.net: my_module.Colours is no Module"]),
+    "network not in its module": (
+        [*FIT, "--model.net", "my_module.Nope"],
+        ["model.net: my_module.Nope", "no attribute 'Nope'"],
+    ),
+    "network without module": (
+        [*FIT, "--model.net", "your_module.Net"],
+        ["model.net: your_module.Net", "No module named"],
+    ),
+    "learning rate": ([*FIT, "--model.optimizer.lr=-1"], ["model.optimizer: Invalid learning rate: -1.0"]),
+    "schedule's length": (
+        [*FIT, "--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1"],
+        ["model.lr_scheduler: "],
+    ),
+    "train_size too large": ([*FIT, "--data.train_size", "100000"], ["data.train_size: 100000", "from 10 to 1317"]),
+    "train_size below the classes": ([*FIT, "--data.train_size", "9"], ["data.train_size: 9", "from 10 to 1317"]),
+    "no data": (
+        [*FIT, "--data.dataset", "FashionMNIST", "--data.download", "false"],
+        [
+            "FashionMNIST could not be read",
+            "here/data/FashionMNIST/raw for train-images-idx3-ubyte",
+            "from torchvision.datasets import FashionMNIST",
+            "dataset-fashion-mnist",
+            "configs/quickstart.yaml",
+        ],
+    ),
+    # folders
+    "run_dir of another run": ([*FIT, "--run_dir", "run"], ["run_dir: run already holds a run", "--ckpt_path last"]),
+    "run_dir below a file": ([*FIT, "--run_dir", "file/run"], ["run_dir: cannot make the folder file/run"]),
+    "run_dir is a file": ([*FIT, "--run_dir", "file"], ["run_dir: cannot make the folder file"]),
+    # tickets
+    "no such ticket": ([*FROM_FILES, "nope.safetensors"], ["nope.safetensors: there is no such ticket"]),
+    "no tickets in a folder": (
+        [*FROM_FILES, "empty"],
+        ["lottery.tickets", "no ticket (*.safetensors) in the folder empty"],
+    ),
+    "no ticket": ([*FROM_FILES, "junk.safetensors"], ["junk.safetensors is not a ticket"]),
+    "foreign ticket": ([*FROM_FILES, "foreign.safetensors"], ["foreign.safetensors", "not a ticket"]),
+    "truncated ticket": (
+        [*FROM_FILES, "truncated.safetensors"],
+        ["truncated.safetensors is not a ticket, or is damaged"],
+    ),
+    "changed ticket": ([*FROM_FILES, "changed.safetensors"], ["changed.safetensors", "hash"]),
+    "ticket of another network": (
+        [*FROM_FILES, TICKET, "--model.net", "MLP", "--model.net.hidden", "[20]"],
+        [
+            "the ticket, made for LeNet300, does not fit",
+            "net.fc1.bias (ticket (300,), network (20,))",
+            "--lottery.on_mismatch reinitialise",
+        ],
+    ),
+    "ticket to go on from": ([*FIT, "--ckpt_path", TICKET], [f"{TICKET} is a ticket", f"--lottery.tickets {TICKET}"]),
+    # checkpoints
+    "no checkpoint to go on from": (
+        [*FIT, "--ckpt_path", "some/missing.ckpt"],
+        ["ckpt_path: there is no file some/missing.ckpt", "last"],
+    ),
+    "checkpoint of no run": (
+        [*FIT, "--ckpt_path", "foreign.ckpt"],
+        ["ckpt_path: foreign.ckpt cannot be continued", "last.ckpt"],
+    ),
+    "checkpoint elsewhere": (
+        [*FIT, "--ckpt_path", CHECKPOINT, "--run_dir", "x"],
+        [f"{CHECKPOINT} cannot be continued in x"],
+    ),
+    "best": ([*FIT, "--ckpt_path", "best"], ["ckpt_path: there is no file best", "last"]),
+    "test without weights": (
+        ["test", "--config", "run/config.yaml"],
+        ["ckpt_path is missing", "RUN/tickets/", "last.ckpt"],
+    ),
+    "test, no last run": (
+        ["test", *QUICKSTART[1:], "--ckpt_path", "last"],
+        ["ckpt_path: there is no run in runs/quickstart yet"],
+    ),
+    "test, no such ticket": (["test", *OF_RUN, "nope.safetensors"], ["nope.safetensors: there is no such ticket"]),
+    "test, no ticket": (["test", *OF_RUN, "junk.safetensors"], ["junk.safetensors is not a ticket"]),
+    "test, truncated ticket": (
+        ["test", *OF_RUN, "truncated.safetensors"],
+        ["truncated.safetensors is not a ticket, or is"],
+    ),
+    "test, foreign ticket": (["test", *OF_RUN, "foreign.safetensors"], ["foreign.safetensors", "not a ticket"]),
+    "test, another network's ticket": (["test", *OF_RUN, TICKET, "--model.net", "Conv2"], ["does not fit"]),
+    "test, no such checkpoint": (
+        ["test", *OF_RUN, "some/missing.ckpt"],
+        ["ckpt_path: there is no file some/missing.ckpt"],
+    ),
+    "test, no checkpoint": (["test", *OF_RUN, "junk.ckpt"], ["ckpt_path: junk.ckpt is no checkpoint, or is damaged"]),
+    "test, truncated checkpoint": (
+        ["test", *OF_RUN, "truncated.ckpt"],
+        ["truncated.ckpt is no checkpoint, or is damaged"],
+    ),
+    "test, foreign checkpoint": (["test", *OF_RUN, "foreign.ckpt"], ["foreign.ckpt is no checkpoint of Lightning's"]),
+    "test, another network's checkpoint": (
+        ["test", *OF_RUN, CHECKPOINT, "--model.net", "Conv2"],
+        ["ckpt_path: the checkpoint is of another network: net.conv1.bias (missing in the checkpoint, (64,)"],
+    ),
+    # commands
+    "unknown command": (["fti"], ["command: 'fti'", "fit, predict, report, test, validate", "'fit'?"]),
+    "no command": ([], ["the command comes first: python train.py fit|"]),
+    "command last": (["--config", "run/config.yaml", "fit"], ["the command comes first: python train.py fit|"]),
+    "report on nothing": (["report", "empty"], ["report: empty is no run folder"]),
+    # the Trainer's settings
+    "max_epochs": ([*FIT, "--trainer.max_epochs", "5"], ["trainer.max_epochs is 5", "lottery.train_for"]),
+    "fast_dev_run": ([*FIT, "--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "--lottery.train_for 20it"]),
+    "accelerator": ([*FIT, "--trainer.accelerator", "gpuu"], ["trainer: ", "accelerator='gpuu'", "cpu"]),
+    "duration": ([*FIT, "--trainer.max_time", "soon"], ["trainer: ", "'soon'", "DD:HH:MM:SS"]),
+    "argument of a callback": (
+        [*FIT, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=x", "--trainer.callbacks.mode=low"],
+        ["trainer.callbacks: `mode` can be", "low"],
+    ),
+    "validation interval": (
+        [*FIT, "--trainer.val_check_interval", "100"],
+        ["trainer: ", "`val_check_interval` (100)", "(22)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_one_error_in_the_users_words_and_leaves_nothing(
+    mistake: str, crowded: Path, refused: Refused
+) -> None:
+    args, expected = WRONG[mistake]
+    error = refused(args)
+    assert not [part for part in expected if part not in error], error
+
+
+def test_a_programming_error_keeps_its_traceback(folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        main([*FIT, "--model.net", "my_module.Broken"])
+    assert not _files()
+
+
+def test_swapped_letters_find_the_name_that_was_meant() -> None:
+    assert str(unknown_name("x", "Adma", ["Adam", "Adamax"])).endswith("Did you mean 'Adam'?")
+    assert str(unknown_name("x", "zzz", ["Adam"])) == "x: 'zzz' is unknown; there is Adam."
+
+
+# ------------------------------------------------------------------------------------- where a run goes
+
+
+def test_runs_are_numbered_and_a_refused_one_uses_up_no_number(folder: Path, refused: Refused, capsys: Any) -> None:
+    assert main(SHORT) == 0
+    capsys.readouterr()
+    refused([*SHORT, "--data.train_size", "3"])
+    assert main(SHORT) == 0
+    assert "Results, tickets and figures: runs/quickstart/1" in capsys.readouterr().out
+    assert main(["fit", "--config", "runs/quickstart/0/config.yaml"]) == 0
+    assert sorted(path.name for path in (folder / "runs/quickstart").iterdir()) == ["0", "1", "2"]
+    assert _rows(folder / "runs/quickstart/2") == _rows(folder / "runs/quickstart/0")
+
+
+def test_config_yaml_repeats_the_run_under_the_runs_name(folder: Path, finished: Path) -> None:
+    assert main(["fit", "--config", str(finished / "config.yaml")]) == 0
+    assert _rows(folder / "runs/run/0") == _rows(finished)
+    ours, theirs = (yaml.safe_load((run / "config.yaml").read_text()) for run in (folder / "runs/run/0", finished))
+    assert ours == theirs
+
+
+def test_runs_that_start_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
+    first, second = (Reservation(None, tmp_path / "runs/x") for _ in range(2))
+    assert [first.path.name, second.path.name] == ["0", "1"]
+    (second.path / "config.yaml").touch()
+    second.give_back()
+    assert first.path.is_dir() and not second.path.exists()
+    first.give_back()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reservation_gives_back_only_what_it_made_and_never_results(tmp_path: Path) -> None:
+    Reservation(tmp_path, tmp_path).give_back()
+    assert tmp_path.is_dir()
+    kept = Reservation(tmp_path / "a/b", tmp_path)
+    (kept.path / "results.csv").touch()
+    kept.give_back()
+    assert (kept.path / "results.csv").exists()
+    with pytest.raises(SettingError, match="already holds a run"):
+        Reservation(kept.path, tmp_path)
+
+
+# ------------------------------------------------------------------------------------- going on with a run
+
+
+def test_an_interrupted_run_goes_on_to_equal_results(folder: Path, finished: Path, capsys: Any) -> None:
+    run_of_30 = [*FIT, "--lottery.train_for", "30it"]
+    last = [*run_of_30, "--ckpt_path", "last", "--trainer.callbacks", "my_module.Interrupt"]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):  # Lightning's answer to Ctrl+C
+            main(last)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    out, err = capsys.readouterr()
+    run = folder / "runs/quickstart/0"
+    assert out.startswith("Nothing to continue in runs/quickstart/0: starting.\n")
+    assert err == "Interrupted. To go on, add --ckpt_path last --run_dir runs/quickstart/0 to the command.\n"
+    assert len(_rows(run)) == 2
+
+    assert main(last) == 0
+    assert capsys.readouterr().out.startswith("Continuing runs/quickstart/0.\n")
+    assert main(run_of_30) == 0
+    assert _rows(run) == _rows(folder / "runs/quickstart/1") and len(_rows(run)) == 4
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(crowded: Path, capsys: Any) -> None:
+    before, config = _rows(crowded / "run"), (crowded / "run/config.yaml").read_text()
+    assert main(["fit", "--ckpt_path", "last", "--config", "run/config.yaml"]) == 0  # whatever comes first
+    out = capsys.readouterr().out
+    assert out.startswith("Continuing run.\n") and "100.00 %  ticket" not in out
+    assert _rows(crowded / "run") == before and (crowded / "run/config.yaml").read_text() == config
+
+
+def test_a_run_goes_on_only_from_its_checkpoint(crowded: Path, capsys: Any) -> None:
+    last = ["fit", "--config", "run/config.yaml", "--ckpt_path", "last"]
+    (crowded / CHECKPOINT).unlink()
+    assert main(last) == 2
+    assert "there is a run in run, but no run/checkpoints/last.ckpt to go on from" in capsys.readouterr().err
+
+
+def test_a_run_that_is_out_of_time_says_how_to_go_on(folder: Path, capsys: Any) -> None:
+    assert main([*FIT, "--trainer.max_time", "00:00:00:00"]) == 0
+    out = capsys.readouterr().out
+    assert "Stopped after 0 of 4 networks. To go on, add more --trainer.max_time and --ckpt_path last" in out
+
+
+# ------------------------------------------------------------------------------------- test, validate, predict
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_a_ticket_has_the_accuracy_of_its_row(crowded: Path, command: str, capsys: Any) -> None:
+    before = _files()
+    assert main([command, *OF_RUN, TICKET]) == 0
+    row = next(row for row in _rows(crowded / "run") if (row["round"], row["variant"]) == ("1", "ticket"))
+    name = "test_acc" if command == "test" else "val_acc"
+    out, err = capsys.readouterr()
+    shown = next(line for line in out.splitlines() if name in line)
+    assert float(shown.split("│")[2]) == pytest.approx(float(row[name]), abs=1e-6)
+    assert not err and _files() == before
+
+
+@pytest.mark.parametrize("weights", [CHECKPOINT, "last"])
+def test_a_checkpoint_has_the_accuracy_of_the_network_it_holds(crowded: Path, weights: str, capsys: Any) -> None:
+    before = _files()
+    assert main(["test", *OF_RUN, weights]) == 0
+    shown = next(line for line in capsys.readouterr().out.splitlines() if "test_acc" in line)
+    assert float(shown.split("│")[2]) in [pytest.approx(float(row["test_acc"])) for row in _rows(crowded / "run")]
+    assert _files() == before
+
+
+def test_predict_prints_the_class_of_each_test_image(crowded: Path, capsys: Any) -> None:
+    before = _files()
+    assert main(["predict", *OF_RUN, TICKET]) == 0
+    classes = capsys.readouterr().out.split()
+    assert len(classes) == 360 and set(classes) == set("0123456789")
+    assert _files() == before
+
+
+def test_tickets_that_a_run_was_given_may_be_gone_when_it_is_tested(crowded: Path, capsys: Any) -> None:
+    assert main([*FROM_FILES, TICKET, "--run_dir", "again", "--lottery.controls", "[]"]) == 0
+    shutil.rmtree(crowded / "run")
+    assert main(["test", "--config", "again/config.yaml", "--ckpt_path", "again/tickets/round_01.safetensors"]) == 0
+
+
+# ------------------------------------------------------------------------------------- classes of the user's own
+
+
+def test_a_network_of_torchvisions_takes_its_classes_from_the_data(folder: Path) -> None:
+    own = ["--model.net", "torchvision.models.resnet18", "--data.dataset", "my_module.Colours", "--data.val_size", "4"]
+    assert main([*SHORT, *own, "--data.batch_size", "8", "--trainer.enable_progress_bar", "false"]) == 0
+    config = yaml.safe_load((folder / "runs/quickstart/0/config.yaml").read_text())
+    assert config["model"]["net"]["init_args"]["num_classes"] == 4
+
+
+def test_our_mlp_is_meant_though_torchvision_has_one(folder: Path) -> None:
+    assert main([*SHORT, "--model.net", "MLP", "--model.net.hidden", "[20]"]) == 0
+    assert [row["prunable"] for row in _rows(folder / "runs/quickstart/0")] == [str(64 * 20 + 20 * 10)]
+
+
+def test_a_criterion_of_ones_own_works_by_its_path(folder: Path, finished: Path) -> None:
+    assert main([*FIT, "--lottery.controls", "[]", "--lottery.pruning.criterion", "my_module.Largest"]) == 0
+    largest, smallest = (_rows(run)[1] for run in (folder / "runs/quickstart/0", finished))
+    assert largest["kept"] == smallest["kept"] and largest["test_acc"] < smallest["test_acc"]
+
+
+# ------------------------------------------------------------------------------------- the program itself
+
+
+def test_help_says_what_there_is(capsys: Any) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {command} " in out for command in ("fit", "test", "validate", "predict", "report"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for sentence in (
+        "--lottery.rounds N How often to prune; round 0 is the dense network.",
+        "--lottery.pruning.rate X Fraction of the surviving weights pruned a round, in [0, 1). (default: 0.2)",
+        f"(required; {NETWORKS[:-1]})",
+        "by default runs/<config name>/<n>.",
+    ):
+        assert sentence in out
+
+
+FLAGS = {
+    **{f"--lottery.{name}": parameter for name, parameter in signature(LotteryTicket).parameters.items()},
+    **{f"--lottery.pruning.{name}": parameter for name, parameter in signature(Pruning).parameters.items()},
+    **{f"--data.{name}": parameter for name, parameter in signature(ImageDataModule).parameters.items()},
+    **{f"--model.{name}": parameter for name, parameter in signature(ImageClassifier).parameters.items()},
+}
+OF_OTHERS = ("--lottery.pruning", "--lottery.run_dir", "--model.num_classes", "--model.input_shape")
+
+
+def test_every_flag_of_ours_has_a_sentence_and_a_default_and_the_examples_work(
+    folder: Path, finished: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    out, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    ours, _, _ = out.partition("--trainer.")
+    entries = {text.split()[0]: " ".join(text.split()) for text in re.split(r"\n  (?=--)", ours)[1:]}
+    for flag, parameter in FLAGS.items():
+        if flag in OF_OTHERS:
+            assert flag not in entries
+            continue
+        text = entries.pop(flag)
+        default = "required" if parameter.default is parameter.empty else "default: "
+        assert re.search(rf"[.:`)] \({default}", text), text
+        assert not re.search(r"Union|Optional|Callable|Literal|class_path|type: |None", text), text
+    assert sorted(entries) == [
+        *("--ckpt_path", "--lottery.pruning.criterion.help", "--model.lr_scheduler.help", "--model.net.help"),
+        *("--model.optimizer.help", "--print_config", "--quiet", "--run_dir", "--seed_everything"),
+    ]
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    (folder / "runs").mkdir()
+    (folder / "runs/mine").symlink_to(finished)
+    commands = [shlex.split(line, comments=True) for line in examples.splitlines()]
+    assert len(commands) == 3
+    for python, program, *args in commands:
+        assert (python, program) == ("python", "train.py")
+        with pytest.raises(SystemExit, match="0"):
+            main([*args, "--print_config"])
+
+
+def test_the_program_says_no_more_than_it_must_and_exits_as_it_should(folder: Path) -> None:
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, REPOSITORY / "train.py", *args], capture_output=True, text=True, check=False, timeout=60
+        )
+
+    good, bad = run(*SHORT), run("fti")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.startswith("round   density  variant   val acc  test acc  early stop  seconds\n    0  100.00 %")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: command: 'fti' is unknown")

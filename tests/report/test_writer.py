@@ -1,0 +1,441 @@
+"""A report says what the rows say: tables, conclusion and figures against figures worked out by hand."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from conftest import digits, fit, mlp
+from rich.console import Console
+
+import lth_lightning
+from lth_lightning.errors import SettingError
+from lth_lightning.report.command import main
+from lth_lightning.report.conclusion import summary
+from lth_lightning.report.curve_figure import curves_figure
+from lth_lightning.report.figures import accuracy_figure, image_bytes, layers_figure, weight_count
+from lth_lightning.report.paired_table import paired_sheet, paired_table, points
+from lth_lightning.report.sheet import markdown
+from lth_lightning.report.table import table
+from lth_lightning.report.writer import write_report
+from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_layers, write_rows
+from lth_lightning.runs.run import Run
+
+SHORT = {"T": "ticket", "R": "random_reinit", "M": "random_mask", "P": "pruned_only"}
+
+
+def row(
+    number: int, variant: str, accuracy: float | None, stop: int | None = None, density: float | None = None
+) -> Row:
+    """A network of 1,000 weights, half of them pruned a round unless `density` says otherwise."""
+    density = 0.5**number if density is None else density
+    kept = round(1000 * density)
+    return Row(number, variant, 0, density, kept, 1000, 400, 1.0, 0.1, 0.2, 0.9, 0.2, accuracy, stop, 0.2, accuracy)
+
+
+def rows_of(**accuracies: list[float | None]) -> list[Row]:
+    """T=[round 0, round 1, …] and so on for R, M, P; None: not trained."""
+    return [
+        row(number, SHORT[letter], accuracy, 100 * (number + 1) if letter != "P" else None)
+        for letter, values in accuracies.items()
+        for number, accuracy in enumerate(values)
+        if accuracy is not None
+    ]
+
+
+USUAL = rows_of(
+    T=[0.972, 0.975, 0.971, 0.95], R=[None, 0.97, 0.941, 0.92], M=[None, 0.96, 0.91, 0.8], P=[None, 0.9, 0.5, 0.1]
+)
+
+
+def save(folder: Path, rows: list[Row], seed: int = 1) -> Path:
+    folder.mkdir(parents=True)
+    write_rows(folder / "results.csv", rows[::-1])
+    sizes = {"model.net.a.weight": 600, "model.net.b.weight": 400}
+    layers = [
+        LayerRow(r.round, r.variant, 0, n, round(s * r.density), s, r.density) for r in rows for n, s in sizes.items()
+    ]
+    write_layers(folder / "layers.csv", layers)
+    (folder / "config.yaml").write_text(
+        f"seed_everything: {seed}\ndata: {{dataset: Digits}}\n"
+        "model: {class_path: lth.Module, init_args: {net: {class_path: my.models.MLP, init_args: {}}}}\n"
+    )
+    return folder
+
+
+def rendered(rows: list[Row], **console: object) -> list[str]:
+    terminal = Console(width=80, **console)  # type: ignore[arg-type]
+    with terminal.capture() as capture:
+        terminal.print(table(rows, "quickstart/3"))
+    return capture.get().splitlines()
+
+
+# ------------------------------------------------------------------------------------- table
+
+
+def test_table_shows_ticket_beside_controls_at_80_columns() -> None:
+    lines = rendered(USUAL)
+    assert "quickstart/3" in lines[0]
+    last = next(line for line in lines if line.strip().startswith("3 "))
+    assert last.split() == ["3", "12.50", "125", "95.0", "92.0", "80.0", "10.0", "400", "400", "400"]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+
+
+def test_table_of_six_digit_numbers_fits_80_columns_even_when_pooled() -> None:
+    wide = [
+        Row(
+            r,
+            v,
+            0,
+            1.0,
+            266200,
+            266200,
+            50000,
+            1.0,
+            0.1,
+            0.2,
+            0.9,
+            0.2,
+            accuracy,
+            None if v == "pruned_only" else 50000,
+            0.2,
+            0.9,
+        )
+        for accuracy in (0.977, 0.981)
+        for r, v in enumerate(VARIANTS)
+    ]
+    text = "\n".join(rendered(wide))
+    assert "…" not in text
+    assert "97.7–98.1" in text
+    assert "50,000" in text
+
+
+def test_best_of_a_round_is_bold_and_equal_to_the_eye_is_equally_good() -> None:
+    rows = rows_of(T=[0.97, 0.9751, 0.95], R=[None, 0.9749, 0.96])
+    bold = [
+        re.findall(r"\x1b\[1m *([\d.]+)", line) for line in rendered(rows, force_terminal=True, color_system="standard")
+    ]
+    assert [found for found in bold if found] == [["97.5", "97.5"], ["96.0"]]  # none in round 0: no contest
+
+
+def test_columns_without_values_are_left_out() -> None:
+    text = "\n".join(rendered([row(0, "ticket", 0.9), row(1, "ticket", 0.9)]))
+    assert "reinit" not in text
+    assert "early stop" in text  # the legend; but no column
+    assert next(line for line in text.splitlines() if line.strip().startswith("1 ")).split() == [
+        "1",
+        "50.00",
+        "500",
+        "90.0",
+    ]
+
+
+# ------------------------------------------------------------------------------------- conclusion
+
+
+def test_summary_compares_where_the_ticket_still_matches_and_a_control_was_trained() -> None:
+    assert summary([USUAL]) == (
+        "At 25 % of the weights the ticket has 97.1 % test accuracy (n = 1), 3.0 points more than random reinit "
+        "(94.1 %), 6.1 points more than random mask (91.0 %); the dense network has 97.2 %. The smallest density at "
+        "which each was seen to match the dense network (at most 0.5 points below it): ticket 25 %; "
+        "random reinit 50 %; random mask none."
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (rows_of(T=[0.97, 0.97], R=[None, 0.98]), "1.0 points less than random reinit (98.0 %); the dense"),
+        (rows_of(T=[0.97, 0.97], R=[None, 0.97]), "as much as random reinit"),
+        (rows_of(T=[0.97, 0.90, 0.92], R=[None, 0.8, 0.8]), "At 25 % of the weights the ticket has 92.0 %"),
+        (rows_of(T=[0.97, 0.90, 0.92], R=[None, 0.8, 0.8]), "ticket none; random reinit none."),
+        (rows_of(T=[0.5047, 0.4997]), "ticket 50 %."),  # exactly half a point below still matches
+        (rows_of(T=[0.972, 0.9669]), "ticket none."),
+        (rows_of(T=[0.97, 0.97, 0.97], R=[None, 0.9, None]), "At 50 % of the weights"),
+        (rows_of(T=[None, 0.97, 0.9], R=[None, 0.9, 0.8]), "At 25 % of the weights"),
+        (rows_of(T=[None, 0.97, 0.9], R=[None, 0.9, 0.8]), "No dense network was trained"),
+        (rows_of(T=[0.97]), "nothing to conclude"),
+        ([row(0, "ticket", None), row(1, "ticket", None)], "nothing to conclude"),
+    ],
+)
+def test_summary_is_honest_in_either_direction(rows: list[Row], said: str) -> None:
+    assert said in summary([rows])
+
+
+def test_summary_of_several_runs_gives_the_paired_interval_in_the_direction_of_its_words() -> None:
+    runs = [rows_of(T=[0.97, 0.97], R=[None, 0.95]), rows_of(T=[0.97, 0.975], R=[None, 0.965])]
+    # differences 2.0 and 1.0 points: mean 1.5, t(0.975, 1) = 12.706, s / sqrt(2) = 0.5, so +- 6.4
+    assert "1.5 points more than random reinit (95.8 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(runs)
+    worse = [rows_of(T=[0.97, 0.95], R=[None, 0.97]), rows_of(T=[0.97, 0.965], R=[None, 0.975])]
+    assert "1.5 points less than random reinit (97.2 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(worse)
+
+
+# ------------------------------------------------------------------------------------- paired differences
+
+
+THREE = [
+    rows_of(T=[0.97, 0.98 + shift, 0.95], R=[None, 0.96 + shift + extra, None]) for shift, extra in
+    ((0.0, 0.0), (0.01, 0.01), (-0.02, -0.01))
+]  # fmt: skip
+
+
+def test_paired_table_fits_80_columns_and_says_n() -> None:
+    found = paired_table(THREE)
+    terminal = Console(width=80)
+    with terminal.capture() as capture:
+        terminal.print(found)
+    text = capture.get()
+    assert max(map(len, text.splitlines())) <= 80
+    # points 2, 1 and 3: 2.0 +- 4.303 * 1 / sqrt(3); steps 100 (dense) over 200
+    assert "1 50.00 +2.0 ±2.5" in " ".join(text.split())
+    assert text.split()[text.split().index("25.00") :][1:4] == ["−2.0", "±0.0", "0.3×"]
+    assert "n = 3, paired by run; ±: 95 % interval" in text
+
+
+def test_paired_table_of_one_run_has_differences_without_intervals() -> None:
+    terminal = Console(width=80)
+    with terminal.capture() as capture:
+        terminal.print(paired_table(THREE[:1]))
+    text = capture.get()
+    assert "+2.0" in text and "±" not in text and "n = 1" in text
+    assert paired_table([rows_of(T=[0.97])]) is None
+    assert paired_sheet([rows_of(T=[0.97])]) is None
+
+
+def test_paired_markdown_has_the_ends_of_intervals() -> None:
+    assert (found := paired_sheet(THREE)) and "| +2.0 (−0.5 to +4.5, n = 3) |" in markdown(found)
+    assert [points(x) for x in (0.0123, -0.0123, 0.0004, -0.0004)] == ["+1.2", "−1.2", "0.0", "0.0"]
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
+    """And no formula: `a$x_$b` is none."""
+    assert write_report([Run.read(save(tmp_path / "a$x_$b", USUAL))], tmp_path / "out")
+
+
+def test_layers_whose_names_begin_with_an_underscore_are_in_the_legend() -> None:
+    layers = [LayerRow(r, "ticket", 0, n, k, 100, k / 100) for r, k in ((0, 100), (1, 50)) for n in ("_stem", "head")]
+    layers[2] = LayerRow(1, "ticket", 0, "_stem", 90, 100, 0.9)
+    legend = layers_figure(layers, "title").legends[0]
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_stem (100)", "head (100)"]
+
+
+def test_statistics_csv_has_a_line_a_round_and_variant(tmp_path: Path) -> None:
+    for seed, rows in enumerate(THREE):
+        save(tmp_path / str(seed), rows, seed)
+    assert main([*map(str, sorted(tmp_path.iterdir())), "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "statistics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["round"], line["variant"]) for line in lines] == [
+        ("0", "ticket"),
+        ("1", "ticket"),
+        ("1", "random_reinit"),
+        ("2", "ticket"),
+    ]
+    assert float(lines[2]["ticket_minus_variant"]) == pytest.approx(0.02)
+    assert float(lines[2]["ticket_minus_variant_high95"]) == pytest.approx(0.02 + 4.302652729911275 * 0.01 / 3**0.5)
+    assert lines[2]["ticket_minus_variant_n"] == "3"
+    assert [line["matches_dense"] for line in lines] == ["True", "True", "False", "False"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "+2.0 (−0.5 to +4.5, n = 3)" in text
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def test_accuracy_figure_draws_the_means_over_a_density_axis_that_falls_to_the_right() -> None:
+    figure = accuracy_figure(USUAL + rows_of(T=[0.974, 0.977, 0.973, 0.96]), "title")
+    assert figure is not None
+    axes = figure.axes[0]
+    left, right = axes.get_xlim()
+    assert left > right
+    assert axes.get_xscale() == "log"
+    ticket = axes.lines[0]
+    assert np.asarray(ticket.get_xdata()).tolist() == [1, 0.5, 0.25, 0.125]
+    assert np.asarray(ticket.get_ydata()) == pytest.approx([0.973, 0.976, 0.972, 0.955])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [
+        "ticket (n = 2)",
+        "random reinit (n = 1)",
+        "random mask (n = 1)",
+        "pruned only (n = 1)",
+        "dense network (n = 2)",
+    ]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20", "50", "100"]
+    assert image_bytes(figure, "svg") == image_bytes(figure, "svg")
+
+
+def test_layers_that_shrink_alike_share_a_curve() -> None:
+    density = {"net.a.weight": [1, 0.5, 0.25], "net.b.weight": [1, 0.5, 0.251], "net.c.weight": [1, 0.9, 0.0]}
+    layers = [
+        LayerRow(number, "ticket", 0, name, 0, 60, value)
+        for name, values in density.items()
+        for number, value in enumerate(values)
+    ]
+    figure = layers_figure(layers, "title")
+    assert figure is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a (60),\nb (60)", "c (60)"]
+    assert np.asarray(figure.axes[0].lines[1].get_ydata()).tolist() == [1, 0.9]  # an empty layer leaves the log axis
+
+
+def curve_rows(rows: list[Row], steps: tuple[int, ...] = (100, 200, 300), tested: bool = True) -> list[CurveRow]:
+    """A learning curve of each row that ends at its accuracy."""
+    return [
+        CurveRow(r.round, r.variant, 0, step, 0.1, accuracy - 0.01, 0.1, accuracy if tested else None)
+        for r in rows
+        for step in steps
+        for accuracy in [(r.test_acc or 0.0) - 0.1 * (steps[-1] - step) / steps[-1]]
+    ]
+
+
+def test_learning_curves_show_dense_network_tickets_and_their_reinits_at_the_densities_asked_for() -> None:
+    figure = curves_figure(curve_rows(USUAL) + curve_rows(USUAL), USUAL, "title", [0.5, 0.13])
+    assert figure is not None
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    assert list(lines) == [
+        "dense network (n = 2)",
+        "ticket 50 % (n = 2)",
+        "ticket 12.5 % (n = 2)",
+        "random reinit 50 % (n = 2)",
+        "random reinit 12.5 % (n = 2)",
+    ]
+    assert [line.get_linestyle() for line in lines.values()] == ["-", "-", "-", "--", "--"]
+    assert lines["ticket 50 % (n = 2)"].get_color() == lines["random reinit 50 % (n = 2)"].get_color()
+    assert np.asarray(lines["ticket 50 % (n = 2)"].get_xdata()).tolist() == [100, 200, 300]
+    assert np.asarray(lines["ticket 50 % (n = 2)"].get_ydata())[-1] == pytest.approx(0.975)
+    assert figure.axes[0].get_ylabel() == "test accuracy (%)"
+
+
+def test_learning_curves_are_means_only_where_all_networks_were_evaluated() -> None:
+    rows = rows_of(T=[0.9, 0.8])
+    figure = curves_figure(curve_rows(rows) + curve_rows(rows, (100, 250, 300)), rows, "title")
+    assert figure is not None
+    assert np.asarray(figure.axes[0].lines[0].get_xdata()).tolist() == [100, 300]
+
+
+def test_learning_curves_choose_four_densities_spread_over_all_and_those_with_a_reinit_first() -> None:
+    rows = rows_of(T=[0.9] * 13, R=[None] + [0.8] * 12)
+    figure = curves_figure(curve_rows(rows), rows, "title")
+    assert figure is not None
+    shown = [str(line.get_label()) for line in figure.axes[0].lines if "ticket" in str(line.get_label())]
+    assert shown == [f"ticket {100 * 0.5**number:.3g} % (n = 1)" for number in (3, 6, 9, 12)]
+    rows = rows_of(T=[0.9] * 13, R=[0.8 if number in (1, 2, 3, 4) else None for number in range(13)])
+    figure = curves_figure(curve_rows(rows), rows, "title")
+    assert figure is not None
+    assert sum("random reinit" in str(line.get_label()) for line in figure.axes[0].lines) == 4
+
+
+def test_learning_curves_fall_back_to_validation_and_are_left_out_where_there_are_none() -> None:
+    figure = curves_figure(curve_rows(USUAL, tested=False), USUAL, "title")
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == "validation accuracy (%)"
+    assert curves_figure([], USUAL, "title") is None
+
+
+def test_a_density_that_no_round_is_near_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"--densities: no round is near 0\.04; there is 0\.5, 0\.25, 0\.125"):
+        curves_figure(curve_rows(USUAL), USUAL, "title", [0.04])
+    run = save(tmp_path / "run", USUAL)
+    with pytest.raises(SettingError, match="has no learning curves"):
+        main([str(run), "--densities", "0.5"])
+    with pytest.raises(SystemExit):
+        main([str(run), "--densities", "51"])
+
+
+def test_curves_of_a_run_are_drawn(tmp_path: Path) -> None:
+    run = save(tmp_path / "run", USUAL)
+    (run / "curves").mkdir()
+    write_curve(run / "curves" / "round_00_ticket_0.csv", curve_rows(USUAL[:1]))
+    write_curve(run / "curves" / "round_01_ticket_0.csv", curve_rows(USUAL[1:2]))
+    assert main([str(run), "--densities", "0.51"]) == 0
+    assert "figures/curves.png" in (run / "report.md").read_text()
+    assert (run / "figures" / "curves.svg").is_file()
+
+
+def test_density_axis_says_above_how_many_weights_are_kept() -> None:
+    figure = accuracy_figure(USUAL, "title")
+    assert figure is not None
+    image_bytes(figure, "png")
+    (above,) = figure.axes[0].child_axes
+    assert [tick.get_text() for tick in above.get_xticklabels()] == ["200", "500", "1,000"]
+    counts = [weight_count(n) for n in (1965, 9999, 53240, 266200, 999_999, 4.3e6)]
+    assert counts == ["1,965", "9,999", "53.2K", "266K", "1M", "4.3M"]
+
+
+# ------------------------------------------------------------------------------------- report
+
+
+def test_report_of_a_run_stands_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save(tmp_path / "quickstart" / "3", USUAL, seed=7)
+    assert main([str(run)]) == 0
+    text = (run / "report.md").read_text()
+    for said in ("# MLP on Digits, quickstart/3", "- seed: 7", summary([USUAL]), "**97.5**"):
+        assert said in text
+    linked = re.findall(r"\]\((.+?)\)", text)
+    assert len(linked) == 3
+    for link in linked:
+        assert (run / link).read_bytes().startswith(b"\x89PNG")
+        ElementTree.parse((run / link).with_suffix(".svg"))
+    shown = capsys.readouterr().out
+    assert "quickstart/3" in shown
+    assert str(run / "report.md") in shown
+
+
+def test_several_runs_are_pooled_beside_the_first_and_can_be_again(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.96, 0.98, 0.97)):
+        save(tmp_path / str(seed), rows_of(T=[0.97, accuracy], R=[None, 0.9]), seed)
+    assert main(sorted(map(str, tmp_path.iterdir()))) == 0
+    first = (tmp_path / "report" / "report.md").read_text()
+    assert "**97.0** (96.0–98.0)" in first
+    assert "- seed: 0, 1, 2" in first
+    main(sorted(map(str, tmp_path.iterdir())))  # the glob now holds report/ too
+    assert (tmp_path / "report" / "report.md").read_text() == first
+
+
+def test_runs_of_other_densities_are_refused_by_the_first_round_that_differs(tmp_path: Path) -> None:
+    one = Run.read(save(tmp_path / "one", [row(0, "ticket", 0.9), row(1, "ticket", 0.9)]))
+    other = Run.read(save(tmp_path / "other", [row(0, "ticket", 0.9), row(1, "ticket", 0.9, density=0.8)]))
+    short = Run.read(save(tmp_path / "short", [row(0, "ticket", 0.9)]))
+    with pytest.raises(SettingError, match=r"round 1 is at density 0\.5 in .*one and at density 0\.8 in .*other"):
+        write_report([one, other], tmp_path / "out")
+    with pytest.raises(SettingError, match=r"round 1 is at density 0\.5 in .* and missing in .*short"):
+        write_report([one, short], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"nowhere is no run folder: it has no results\.csv"):
+        main([str(tmp_path / "nowhere")])
+    run = save(tmp_path / "run", USUAL)
+    with pytest.raises(SettingError, match="given twice"):
+        main([str(run), f"{run}/../run"])
+    write_rows(run / "results.csv", [])
+    with pytest.raises(SettingError, match="no row yet"):
+        main([str(run)])
+
+
+def test_modules_of_the_report_import_nothing_slow() -> None:
+    """The modules alone, under an empty package: what `lth_lightning/__init__.py` imports is not theirs."""
+    code = (
+        "import sys, types; package = types.ModuleType('lth_lightning'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['lth_lightning'] = package; import lth_lightning.report.command; "
+        "print([name for name in ('torch', 'lightning', 'matplotlib', 'scipy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(Path(lth_lightning.__file__).parent)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_report_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    """With a picture of what its tickets look at, which come from their files."""
+    run = fit(mlp(), digits(), tmp_path / "run", rounds=1, train_for="4it").lottery.folder.path
+    code = (
+        "import sys; from lth_lightning.cli import main; assert main(['report', sys.argv[1]]) == 0; "
+        "print([name for name in ('torch', 'lightning', 'torchvision', 'tensorboard') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True).stdout
+    assert said.endswith("[]\n")
+    assert (run / "figures/looks.png").is_file()
