@@ -95,7 +95,7 @@ def _page(title: str, parts: Sequence[Part]) -> bytes:
         # no name in it can end the script element
         "charts": json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    template = resources.files("lth_lightning").joinpath("page.html").read_text(encoding="utf-8")
+    template = resources.files("lth_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template).encode()
 
 
