@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.models import Network, initialise, reset
 from lth_lightning.pruning.mask_hooks import MaskHooks
-from lth_lightning.pruning.masks import Masks, prunable_weights
+from lth_lightning.pruning.masks import Masks
 
 INTERVALS = ("epoch", "step")
 
@@ -85,9 +85,12 @@ class ImageClassifier(L.LightningModule):
         """Keep these weights pruned in any later fit: `module.hold(ticket.apply(module))`.
 
         Args:
-            masks: by the names that `prunable_weights(self)` gives, as `Ticket.apply` returns them.
+            masks: by the names of this module's parameters, as `Ticket.apply` returns them.
+
+        Raises:
+            SettingError: a mask is of another shape than its weight, or there is no such weight.
         """
-        MaskHooks(prunable_weights(self), []).enforce(masks)
+        MaskHooks(self).enforce(masks)
         self.masks = masks
 
     def setup(self, stage: str) -> None:
@@ -120,7 +123,7 @@ class ImageClassifier(L.LightningModule):
         """The optimizer, its steps masked if a ticket is held, and the schedule."""
         optimizer = self.optimizer(self.parameters())
         if self.masks is not None:
-            MaskHooks(prunable_weights(self), [optimizer]).enforce(self.masks)
+            MaskHooks(self, [optimizer]).enforce(self.masks)
         if self.lr_scheduler is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval}

@@ -1,10 +1,12 @@
 """The state of a network: every parameter and buffer by its name, copied, loaded and compared."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from lth_lightning.errors import SettingError
 
 State = dict[str, Tensor]
 
@@ -42,3 +44,15 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         # Not `reshape(-1)`: of a single entry, or of none, it keeps a stride that `view` refuses.
         digest.update(value.as_strided((value.numel(),), (1,)).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def parameters_by_name(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters of `module` that have these names; a parameter with several names is found under each.
+
+    Raises:
+        SettingError: there is no parameter of that name.
+    """
+    known = {stable_name(name): weight for name, weight in module.named_parameters(remove_duplicate=False)}
+    if missing := [name for name in names if name not in known]:
+        raise SettingError(f"{type(module).__name__} has no parameter {', '.join(missing)}.")
+    return {name: known[name] for name in names}

@@ -22,7 +22,7 @@ from lth_lightning.data.datasets import QUICKSTART
 from lth_lightning.data.loader import TensorLoader
 from lth_lightning.errors import SettingError
 
-HERE = "test_data"
+HERE = "test_datamodule"
 
 
 class Numbered:

@@ -433,7 +433,7 @@ def test_a_report_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
     """With a picture of what its tickets look at, which come from their files."""
     run = fit(mlp(), digits(), tmp_path / "run", rounds=1, train_for="4it").lottery.folder.path
     code = (
-        "import sys; from lth_lightning.cli import main; assert main(['report', sys.argv[1]]) == 0; "
+        "import sys; from lth_lightning.cli.main import main; assert main(['report', sys.argv[1]]) == 0; "
         "print([name for name in ('torch', 'lightning', 'torchvision', 'tensorboard') if name in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True).stdout
