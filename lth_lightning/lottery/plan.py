@@ -173,3 +173,32 @@ def check_lengths(train_for: Length, rewind_to: Length) -> None:
     too_late = rewind_to.unit == train_for.unit and rewind_to.amount >= train_for.amount
     if too_late or (rewind_to.unit == "%" and rewind_to.amount >= 100):
         raise SettingError(f"lottery.rewind_to: {rewind_to} is not before the end of a round of {train_for}.")
+
+
+def steps_of_lengths(
+    train_for: Length, rewind_to: Length, steps_per_epoch: int | None, latest_rewind_step: int
+) -> tuple[int, int]:
+    """A round and its rewind point in optimizer steps.
+
+    Args:
+        train_for: a round.
+        rewind_to: the rewind point.
+        steps_per_epoch: None where the training loader has no length.
+        latest_rewind_step: of tickets from files.
+
+    Raises:
+        SettingError: epochs cannot be counted, or the rewind point is not before the end of a round.
+    """
+    if steps_per_epoch is None and (train_for.unit, rewind_to.unit) != ("it", "it"):
+        raise SettingError(
+            f"lottery.train_for is {train_for} and lottery.rewind_to {rewind_to}, but the training "
+            "loader has no length to count epochs by; give both in steps, e.g. 5000it."
+        )
+    round_steps = train_for.steps(steps_per_epoch or 0)
+    rewind_step = rewind_to.steps(steps_per_epoch or 0, round_steps)
+    if (latest := max(rewind_step, latest_rewind_step)) >= round_steps:
+        raise SettingError(
+            f"lottery.rewind_to: the rewind point is step {latest}, not before the end of a round of "
+            f"{round_steps} steps ({train_for})."
+        )
+    return round_steps, rewind_step

@@ -18,15 +18,18 @@ METRICS = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc")
 
 
 class Recorder:
-    """Of one network after the other.
+    """The evaluations of one network after the other.
 
     Args:
+        trainer: its fit has started.
         names: the module's name for each of METRICS.
+        with_test: whether to evaluate the test data too.
     """
 
-    def __init__(self, names: dict[str, str]) -> None:
+    def __init__(self, trainer: L.Trainer, names: dict[str, str], with_test: bool) -> None:
+        self._trainer = trainer
         self._names = names
-        self._test_loop: TestLoop | None = None
+        self._test_loop = TestLoop(trainer) if with_test else None
         self.start_over()
 
     def start_over(self) -> None:
@@ -35,42 +38,38 @@ class Recorder:
         self._seconds = 0.0
         self._since = time.monotonic()
 
-    def attach(self, trainer: L.Trainer, with_test: bool) -> None:
-        """Get ready for a fit; `with_test`: evaluate the test data too."""
-        self._test_loop = TestLoop(trainer) if with_test else None
-
-    def record(self, trainer: L.Trainer) -> None:
+    def record(self) -> None:
         """Add a point to the learning curve, from what validation has just logged and the test data."""
         if self._test_loop is not None:
-            self._test_loop.run(trainer)
-        known = mean_over_processes(trainer, [self._metric(trainer, name) for name in METRICS[1:]])
-        self._curve.append(Evaluation(fit.steps_done(trainer), *known))
+            self._test_loop.run(self._trainer)
+        known = mean_over_processes(self._trainer, [self._metric(name) for name in METRICS[1:]])
+        self._curve.append(Evaluation(fit.steps_done(self._trainer), *known))
 
     @property
     def last(self) -> Evaluation | None:
         """The last point of the learning curve."""
         return self._curve[-1] if self._curve else None
 
-    def complete(self, trainer: L.Trainer) -> None:
+    def complete(self) -> None:
         """Evaluate the weights as they are, between epochs, unless the last evaluation saw them."""
-        if self._curve and self._curve[-1].step == fit.steps_done(trainer):
+        if self._curve and self._curve[-1].step == fit.steps_done(self._trainer):
             return
         points = len(self._curve)
-        validate(trainer)  # records by itself, in the callback's `on_validation_end`
+        validate(self._trainer)  # records by itself, in the callback's `on_validation_end`
         if len(self._curve) == points:
             with preserved_generators():
-                self.record(trainer)
+                self.record()
 
-    def _metric(self, trainer: L.Trainer, name: str) -> float | None:
-        value = trainer.callback_metrics.get(self._names[name])
+    def _metric(self, name: str) -> float | None:
+        value = self._trainer.callback_metrics.get(self._names[name])
         return None if value is None else float(value)
 
-    def row(self, trainer: L.Trainer, network: TrainedNetwork, masks: Masks, first_step: int) -> Row:
+    def row(self, network: TrainedNetwork, masks: Masks, first_step: int) -> Row:
         """The network's line in results.csv; `first_step` is the step it started at."""
         last = self._curve[-1]
-        steps = fit.steps_done(trainer) - first_step
+        steps = fit.steps_done(self._trainer) - first_step
         best = early_stop(self._curve) if steps else None
-        (train_loss,) = mean_over_processes(trainer, [self._metric(trainer, "train_loss")])
+        (train_loss,) = mean_over_processes(self._trainer, [self._metric("train_loss")])
         kept, prunable = count_kept(masks), count_prunable(masks)
         return Row(
             round=network.round,

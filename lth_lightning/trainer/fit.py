@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +27,16 @@ SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
 def refuse_what_cannot_work(trainer: L.Trainer) -> None:
-    """Name strategies and callbacks that a lottery cannot be right with.
+    """Name lengths, strategies and callbacks that a lottery cannot be right with.
 
     Raises:
         SettingError: there is one.
     """
+    if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
+        raise SettingError(
+            f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
+            "ends the fit itself, after its rounds. Leave both at -1 and set lottery.train_for."
+        )
     if isinstance(trainer.strategy, SHARDED):
         raise SettingError(
             f"trainer.strategy: {type(trainer.strategy).__name__} shards parameters: no process holds the whole "
@@ -212,3 +218,61 @@ def settle_place(checkpoint: dict[str, Any], *, inside_epoch: bool) -> None:
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
     for tracker in (progress["total"], progress["current"]):
         tracker["ready"] = tracker["started"]
+
+
+class _First(L.Callback):
+    """Called before other callbacks hear that an epoch starts."""
+
+    def __init__(self, between_epochs: Callable[[L.Trainer, L.LightningModule], None]) -> None:
+        self._between_epochs = between_epochs
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._between_epochs(trainer, pl_module)
+
+
+def call_first_and_last(
+    trainer: L.Trainer, callback: L.Callback, between_epochs: Callable[[L.Trainer, L.LightningModule], None]
+) -> None:
+    """Call `callback` last of all, and `between_epochs` first of all when an epoch starts.
+
+    So it sees what the others did to a batch, and the epoch that they see is the next network's.
+    """
+    others = [one for one in trainer.callbacks if one is not callback and not isinstance(one, _First)]
+    trainer.callbacks = [_First(between_epochs), *others, callback]  # a new list: Lightning goes through the old one
+
+
+def call_as_before(trainer: L.Trainer) -> None:
+    """Undo the first half of `call_first_and_last`."""
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _First)]
+
+
+def one_round(train_for: Any) -> FitLength:
+    """A fit as long as one round, `train_for` (a `Length` in steps or epochs)."""
+    amount = int(train_for.amount)
+    return FitLength(-1, amount) if train_for.unit == "it" else FitLength(amount, -1)
+
+
+def time_is_up(trainer: L.Trainer) -> bool:
+    """Whether the wish to stop is that of `Trainer(max_time=...)`."""
+    return trainer.should_stop and out_of_time(trainer)
+
+
+BETWEEN_STEPS = (
+    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
+    *("on_after_backward", "on_before_optimizer_step", "on_train_epoch_start", "on_validation_end"),
+)
+"""Hooks in which somebody could write to weights between two steps."""
+
+
+def others_act_between_steps(trainer: L.Trainer) -> bool:
+    """Whether somebody but Lightning and this package may write to weights between two steps."""
+    return any(
+        _is_others(getattr(actor, hook, None))
+        for actor in (trainer.lightning_module, *trainer.callbacks)
+        for hook in BETWEEN_STEPS
+    )
+
+
+def _is_others(hook: Any) -> bool:
+    """Also one that is set on an object, as LambdaCallback does."""
+    return hook is not None and not hook.__module__.startswith(("lightning.", "lth_lightning."))

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.network_function import Batch
+from lth_lightning.pruning.state import fingerprint
 from lth_lightning.trainer.fit import train_loaders
 
 
@@ -51,6 +53,20 @@ def agree(trainer: L.Trainer, fingerprint: str) -> bool:
     digest = torch.frombuffer(bytearray.fromhex(fingerprint), dtype=torch.uint8).to(trainer.strategy.root_device)
     digests = trainer.strategy.all_gather(digest.to(torch.int64)).reshape(-1, len(digest))
     return bool((digests == digests[0]).all())
+
+
+def compare(trainer: L.Trainer, network: str, **tensors: Mapping[str, torch.Tensor]) -> None:
+    """Make sure that all processes start a network alike: a criterion, a `prunable` or a reset may draw differently.
+
+    Raises:
+        RuntimeError: they do not; it says in what.
+    """
+    for what, ours in tensors.items():
+        if trainer.world_size > 1 and not agree(trainer, fingerprint(ours)):
+            raise RuntimeError(
+                f"{network}: the processes start with different {what}. "
+                "Criteria, `prunable` and resets must give each process the same."
+            )
 
 
 def share_buffers(trainer: L.Trainer) -> None:

@@ -59,6 +59,16 @@ def is_inside_epoch(trainer: L.Trainer) -> bool:
     return epoch.ready == epoch.started == epoch.processed + 1 and not loop._is_training_done
 
 
+def gradients_wait(trainer: L.Trainer) -> bool:
+    """Whether gradients are accumulated that no step has used yet."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def checkpoint(trainer: L.Trainer) -> dict[str, Any]:
+    """All that Lightning saves of a fit: weights, optimizers, schedules, callbacks, counters."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
 def is_between_batches(trainer: L.Trainer) -> bool:
     """Whether nothing is pending: no batch, no validation, no end of an epoch."""
     epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
@@ -149,7 +159,7 @@ def _unsaved_buffers(trainer: L.Trainer) -> dict[str, torch.Tensor]:
 def _pending_gradients(trainer: L.Trainer) -> dict[str, torch.Tensor]:
     """Gradients that the next step will use: accumulated ones; in manual optimization who knows, so all."""
     module = trainer.lightning_module
-    if module.automatic_optimization and not trainer.fit_loop._should_accumulate():
+    if module.automatic_optimization and not gradients_wait(trainer):
         return {}
     return {name: p.grad.detach().cpu() for name, p in module.named_parameters() if p.grad is not None}
 

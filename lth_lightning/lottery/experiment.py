@@ -1,0 +1,325 @@
+"""One fit of a lottery: begin a network, prune, rewind, and write down what became of it."""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+
+from lth_lightning.errors import RevivedError, SettingError
+from lth_lightning.files import content_hash
+from lth_lightning.lottery import checkpoint
+from lth_lightning.lottery.checkpoint import Progress
+from lth_lightning.lottery.claim import claim
+from lth_lightning.lottery.divergence import LossWatch
+from lth_lightning.lottery.epochs import enter_epoch, pruning_batches
+from lth_lightning.lottery.plan import TrainedNetwork, steps_of_lengths
+from lth_lightning.lottery.provenance import ticket_info
+from lth_lightning.lottery.recorder import Recorder, layer_rows
+from lth_lightning.lottery.rewinding import Lineage
+from lth_lightning.lottery.settings import in_words
+from lth_lightning.lottery.summary_curves import SummaryCurves
+from lth_lightning.pruning.mask_hooks import MaskHooks, check_optimizer
+from lth_lightning.pruning.masks import Masks, dense_masks, density, masked
+from lth_lightning.pruning.state import copied, full_state, load_state
+from lth_lightning.runs.lock import FolderLock
+from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
+from lth_lightning.tickets.ticket import Ticket
+from lth_lightning.trainer import fit, processes, restart, resume, sub_runs
+
+if TYPE_CHECKING:
+    from lth_lightning.lottery.callback import LotteryTicket
+
+log = logging.getLogger(__name__)
+
+
+class Experiment:
+    """The networks of one fit, one after the other.
+
+    Args:
+        lottery: the callback, which says what to do and hears when.
+        trainer: its fit has started, with new optimizers.
+        progress: how far it has come: nowhere, or as far as a checkpoint says.
+        fresh: what every network starts with beside its weights.
+
+    Attributes:
+        masks: of the network in training.
+        recorder: its evaluations.
+        folder: where the run writes.
+        summary: TensorBoard's curves over rounds.
+        round_steps: optimizer steps of a round.
+    """
+
+    def __init__(
+        self, lottery: "LotteryTicket", trainer: L.Trainer, progress: Progress, fresh: restart.FreshFit
+    ) -> None:
+        self.lottery, self.trainer, self.progress, self.fresh = lottery, trainer, progress, fresh
+        self.module = trainer.lightning_module
+        self.weights = lottery.prunable(self.module)
+        for optimizer in trainer.optimizers:
+            check_optimizer(optimizer)
+        self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=fit.others_act_between_steps(trainer))
+        self.masks: Masks = {}
+        self.watch = LossWatch()
+        self.summary: SummaryCurves | None = None
+        self._lock: FolderLock | None = None
+
+    # ------------------------------------------------------------------------ before the first network
+
+    def take_initial_weights(self) -> None:
+        """Take θ₀, and find out now what would otherwise fail rounds later."""
+        progress, lottery = self.progress, self.lottery
+        if not progress.resumed:
+            progress.seed = self.trainer.strategy.broadcast(self._wanted_seed(otherwise=torch.initial_seed()))
+        seed = self._wanted_seed(otherwise=progress.seed)
+        progress.settle("settings", in_words(lottery, seed, self.weights, self.fresh.facts(self.trainer)))
+        if not progress.resumed:
+            progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
+            if lottery.rewind_to.amount == 0:
+                progress.lineage.set_rewind_point(self.module, step=0)
+        sizes = {name: weight.numel() for name, weight in self.weights.items()}
+        lottery.pruning.check(sizes, 0 if lottery.given is not None else lottery.plan[-1].round)
+        if lottery.given is not None:
+            self._check_given_tickets()
+        if getattr(self.module, "masks", None) is not None:
+            raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
+        if any(network.variant == "random_reinit" for network in lottery.plan):
+            progress.lineage.fresh_weights(self.module)
+
+    def _check_given_tickets(self) -> None:
+        given, lineage = self.lottery.given, self.progress.lineage
+        assert given is not None
+        if given.needs_fresh_weights and lineage.own is None:
+            # Drawn anew, as a seed gives a network the very weights that a ticket of that seed was found from.
+            lineage.own = lineage.fresh_weights(self.module, "transfer")
+        given.check(self.module, self.weights, self.lottery.controls, lineage.own)
+        if given.reinitialised and self.trainer.is_global_zero:
+            log.warning(
+                "lottery.tickets: of another shape here, so re-initialised and kept whole: %s.",
+                ", ".join(given.reinitialised.values()),
+            )
+
+    def _wanted_seed(self, otherwise: int) -> int:
+        given = self.lottery.given_seed
+        return given if given is not None else int(os.environ.get("PL_GLOBAL_SEED", otherwise))
+
+    def claim_folder(self) -> None:
+        """Be the one run that writes to its folder, and get ready to record."""
+        lottery, progress = self.lottery, self.progress
+        self.recorder = Recorder(self.trainer, lottery.metrics, with_test=lottery.evaluate_test)
+        if progress.recorder is not None:
+            self.recorder.load_state_dict(progress.recorder)
+        self.folder, self._lock = claim(self.trainer, progress, lottery.given_run_dir, lottery.folder_is_locked)
+        progress.folder = str(self.folder.path)
+        fit.refuse_to_share(self.trainer, self.folder.checkpoint)
+        self.summary = SummaryCurves(self.trainer, progress.results)
+
+    def settle_lengths(self) -> None:
+        """Turn lengths into steps."""
+        lottery = self.lottery
+        per_epoch = fit.steps_per_epoch(self.trainer)
+        self.round_steps, self.rewind_step = steps_of_lengths(
+            lottery.train_for, lottery.rewind_to, per_epoch, lottery.given.latest_rewind_step if lottery.given else 0
+        )
+        self.steps_per_epoch = per_epoch or fit.NEVER
+        self.progress.settle("loaders", fit.loader_facts(self.trainer))
+
+    def rehearse_or_resume(self) -> None:
+        """Score the weights as they are, so that a criterion that cannot fails before anything is trained; or, in a
+        resumed fit, open the network whose weights came with the checkpoint."""
+        lottery, progress = self.lottery, self.progress
+        at_initialisation = lottery.pruning.prune_from == "initialisation" and lottery.plan[-1].round > 0
+        if not progress.resumed and lottery.given is None and at_initialisation:
+            lineage = Lineage(dense_masks(self.weights), progress.seed, rewind_point=full_state(self.module))
+            lottery.pruning.scores(*lineage.to_prune(lottery.pruning, 1, self.module, self._batches(1)))
+        if progress.begun:
+            self.masks = progress.lineage.masks_of(self.network)
+            self._open_network()
+            assert progress.moment is not None
+            resume.go_on(self.trainer, progress.moment, self.enter_epoch)
+        progress.moment = None
+
+    # ------------------------------------------------------------------------ one network
+
+    @property
+    def network(self) -> TrainedNetwork:
+        """The network that is in training, or comes next."""
+        return self.lottery.plan[self.progress.position]
+
+    def first_step(self, network: TrainedNetwork) -> int:
+        """The step of its round that a network starts at: the rewind point's, but for the network that finds it.
+
+        Of tickets from files, that of the one in training stands for those to come.
+        """
+        if self.lottery.given is not None:
+            return self.progress.lineage.rewind_step
+        return 0 if network.round == 0 else self.rewind_step
+
+    def begin_network(self) -> None:
+        """Start from the rewind point times the mask, with everything else new."""
+        progress, network, plan = self.progress, self.network, self.lottery.plan
+        if progress.position == 0 or plan[progress.position - 1].round != network.round:
+            self._begin_round(network.round)
+        self.masks = progress.lineage.masks_of(network)
+        load_state(self.module, masked(progress.lineage.start_of(network, self.module), self.masks))
+        step = self.first_step(network)
+        epoch = step // self.steps_per_epoch
+        self.fresh.restore(self.trainer, step, epoch, step * fit.batches_per_step(self.trainer))
+        self.fresh.advance_schedulers(self.trainer, step, epoch)
+        self.recorder.start_over()
+        progress.stopped, progress.begun = False, True
+        self._open_network()
+        if network.variant == "pruned_only":
+            self.finish_network()
+
+    def _begin_round(self, round: int) -> None:
+        """The masks of this round, pruned from what the last one trained or read from a file, and where to start."""
+        lottery, lineage = self.lottery, self.progress.lineage
+        lineage.order = round if lottery.data_order == "fresh" else 0
+        if lottery.given is not None:
+            lineage.take(lottery.given.load(round, self.module, lineage.own))
+        elif round > 0:
+            lineage.prune(lottery.pruning, round, self.module, self._batches(round))
+            lineage.rewind(lottery.rewind)
+            # Global pruning may take a layer's last weight, and so cut later layers off from the input.
+            lost = [name for name, mask in lineage.masks.items() if not bool(mask.any())]
+            if lost and self.trainer.is_global_zero:
+                log.warning(
+                    "round %d: pruning has taken the last weight of %s; scope `layerwise` would keep at least one.",
+                    round,
+                    ", ".join(lost),
+                )
+
+    def _batches(self, round: int) -> Any:
+        return pruning_batches(self.trainer, self.progress.seed, round)
+
+    def _open_network(self) -> None:
+        """What a network needs that no checkpoint holds."""
+        trainer, network, lineage = self.trainer, self.network, self.progress.lineage
+        name = f"round {network.round}, {network.variant}"
+        processes.compare(trainer, name, masks=self.masks, weights=full_state(self.module))
+        self.watch.start_over(trainer, network)
+        self.hooks.enforce(self.masks)
+        if lineage.rates is not None:
+            self.fresh.hold_learning_rates(trainer, lineage.rates)
+        step, title = fit.steps_done(trainer), network.title(density(self.masks))
+        sub_runs.enter_sub_run(trainer, title, 0 if step == self.first_step(network) else step)
+        self._announce("on_network_start", network, density(self.masks))
+
+    def finish_network(self) -> None:
+        """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
+        progress, network, trainer = self.progress, self.network, self.trainer
+        self.watch.check(trainer)
+        self.check_pruned()
+        self.watch.check_weights(self.module, fit.steps_done(trainer))
+        self.recorder.complete()
+        self.fresh.settle_averages(trainer)
+        row = self.recorder.row(network, self.masks, self.first_step(network))
+        progress.results.append(row)
+        progress.layers += layer_rows(network, self.masks)
+        if network.variant == "ticket":
+            self._keep_ticket(row)
+        if trainer.is_global_zero:
+            write_rows(self.folder.results, progress.results)
+            write_layers(self.folder.layers, progress.layers)
+            curve = self.folder.curve(network.round, network.variant, network.replicate)
+            write_curve(curve, self.recorder.curve(network))
+        assert self.summary is not None
+        self.summary.add(row)
+        self._announce("on_network_end", row)
+        progress.position += 1
+        progress.begun = False
+
+    def _keep_ticket(self, row: Row) -> None:
+        lottery, lineage, trainer = self.lottery, self.progress.lineage, self.trainer
+        if lineage.start is None:
+            raise SettingError(
+                f"lottery.rewind_to: round 0 was stopped early, after {row.steps} steps, before the rewind point at "
+                f"step {self.rewind_step}. Rewind to an earlier step, or let rounds run longer."
+            )
+        processes.share_buffers(trainer)
+        trained = copied(full_state(self.module))
+        if trainer.is_global_zero:
+            path = self.folder.ticket(row.round)
+            info = ticket_info(trainer, lottery, lineage, row)
+            Ticket(lineage.masks, masked(lineage.start, lineage.masks), trained, info).save(path)
+            self.progress.ticket_hashes[row.round] = content_hash(path)
+        lineage.trained = trained
+        if row.round == 0 and lottery.pruning.prune_from == "dense":
+            lineage.dense = trained
+        if row.round == 0 and lottery.rewind == "nothing":
+            lineage.rates = fit.learning_rates(trainer)
+
+    def leave_last_ticket(self) -> None:
+        """Leave the module as the last ticket, not as whichever control came last."""
+        if self.progress.lineage.trained is not None:
+            load_state(self.module, self.progress.lineage.trained)
+            self.fresh.restart_averages(self.trainer)
+
+    def _announce(self, hook: str, *args: Any) -> None:
+        for callback in self.trainer.callbacks:
+            if (method := getattr(callback, hook, None)) is not None:
+                method(self.trainer, self.module, *args)
+
+    # ------------------------------------------------------------------------ within a network
+
+    def enter_epoch(self, resumed_after: int = 0) -> None:
+        """Make all that is random in this epoch a function of (seed, round, epoch), and cut it at the round's end.
+
+        Args:
+            resumed_after: batches of it that are done; the next is the one after.
+        """
+        trainer, lineage, step = self.trainer, self.progress.lineage, self.progress.epoch_start
+        per_step = fit.batches_per_step(trainer)
+        # Only a network that starts at a rewind point starts inside an epoch.
+        inside = (step - trainer.current_epoch * self.steps_per_epoch) * per_step
+        before = inside if step == self.first_step(self.network) else 0
+        self.fresh.limit_epoch(trainer, already=before, batches=(self.round_steps - step) * per_step)
+        enter_epoch(trainer, lineage.seed, lineage.order, before, resumed_after)
+
+    def after_batch(self, outputs: Any) -> None:
+        """Look at the loss, and take the rewind point when its step is done."""
+        self.hooks.settle()  # what another callback has just written
+        step, lineage = fit.steps_done(self.trainer), self.progress.lineage
+        self.watch.see(outputs, step)
+        if lineage.rewind_point is None and step == self.rewind_step:
+            processes.share_buffers(self.trainer)
+            lineage.set_rewind_point(self.module, self.rewind_step)
+
+    def check_pruned(self) -> None:
+        """Make sure that what is pruned is 0.
+
+        Raises:
+            RevivedError: it is not; the results so far are on disk.
+        """
+        try:
+            self.hooks.check()
+        except RevivedError as error:
+            network, step = self.network, fit.steps_done(self.trainer)
+            raise RevivedError(f"round {network.round}, {network.name}, step {step}: {error}") from None
+
+    def record(self) -> None:
+        """Add a point to the learning curve, from what validation has just logged and the test data."""
+        self.watch.check(self.trainer)
+        with self.fresh.averaged_weights(self.trainer):
+            self.recorder.record()
+
+    def save_checkpoint(self, inside_epoch: bool = False) -> None:
+        """Everything a resumed fit needs to start from here, as a whole or not at all."""
+        if self.progress.begun:
+            self.watch.check(self.trainer)
+        self.progress.moment = resume.capture(self.trainer, inside_epoch=inside_epoch)
+        try:
+            checkpoint.save(self.trainer, self.folder.checkpoint)
+        finally:
+            self.progress.moment = None  # another callback's checkpoint has none
+
+    def close(self) -> None:
+        """Take the hooks off, and let others write to the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self.hooks.remove()
+        if self.summary is not None:
+            self.summary.close()
