@@ -20,8 +20,9 @@ from lth_lightning.lottery.recorder import Recorder, layer_rows
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.settings import in_words
 from lth_lightning.lottery.summary_curves import SummaryCurves
-from lth_lightning.pruning.mask_hooks import MaskHooks, check_optimizer
+from lth_lightning.pruning.mask_hooks import MaskHooks
 from lth_lightning.pruning.masks import Masks, dense_masks, density, masked
+from lth_lightning.pruning.optimizer_hooks import check_optimizer
 from lth_lightning.pruning.state import copied, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows

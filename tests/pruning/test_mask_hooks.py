@@ -32,8 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_lightning import MaskHooks, SettingError, prunable_weights
 from lth_lightning.errors import RevivedError
-from lth_lightning.pruning.mask_hooks import HELD, check_optimizer
+from lth_lightning.pruning.held_mask import HELD
 from lth_lightning.pruning.masks import Masks, dense_masks
+from lth_lightning.pruning.optimizer_hooks import check_optimizer
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
