@@ -23,7 +23,6 @@ from lth_lightning.classifier import ImageClassifier
 from lth_lightning.cli.checkpoints import check_fits, read_checkpoint, state_of_callback
 from lth_lightning.cli.messages import LotteryParser
 from lth_lightning.cli.run_dir import (
-    CONFIG,
     RUN_DIR_VARIABLE,
     Reservation,
     is_first_process,
@@ -40,7 +39,7 @@ from lth_lightning.lottery.callback import LotteryTicket
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.table import table
 from lth_lightning.report.writer import write_report
-from lth_lightning.runs.folder import RunFolder
+from lth_lightning.runs.folder import CONFIG, RunFolder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.run import Run, title_of
 from lth_lightning.runs.settings import check_same

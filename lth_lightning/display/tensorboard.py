@@ -9,7 +9,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import Summary, custom_scalars, hparams
 
-from lth_lightning.cli.run_dir import CONFIG
 from lth_lightning.errors import SettingError
 from lth_lightning.lottery.callback import LotteryTicket
 from lth_lightning.lottery.plan import TrainedNetwork
@@ -18,6 +17,7 @@ from lth_lightning.report.conclusion import summary
 from lth_lightning.report.sheet import markdown
 from lth_lightning.report.table import results_sheet
 from lth_lightning.report.writer import drawn
+from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
 from lth_lightning.runs.run import Run
 from lth_lightning.trainer.sub_runs import goes_on, network_writer
