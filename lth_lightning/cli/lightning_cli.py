@@ -23,7 +23,6 @@ from lth_lightning.classifier import ImageClassifier
 from lth_lightning.cli.checkpoints import check_fits, read_checkpoint, state_of_callback
 from lth_lightning.cli.messages import LotteryParser
 from lth_lightning.cli.run_dir import (
-    CONFIG,
     RUN_DIR_VARIABLE,
     Reservation,
     is_first_process,
@@ -37,10 +36,11 @@ from lth_lightning.display.terminal import LotteryProgress, in_ci
 from lth_lightning.errors import SettingError, WriteError
 from lth_lightning.files import failure_to_write, is_failure_to_write, replace_file
 from lth_lightning.lottery.callback import LotteryTicket
+from lth_lightning.report.aggregate import Experiment
 from lth_lightning.report.conclusion import summary
-from lth_lightning.report.table import table
+from lth_lightning.report.tables import results_table
 from lth_lightning.report.writer import write_report
-from lth_lightning.runs.folder import RunFolder
+from lth_lightning.runs.folder import CONFIG, RunFolder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.run import Run, title_of
 from lth_lightning.runs.settings import check_same
@@ -78,7 +78,7 @@ WEIGHTS_HELP = (
     "Whose weights: a ticket's (RUN/tickets/round_03.safetensors), a checkpoint's (RUN/checkpoints/last.ckpt), or "
     "those of the `last` checkpoint of this config."
 )
-CURVES = "tensorboard"
+TENSORBOARD = "tensorboard"
 
 # With more than 40 sub-runs TensorBoard opens this page with none ticked, and it smooths what has a point a round.
 OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
@@ -349,7 +349,7 @@ class LotteryCLI(LightningCLI):
     def _equip_for_fit(self, trainer: Namespace) -> None:
         run_dir = trainer.default_root_dir = self.settings.run_dir
         if trainer.logger in (None, True):
-            trainer.logger = SubRunLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
+            trainer.logger = SubRunLogger(run_dir, name=TENSORBOARD, version="", default_hp_metric=False)
         callbacks = trainer.callbacks or []
         trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if self._quiet:
@@ -445,8 +445,9 @@ class LotteryCLI(LightningCLI):
             self._show_figures([path for path in written if path.suffix == ".png"])
             if not self._quiet:
                 console.print()
-                console.print(table(run.rows, title_of([run])))
-                console.print(summary([run.rows]), soft_wrap=not console.is_terminal)
+                experiment = Experiment([run])
+                console.print(results_table(experiment, title_of([run]), brief=True).rich())
+                console.print(summary(experiment), soft_wrap=not console.is_terminal)
                 console.print()
 
     def _show_figures(self, files: list[Path]) -> None:
@@ -460,6 +461,6 @@ class LotteryCLI(LightningCLI):
         console.print(f"Results, tickets and figures: {run_dir}", soft_wrap=True)
         if (run_dir / "report.html").is_file() and not self._quiet:
             console.print(f"Report, for a browser: {run_dir / 'report.html'}", soft_wrap=True)
-        if (run_dir / CURVES).is_dir() and not self._quiet:
-            console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)
+        if (run_dir / TENSORBOARD).is_dir() and not self._quiet:
+            console.print(f"Learning curves: tensorboard --logdir {run_dir / TENSORBOARD}", soft_wrap=True)
             console.print(f"Over all rounds: {OVER_ROUNDS}", soft_wrap=True)

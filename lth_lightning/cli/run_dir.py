@@ -9,9 +9,8 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lth_lightning.errors import SettingError
-from lth_lightning.runs.folder import RunFolder
+from lth_lightning.runs.folder import CONFIG, RunFolder
 
-CONFIG = "config.yaml"
 RUN_DIR_VARIABLE = "LTH_LIGHTNING_RUN_DIR"  # tells the processes that DDP starts from this one where the run goes
 
 

@@ -7,7 +7,8 @@ from lth_lightning.errors import SettingError
 from lth_lightning.files import check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.runs.lock import FolderLock
 
-RESULTS, LAYERS, CURVES, TICKETS, CHECKPOINT, FIGURES = (
+CONFIG, RESULTS, LAYERS, CURVES, TICKETS, CHECKPOINT, FIGURES = (
+    "config.yaml",
     "results.csv",
     "layers.csv",
     "curves",

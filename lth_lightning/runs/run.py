@@ -120,11 +120,6 @@ def short(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def pooled(runs: Sequence[Run]) -> list[Row]:
-    """The rows of all runs, in order."""
-    return in_order(row for run in runs for row in run.rows)
-
-
 def facts(runs: Sequence[Run]) -> dict[str, str]:
     """What the runs' settings say of `SHOWN`, each value once: `seed: 0, 1, 2`."""
     found = {label: list(dict.fromkeys(run.facts.get(label, "?") for run in runs)) for label in SHOWN}
