@@ -40,6 +40,7 @@ from lth_lightning.report.aggregate import Experiment
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.tables import results_table
 from lth_lightning.report.writer import write_report
+from lth_lightning.runs.class_paths import named_as_today
 from lth_lightning.runs.folder import CONFIG, RunFolder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.run import Run, title_of
@@ -179,7 +180,7 @@ class LotteryCLI(LightningCLI):
                 parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage, "epilog": epilog}},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,  # the module saves no hyperparameters: config.yaml holds them
-                args=args,
+                args=[named_as_today(arg) for arg in args],
             )
         except BaseException:
             if self._reservation is not None:

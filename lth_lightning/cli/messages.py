@@ -27,6 +27,7 @@ from lth_lightning.errors import SettingError, likeness, unknown_name
 from lth_lightning.models import Network
 from lth_lightning.pruning import gradient_criteria  # noqa: F401 (its criteria are named by their class alone)
 from lth_lightning.pruning.criteria import Criterion
+from lth_lightning.runs.class_paths import named_as_today
 
 # What the classes must be that these settings name; errors and help list those there are.
 BASES: dict[str, type] = {
@@ -153,6 +154,10 @@ class LotteryParser(LightningArgumentParser):
         commands = self._subcommands_action
         parser = next(iter(commands.choices.values())) if commands else self
         raise SettingError(Complaint(message, parser).in_plain_words()) from ex
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Read the text of a config, which may be an earlier version's."""
+        return super().parse_string(named_as_today(content), *args, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Read a config file; errors in it say which file."""

@@ -454,3 +454,15 @@ def test_a_report_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
     said = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True).stdout
     assert said.endswith("[]\n")
     assert (run / "figures/looks.png").is_file()
+
+
+def test_comparing_the_settings_of_runs_imports_no_class_that_they_name(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        config = save(tmp_path / str(seed), USUAL, seed) / "config.yaml"
+        config.write_text(config.read_text() + "lottery: {pruning: {criterion: {class_path: lth_lightning.SNIP}}}\n")
+    code = (
+        "import sys; from lth_lightning.cli.main import main; assert main(['report', *sys.argv[1:]]) == 0; "
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "1"), str(tmp_path / "2")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("False\n")
