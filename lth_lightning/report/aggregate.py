@@ -1,7 +1,7 @@
 """What several networks say together: pooled once, for every table, chart and sentence of a report."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,13 +40,15 @@ Curve = dict[int, Spread]
 """A figure by round, or by step."""
 
 
-def by_round(runs: Sequence[Iterable[Record]], figure: Callable[[Record], float | None]) -> Curve:
-    """`figure` of the rows, which stand run by run, pooled over runs and replicates, where it is known and finite."""
-    return by(lambda row: row.round, runs, figure)
+def by_round(
+    runs: Sequence[Iterable[Record]],
+    figure: Callable[[Record], float | None],
+    key: Callable[[Any], int] = lambda row: row.round,
+) -> Curve:
+    """`figure` of the rows, which stand run by run, pooled over runs and replicates, where it is known and finite.
 
-
-def by(key: Callable[[Any], int], runs: Sequence[Iterable[Record]], figure: Callable[[Record], float | None]) -> Curve:
-    """As `by_round`, by another number of a row than its round."""
+    By round, unless `key` says by what else.
+    """
     found: dict[int, list[Value]] = {}
     for number, rows in enumerate(runs):
         for row in rows:
@@ -78,33 +80,23 @@ class Experiment:
         runs: they differ by seed only, see `check_comparable`.
         label: what tells the experiment from others of a comparison.
         values: those of the settings that do.
-
-    Attributes:
-        density: of each round.
-        kept: how many weights that is.
-        prunable: how many there were.
-        trained: for how many networks each round and variant stands: a curve a variant.
-        accuracy: test accuracy at the end of training.
-        early_stop: the step of the lowest validation loss.
-        dense_accuracy: that of the dense network, once a run: round 0 where it keeps every weight.
-        dense_stop: its early stop. A run from ticket files has no dense network.
     """
 
     def __init__(self, runs: Sequence[Run], label: str = "", values: tuple[Any, ...] = ()) -> None:
         self.runs, self.label, self.values = list(runs), label, values
         rows = sorted((row for run in runs for row in run.rows), key=lambda row: row.round)
+        self.prunable = rows[0].prunable  # weights
         self.density, self.kept = densities(rows), {row.round: row.kept for row in rows}
-        self.prunable = rows[0].prunable
-        self.trained = self._curves(lambda row: row.kept)
-        self.accuracy, self.dense_accuracy = self._measured(lambda row: row.test_acc)
-        self.early_stop, self.dense_stop = self._measured(lambda row: row.early_stop_step)
+        self.trained = self._curves(lambda row: row.kept)  # for how many networks each variant and round stands
+        self.accuracy = self._curves(lambda row: row.test_acc)  # on test data, at the end of training
+        self.early_stop = self._curves(lambda row: row.early_stop_step)
+        self.dense_accuracy, self.dense_stop = self._of_dense(self.accuracy), self._of_dense(self.early_stop)
 
     def _curves(self, figure: Callable[[Row], float | None]) -> dict[str, Curve]:
         """`by_round` of each variant for which `figure` is known, in the order of `VARIANTS`."""
         found = {v: by_round([of_variant(run.rows, v) for run in self.runs], figure) for v in VARIANTS}
         return {variant: curve for variant, curve in found.items() if curve}
 
-    def _measured(self, figure: Callable[[Row], float | None]) -> tuple[dict[str, Curve], Spread | None]:
-        is_dense = self.density.get(0) == 1
-        curves = self._curves(figure)
-        return curves, curves.get("ticket", {}).get(0) if is_dense else None
+    def _of_dense(self, curves: Mapping[str, Curve]) -> Spread | None:
+        """The dense network, once a run: round 0 where it keeps every weight. A run from ticket files has none."""
+        return curves.get("ticket", {}).get(0) if self.density.get(0) == 1 else None

@@ -44,37 +44,27 @@ MARKERS = "osD^v<>pX*"
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis measures.
-
-    Args:
-        label: beside it.
-        unit: how its values are printed, `percent`, `steps` or `number`.
-        log: whether it is logarithmic.
-        falls: whether values fall to the right.
-        zero: whether it begins at 0.
-        whole: whether only whole numbers have ticks.
-        key: the column of curves/ that it shows, of a learning curve.
-    """
+    """What an axis measures, and how its values are printed: `percent`, `steps` or `number`."""
 
     label: str
     unit: str = "number"
     log: bool = False
-    falls: bool = False
-    zero: bool = False
-    whole: bool = False
-    key: str = ""
+    falls: bool = False  # to the right
+    zero: bool = False  # begins there
+    whole: bool = False  # ticks at whole numbers only
+    key: str = ""  # of a learning curve: the column of its file
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a legend. `round` and `density` say what it means, `on` whether its series show at first."""
+    """A line of a legend: what it means, and whether its series show at first."""
 
     label: str
     style: Style = NO_STYLE
     on: bool = True
     round: int | None = None
     density: float | None = None
-    frames: bool = False
+    frames: bool = False  # whether its learning curves decide what heights are shown
 
 
 class Point(NamedTuple):
@@ -89,26 +79,18 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """Curve or `level`, a line from left to right.
+    """A curve, or a `level` from left to right: the dense network, which has no place on the axis."""
 
-    Args:
-        keys: its entries in the lists of the legend.
-        points: of a curve.
-        level: of the dense network, which has no place on the axis.
-        may_leave: whether the frame need not hold it.
-        first_run: the place of the experiment's first run among those of the chart.
-    """
-
-    keys: tuple[int, ...]
+    keys: tuple[int, ...]  # its entries in the lists of the legend
     points: list[Point] = field(default_factory=list)
     level: Spread | None = None
-    may_leave: bool = False
-    first_run: int = 0
+    may_leave: bool = False  # the frame, which need not hold it
+    first_run: int = 0  # the experiment's first among the runs of the chart
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A network's learning curve, of the legend's entries `keys`."""
+    """A network's evaluations, of the legend's entries `keys`."""
 
     keys: tuple[int, int]
     run: int
@@ -118,27 +100,16 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series, or learning curves of networks, for whoever draws them to pool.
+    """Series, or the learning curves of `networks`, for whoever draws them to pool by one of the `measures`."""
 
-    Args:
-        runs: names of the runs that figures of networks come from.
-        x: the axis to the right.
-        y: the axis upwards, of learning curves the first of `measures`.
-        legend: one or two lists of entries.
-        series: curves and levels.
-        measures: what learning curves can show.
-        networks: the learning curves.
-        prunable: weights of the dense network, over an axis of densities.
-    """
-
-    runs: list[str]
+    runs: list[str]  # names
     x: Axis
-    y: Axis
+    y: Axis  # of learning curves the first of the measures
     legend: list[list[Entry]]
     series: list[Series] = field(default_factory=list)
     measures: list[Axis] = field(default_factory=list)
     networks: list[LearningCurve] = field(default_factory=list)
-    prunable: int = 0
+    prunable: int = 0  # weights of the dense network
 
     def style(self, keys: Iterable[int]) -> Style:
         """What a series of these entries looks like: later lists have the last word."""

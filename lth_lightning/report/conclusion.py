@@ -31,10 +31,10 @@ def summary(experiment: Experiment) -> str:
     comparison = _comparison(density[chosen], tickets[chosen], compared, pairs)
     if dense is None:
         return f"{comparison}. No dense network was trained to compare with."
-    reach = "; ".join(
-        f"{named(variant)} {_reach(curve, density, dense)}"
-        for variant, curve in {"ticket": tickets, **controls}.items()
-    )
+    reaches = {
+        variant: smallest_match(curve, density, dense) for variant, curve in {"ticket": tickets, **controls}.items()
+    }
+    reach = "; ".join(f"{named(variant)} {weights(least) if least else 'none'}" for variant, least in reaches.items())
     return (
         f"{comparison}; the dense network has {percent(dense.mean)} %. The smallest density at which each was seen to "
         f"match the dense network (at most {100 * MATCH_TOLERANCE:g} points below it): {reach}."
@@ -69,11 +69,6 @@ def _comparison(
         verdict = f"{abs(gain):.1f} points {'more' if gain > 0 else 'less'} than" if gain else "as much as"
         text += f", {verdict} {named(variant)} ({facts})"
     return text
-
-
-def _reach(curve: Curve, density: dict[int, float], dense: Spread) -> str:
-    found = smallest_match(curve, density, dense)
-    return "none" if found is None else weights(found)
 
 
 def _points(fraction: float) -> str:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from lth_lightning.report.aggregate import Curve, Spread, by
+from lth_lightning.report.aggregate import Curve, Spread, by_round
 from lth_lightning.report.charts import Chart, Series, Style, in_order, layer_style
 from lth_lightning.report.wording import counted
 
@@ -43,46 +43,43 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
 
 def _over_density(chart: Chart, title: str) -> Figure:
     """Test accuracy, or early stop, over density, and above it how many weights that is."""
-    figure, axes = _frame(title, width=7)
+    figure, axes = _frame(chart, title, width=7)
     for series, entry in zip(chart.series, chart.legend[0], strict=True):
         _draw(axes, series, chart.style(series.keys), entry.label)
     _density_axis(axes, chart)
     _count_axis(axes, chart.prunable)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    axes.set_ylabel(_short(chart.y.label))
-    if chart.y.unit == "percent":
-        curves = [series for series in chart.series if series.points]
-        framed = [series for series in curves if not series.may_leave] or curves
-        values = [value.high for value in _values(curves)]
-        axes.yaxis.set_major_formatter(_as_percent)
-        axes.set_ylim(*_padded(min(value.low for value in _values(framed)), max(values)))
-    else:
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    if chart.y.zero:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_ylim(bottom=0)
+    else:
+        framed = [series for series in chart.series if not series.may_leave and series.points] or chart.series
+        axes.set_ylim(*_padded([value.low for value in _values(framed)], _values(chart.series)))
     return figure
 
 
 def _comparison(chart: Chart, title: str) -> Figure:
     """Ticket solid, random reinit dashed, the dense network a thin dotted line: a colour and a marker an experiment."""
-    figure, axes = _frame(title, width=8)
+    figure, axes = _frame(chart, title, width=8)
     for series in chart.series:
         _draw(axes, series, chart.style(series.keys), "")
-    axes.set_ylabel(_short(chart.y.label))
-    axes.yaxis.set_major_formatter(_as_percent)
     _density_axis(axes, chart)
-    tickets, kinds = {one.keys[0] for one in chart.series if one.keys[1] == 0}, {one.keys[1] for one in chart.series}
-    handles, labels = [], []
-    for place in sorted(tickets):
-        style = chart.legend[0][place].style
-        color = style.color or "black"
-        handles.append(Line2D([], [], color=color, marker=style.marker, markerfacecolor="white"))
-        labels.append(chart.legend[0][place].label)
-    for place in sorted(kinds):
-        handles.append(Line2D([], [], color="0.3", linestyle=chart.legend[1][place].style.line))
-        labels.append(chart.legend[1][place].label)
-    columns = max(1, min(3, LEGEND_WIDTH // (HANDLE_WIDTH + max(map(len, labels)))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
+    legend: dict[str, Line2D] = {}
+    for place in sorted({place for place, kind in (one.keys for one in chart.series) if kind == 0}):
+        entry = chart.legend[0][place]
+        look: dict[str, Any] = {
+            "color": entry.style.color or "black",
+            "marker": entry.style.marker,
+            "markerfacecolor": "white",
+        }
+        legend[entry.label] = Line2D([], [], **look)
+    for kind in sorted({one.keys[1] for one in chart.series}):
+        entry = chart.legend[1][kind]
+        legend[entry.label] = Line2D([], [], color="0.3", linestyle=entry.style.line)
+    columns = max(1, min(3, LEGEND_WIDTH // (HANDLE_WIDTH + max(map(len, legend)))))
+    figure.legend(
+        list(legend.values()), list(legend), loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5
+    )
     return figure
 
 
@@ -90,13 +87,11 @@ def _layers(chart: Chart, title: str) -> Figure:
     """The density of each layer over the rounds; layers that shrink alike share a curve."""
     groups = _alike(chart)
     legend_columns = math.ceil(len(groups) / 20)
-    figure, axes = _frame(title, width=5.2 + 2 * legend_columns)
+    figure, axes = _frame(chart, title, width=5.2 + 2 * legend_columns)
     for number, (label, series) in enumerate(groups.items()):
         shown = f" {label}" if label.startswith("_") else label  # matplotlib leaves names like _fc out of legends
         _draw(axes, series, layer_style(number, len(groups)), shown, colormap=("viridis", 0, 0.85))
-    axes.set_xlabel(chart.x.label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(chart.y.label)
     axes.set_yscale("log")
     _percent_ticks(axes.yaxis, [value.low for value in _values(groups.values())])
     figure.legend(loc="outside right upper", ncols=legend_columns, fontsize="small", title="layer (weights)")
@@ -118,46 +113,42 @@ def _alike(chart: Chart) -> dict[str, Series]:
 
 
 def _close(one: Series, other: Series) -> bool:
-    pairs = zip(one.points, other.points, strict=False)
-    return [point.round for point in one.points] == [point.round for point in other.points] and all(
-        math.isclose(ours.value.mean, theirs.value.mean, rel_tol=0.03) for ours, theirs in pairs
-    )
+    ours, theirs = ({point.round: point.value.mean for point in series.points} for series in (one, other))
+    return ours.keys() == theirs.keys() and all(math.isclose(ours[n], theirs[n], rel_tol=0.03) for n in ours)
 
 
 def _learning_curves(chart: Chart, title: str) -> Figure | None:
     """Accuracy over the steps of a round: the dense network, tickets at a few densities, their random reinits dashed.
 
     As in figure 3 of Frankle & Carbin 2019 (arXiv:1803.03635). Means over runs and replicates, at the steps that all
-    have; the band goes from least to greatest.
+    have. Heights go down to where the slowest ticket is after a tenth of its steps, below which all rise alike, and to
+    where the worst network ends.
     """
-    if chart.y.unit != "percent":
-        return None
-    figure, axes = _frame(title, width=7)
-    chosen = [place for place, entry in enumerate(chart.legend[0]) if entry.on and (entry.density or 1) < 1]
-    dense = [place for place, entry in enumerate(chart.legend[0]) if entry.density == 1]
-    shown: list[tuple[Curve, bool]] = []
+    entries = chart.legend[0]
+    least: list[float] = []
+    values: list[Spread] = []
+    chosen = [place for place, entry in enumerate(entries) if entry.on and (entry.density or 1) < 1]
+    dense = [place for place, entry in enumerate(entries) if entry.density == 1]
+    figure, axes = _frame(chart, title, width=7)
     for kind, variant in enumerate(chart.legend[1]):
-        for place in [*dense, *chosen] if variant.on else []:
+        for place in [*dense, *chosen] if variant.on and chart.y.unit == "percent" else []:
             if not (curve := _over_steps(chart, (place, kind))):
                 continue
-            ordered = in_order(chosen.index(place), len(chosen)) if place in chosen else Style("black", "")
-            entry = chart.legend[0][place]
-            what = f"{variant.label} {entry.label}" if place in chosen else variant.label
-            if place in dense and variant.frames:
-                what = entry.label
+            style, label = Style("black", ""), entries[place].label if variant.frames else variant.label
+            if place in chosen:
+                style, label = in_order(chosen.index(place), len(chosen)), f"{variant.label} {entries[place].label}"
             _plot(
-                axes, list(curve), list(curve.values()), ordered._replace(line=variant.style.line),
-                f"{what} ({counted(value.n for value in curve.values())})", colormap=("plasma", 0.1, 0.72),
+                axes, list(curve), list(curve.values()), style._replace(line=variant.style.line),
+                f"{label} ({counted(value.n for value in curve.values())})", colormap=("plasma", 0.1, 0.72),
                 band=0.12, markevery=max(1, len(curve) // 8), linewidth=1.4,
             )  # fmt: skip
-            shown.append((curve, variant.frames))
-    if not shown:
+            values += curve.values()
+            last = max(curve)
+            least += [v.low for step, v in curve.items() if step == last or (variant.frames and step >= 0.1 * last)]
+    if not values:
         return None
-    axes.set_xlabel(chart.x.label)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_ylabel(f"{chart.y.label} (%)")
-    axes.yaxis.set_major_formatter(_as_percent)
-    axes.set_ylim(*_range_shown(shown))
+    axes.set_ylim(*_padded(least, values))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.5)
     return figure
 
@@ -165,31 +156,24 @@ def _learning_curves(chart: Chart, title: str) -> Figure | None:
 def _over_steps(chart: Chart, keys: tuple[int, int]) -> Curve:
     """The chart's measure by step, at the steps that all networks were evaluated at."""
     curves = [network.curve for network in chart.networks if network.keys == keys]
-    found = by(lambda row: row.step, curves, lambda row: getattr(row, chart.y.key))
+    found = by_round(curves, lambda row: getattr(row, chart.y.key), lambda row: row.step)
     most = max((value.n for value in found.values()), default=0)
     return {step: value for step, value in found.items() if value.n == most}
-
-
-def _range_shown(curves: Sequence[tuple[Curve, bool]]) -> tuple[float, float]:
-    """Down to where the slowest ticket is after a tenth of its steps, below which all rise alike, and to where the
-    worst network ends."""
-    early = [
-        value.low for curve, frames in curves if frames for step, value in curve.items() if step >= 0.1 * max(curve)
-    ]
-    lowest = min(early + [list(curve.values())[-1].low for curve, _ in curves])
-    return _padded(lowest, max(value.high for curve, _ in curves for value in curve.values()))
 
 
 # ------------------------------------------------------------------------------------- parts
 
 
-def _frame(title: str, width: float) -> tuple[Figure, Axes]:
-    """An empty figure in the house's look."""
+def _frame(chart: Chart, title: str, width: float) -> tuple[Figure, Axes]:
+    """An empty figure in the house's look; the caption below it says that accuracies are those after training."""
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize="medium", parse_math=False)  # a dollar in a folder's name begins no formula
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(chart.x.label)
+    axes.set_ylabel(f"{chart.y.label} (%)" if chart.y.key else chart.y.label.replace(" at the end of training", ""))
+    axes.yaxis.set_major_formatter(_as_percent if chart.y.unit == "percent" else StrMethodFormatter("{x:,.0f}"))
     return figure, axes
 
 
@@ -199,7 +183,7 @@ def _draw(axes: Axes, series: Series, style: Style, label: str, **looks: Any) ->
         color = style.color or "black"
         axes.axhline(series.level.mean, color=color, linestyle=style.line or "-", linewidth=1, label=label)
     else:
-        _plot(axes, [point.x for point in series.points], list(_values([series])), style, label, **looks)
+        _plot(axes, [point.x for point in series.points], _values([series]), style, label, **looks)
 
 
 def _plot(
@@ -220,23 +204,18 @@ def _plot(
         axes.fill_between(x, low, high, color=color, alpha=band, linewidth=0)
 
 
-def _values(series: Iterable[Series]) -> Iterable[Spread]:
-    return (point.value for one in series for point in one.points)
+def _values(series: Iterable[Series]) -> list[Spread]:
+    return [point.value for one in series for point in one.points]
 
 
-def _padded(lowest: float, highest: float) -> tuple[float, float]:
+def _padded(least: Iterable[float], values: Iterable[Spread]) -> tuple[float, float]:
+    lowest, highest = min(least), max(value.high for value in values)
     margin = 0.05 * (highest - lowest) or 0.01
     return lowest - margin, highest + margin
 
 
-def _short(label: str) -> str:
-    """The caption of a figure says when; its axis has little room."""
-    return label.replace(" at the end of training", "")
-
-
 def _density_axis(axes: Axes, chart: Chart) -> None:
     """A logarithmic density axis that falls to the right, like the papers', around the densities of the points."""
-    axes.set_xlabel(chart.x.label)
     axes.set_xscale("log")
     axes.invert_xaxis()
     _percent_ticks(axes.xaxis, [point.x for series in chart.series for point in series.points])

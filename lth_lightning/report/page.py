@@ -8,13 +8,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from html import escape
 from importlib import resources
 from typing import Any
 
 from lth_lightning.report.aggregate import Experiment, Spread
-from lth_lightning.report.charts import MEASURES, Chart, Entry, Line, Series
+from lth_lightning.report.charts import MEASURES, Chart, Entry, Line, Series, charts_of
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.tables import (
     ACCURACIES,
@@ -50,79 +50,52 @@ ALL_POINTS = 60_000
 """Points of all learning curves of a page, about 2 MB, a file that can be mailed: many networks have fewer each."""
 
 
-@dataclass(frozen=True)
-class TitledChart:
-    """A chart as JSON, with its words."""
-
-    chart: dict[str, Any]
-    title: str
-    caption: str
-
-
-Part = str | TitledChart
-"""HTML, or a chart."""
+Part = str | tuple[str, Chart]
+"""HTML, or a chart by its name."""
 
 
 def experiment_page(experiment: Experiment, charts: Mapping[str, Chart], title: str) -> bytes:
-    """The page of an experiment.
-
-    Args:
-        experiment: what is shown.
-        charts: those of `charts_of`.
-        title: of the page.
-    """
-    return _page(title, list(_experiment(experiment, charts, points_a_curve([charts]))))
+    """The page of an experiment, with its charts by `charts_of`."""
+    return _page(title, list(_experiment(experiment, charts)))
 
 
-def comparison_page(
-    experiments: Sequence[Experiment], charts: Sequence[Mapping[str, Chart]], comparison: Chart | None, title: str
-) -> bytes:
-    """The page of several experiments: side by side, then each by itself.
-
-    Args:
-        experiments: what is shown.
-        charts: those of `charts_of`, of each.
-        comparison: the `comparison_chart`.
-        title: of the page.
-    """
+def comparison_page(experiments: Sequence[Experiment], comparison: Chart | None, title: str) -> bytes:
+    """The page of several experiments: side by side, with the `comparison_chart`, then each by itself."""
     parts: list[Part] = [_listed({f"{one.label} (n = {len(one.runs)})": summary(one) for one in experiments})]
-    points = points_a_curve(charts)
-    if comparison:
-        parts.append(TitledChart(as_json(comparison, points), *WORDS["comparison"]))
+    parts += [("comparison", comparison)] if comparison else []
     parts += [comparison_table(experiments).html("Side by side"), _paragraph(PAIRED, "note")]
-    for one, its_charts in zip(experiments, charts, strict=True):
-        parts += [f"<h2>{escape(one.label)}</h2>", *_experiment(one, its_charts, points)]
+    for one in experiments:
+        parts += [f"<h2>{escape(one.label)}</h2>", *_experiment(one, charts_of(one))]
     return _page(title, parts)
 
 
 def _page(title: str, parts: Sequence[Part]) -> bytes:
-    figures = [part for part in parts if isinstance(part, TitledChart)]
-    numbers = iter(range(len(figures)))
-    body = [_figure(next(numbers), part) if isinstance(part, TitledChart) else part for part in parts]
-    charts = [{**figure.chart, "title": figure.title} for figure in figures]
+    charts = [part for part in parts if not isinstance(part, str)]
+    points, numbers = points_a_curve([chart for _, chart in charts]), iter(range(len(charts)))
+    body = [part if isinstance(part, str) else _figure(next(numbers), *WORDS[part[0]]) for part in parts]
+    drawn = [{**as_json(chart, points), "title": WORDS[name][0]} for name, chart in charts]
     filled = {
         "title": escape(title),
-        "body": "\n".join([*([_paragraph(HINT, "note")] if figures else []), *body]),
+        "body": "\n".join([*([_paragraph(HINT, "note")] if charts else []), *body]),
         # no name in it can end the script element
-        "charts": json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "charts": json.dumps(drawn, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     template = resources.files("lth_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template).encode()
 
 
-def _figure(number: int, figure: TitledChart) -> str:
+def _figure(number: int, title: str, caption: str) -> str:
     return (
-        f'<figure data-chart="{number}"><h3>{escape(figure.title)}</h3>'
-        f"<figcaption>{escape(figure.caption)}</figcaption>"
+        f'<figure data-chart="{number}"><h3>{escape(title)}</h3><figcaption>{escape(caption)}</figcaption>'
         "<noscript><p>The curves need JavaScript; the tables do not.</p></noscript></figure>"
     )
 
 
-def _experiment(experiment: Experiment, charts: Mapping[str, Chart], points: int) -> Iterator[Part]:
+def _experiment(experiment: Experiment, charts: Mapping[str, Chart]) -> Iterator[Part]:
     """Facts, conclusion, curves, tables and settings of an experiment."""
     yield _listed(facts(experiment.runs))
     yield _paragraph(summary(experiment), "conclusion")
-    yield from (TitledChart(as_json(chart, points), *WORDS[name]) for name, chart in charts.items())
+    yield from charts.items()
     yield results_table(experiment).html("Results by round")
     yield _paragraph(ACCURACIES, "note")
     if pairs := paired_table(experiment):
@@ -219,10 +192,9 @@ def _brief(value: float | None) -> float | None:
     return round(value, 1) if abs(value) >= 10_000 else float(f"{value:.5g}")
 
 
-def points_a_curve(charts: Iterable[Mapping[str, Chart]]) -> int:
+def points_a_curve(charts: Iterable[Chart]) -> int:
     """How many points each learning curve of a page with these charts keeps."""
-    networks = sum(len(chart.networks) for its in charts for chart in its.values())
-    return min(POINTS, max(FEWEST, ALL_POINTS // max(1, networks)))
+    return min(POINTS, max(FEWEST, ALL_POINTS // max(1, sum(len(chart.networks) for chart in charts))))
 
 
 def thinned(curve: Sequence[CurveRow], most: int = POINTS) -> list[CurveRow]:

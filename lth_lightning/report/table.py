@@ -20,24 +20,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Headers and lines, of as many cells each; a header may have several lines.
-
-    Args:
-        headers: above the columns.
-        lines: below them.
-        legend: what a terminal shows below the table.
-        title: what it shows above.
-        gap: characters between the columns of a terminal.
-        label_width: if not 0, the headers behind the first two are names of any length: they wrap, in columns of at
-            least this width.
-    """
+    """Headers and lines, of as many cells each; a header may have several lines."""
 
     headers: list[str]
     lines: list[list[Cell]]
-    legend: Sequence[str] = ()
-    title: str = ""
-    gap: int = 1
-    label_width: int = 0
+    legend: Sequence[str] = ()  # below it, in a terminal
+    title: str = ""  # above it, in a terminal
+    gap: int = 1  # characters between the columns there
+    label_width: int = 0  # there, of headers of any length, which wrap: all but the first two, if not 0
 
     def markdown(self) -> str:
         """The table for report.md."""

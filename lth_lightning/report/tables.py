@@ -63,9 +63,8 @@ def _best(means: Sequence[float]) -> str:
 def _ranged(value: Spread | None, text: Callable[[float], str], best: str = "") -> Cell:
     if value is None:
         return Cell()
-    return Cell(
-        text(value.mean), f"{text(value.low)}–{text(value.high)}" if value.n > 1 else "", text(value.mean) == best
-    )
+    mean, ends = text(value.mean), f"{text(value.low)}–{text(value.high)}"
+    return Cell(mean, ends if value.n > 1 else "", mean == best)
 
 
 # ------------------------------------------------------------------------------------- paired differences
@@ -136,7 +135,7 @@ SIDE_BY_SIDE = 5
 
 def comparison_table(experiments: Sequence[Experiment]) -> Table:
     """A line a round, a column a figure of each experiment, with the ends of every interval and every n."""
-    rounds, shared = _rounds(experiments), _shared_densities(experiments)
+    rounds, shared = _shared_densities(experiments)
     columns = {"round": [Cell(str(number)) for number in rounds]}
     own = len(shared) < len(rounds)  # then each experiment has a column of its densities
     if not own:
@@ -157,23 +156,19 @@ def comparison_tables(experiments: Sequence[Experiment], title: str) -> list[Tab
     In a cell: test accuracy of the ticket and of its random reinit, below them their paired difference with half its
     95 % interval, and the density where experiments differ in it.
     """
-    rounds, shared = _rounds(experiments), _shared_densities(experiments)
+    rounds, shared = _shared_densities(experiments)
     tables = []
     for place in range(0, len(experiments), SIDE_BY_SIDE):
-        part = experiments[place : place + SIDE_BY_SIDE]
-        headers = ["round", "density\n%", *(f"{one.label}\nn = {len(one.runs)}" for one in part)]
-        gains = [paired_differences(one, "ticket", "random_reinit") for one in part]
-        lines = [
-            [
-                Cell(str(number)),
-                Cell(shared.get(number, "")),
-                *(_side(one, gain, number, number in shared) for one, gain in zip(part, gains, strict=True)),
-            ]
-            for number in rounds
-        ]
-        is_last = place + SIDE_BY_SIDE >= len(experiments)
-        legend = _SIDES if is_last else ()
-        tables.append(Table(headers, lines, legend, title if place == 0 else "", label_width=11))
+        columns = {
+            "round": [Cell(str(number)) for number in rounds],
+            "density\n%": [Cell(shared.get(number, "")) for number in rounds],
+        }
+        for one in experiments[place : place + SIDE_BY_SIDE]:
+            gains = paired_differences(one, "ticket", "random_reinit")
+            cells = [_side(one, gains, number, number in shared) for number in rounds]
+            columns[f"{one.label}\nn = {len(one.runs)}"] = cells
+        legend = _SIDES if place + SIDE_BY_SIDE >= len(experiments) else ()
+        tables.append(_table(columns, legend=legend, title=title if place == 0 else "", label_width=11))
     return tables
 
 
@@ -184,14 +179,11 @@ _SIDES = (
 )
 
 
-def _rounds(experiments: Sequence[Experiment]) -> list[int]:
-    return sorted({number for one in experiments for number in one.density})
-
-
-def _shared_densities(experiments: Sequence[Experiment]) -> dict[int, str]:
-    """The rounds' densities in percent, but for the rounds in which those of the experiments do not print the same."""
-    printed = {number: {_density(one, number) for one in experiments} - {""} for number in _rounds(experiments)}
-    return {number: texts.pop() for number, texts in printed.items() if len(texts) == 1}
+def _shared_densities(experiments: Sequence[Experiment]) -> tuple[list[int], dict[int, str]]:
+    """All rounds, and the densities, in percent, of those in which all experiments print the same."""
+    rounds = sorted({number for one in experiments for number in one.density})
+    printed = {number: {_density(one, number) for one in experiments} - {""} for number in rounds}
+    return rounds, {number: texts.pop() for number, texts in printed.items() if len(texts) == 1}
 
 
 def _side(experiment: Experiment, gain: Mapping[int, Difference], number: int, shared: bool) -> Cell:

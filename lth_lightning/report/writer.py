@@ -163,7 +163,7 @@ def write_comparison(experiments: Sequence[Experiment], keys: Sequence[str], out
         parts += [f"## {one.label}", _facts(one.runs), summary(one), *_tables(one)]
     texts = {
         "report.md": _text(parts),
-        "report.html": comparison_page(experiments, [charts_of(one) for one in experiments], chart, title),
+        "report.html": comparison_page(experiments, chart, title),
         "comparison.csv": comparison_csv(experiments, keys),
     }
     return _write(out, texts, shown)

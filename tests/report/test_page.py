@@ -56,7 +56,7 @@ def page_of(*runs: Run, title: str = "title") -> bytes:
 
 
 def comparison_of(experiments: list[Experiment], title: str) -> bytes:
-    return comparison_page(experiments, [charts_of(one) for one in experiments], comparison_chart(experiments), title)
+    return comparison_page(experiments, comparison_chart(experiments), title)
 
 
 def chart_of(name: str, *runs: Run, wanted: list[float] | None = None) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def test_thinned_curves_keep_ends_and_the_best_of_each_measure(length: int) -> N
 def test_a_page_of_many_networks_can_still_be_mailed() -> None:
     chart = charts_of(Experiment([run_of()]))["curves"]
     many = [replace(chart, networks=chart.networks[:1] * n) for n in (1, 300, 600, 100_000)]
-    assert [points_a_curve([{"curves": one}]) for one in many] == [200, 200, 100, 30]
+    assert [points_a_curve([one]) for one in many] == [200, 200, 100, 30]
     rows = [network(min(number, 9), variant, 0.9 + 0.001 * number) for number in range(31) for variant in VARIANTS[:2]]
     rows = [replace(row, round=number // 2) for number, row in enumerate(rows)][1:]
     curves = [
