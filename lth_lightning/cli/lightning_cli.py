@@ -36,9 +36,11 @@ from lth_lightning.display.terminal import LotteryProgress, in_ci
 from lth_lightning.errors import SettingError, WriteError
 from lth_lightning.files import failure_to_write, is_failure_to_write, replace_file
 from lth_lightning.lottery.callback import LotteryTicket
+from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.conclusion import summary
-from lth_lightning.report.table import table
+from lth_lightning.report.tables import results_table
 from lth_lightning.report.writer import write_report
+from lth_lightning.runs.class_paths import named_as_today
 from lth_lightning.runs.folder import CONFIG, RunFolder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.run import Run, title_of
@@ -77,7 +79,7 @@ WEIGHTS_HELP = (
     "Whose weights: a ticket's (RUN/tickets/round_03.safetensors), a checkpoint's (RUN/checkpoints/last.ckpt), or "
     "those of the `last` checkpoint of this config."
 )
-CURVES = "tensorboard"
+TENSORBOARD = "tensorboard"
 
 # With more than 40 sub-runs TensorBoard opens this page with none ticked, and it smooths what has a point a round.
 OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
@@ -178,7 +180,7 @@ class LotteryCLI(LightningCLI):
                 parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage, "epilog": epilog}},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,  # the module saves no hyperparameters: config.yaml holds them
-                args=args,
+                args=[named_as_today(arg) for arg in args],
             )
         except BaseException:
             if self._reservation is not None:
@@ -348,7 +350,7 @@ class LotteryCLI(LightningCLI):
     def _equip_for_fit(self, trainer: Namespace) -> None:
         run_dir = trainer.default_root_dir = self.settings.run_dir
         if trainer.logger in (None, True):
-            trainer.logger = SubRunLogger(run_dir, name=CURVES, version="", default_hp_metric=False)
+            trainer.logger = SubRunLogger(run_dir, name=TENSORBOARD, version="", default_hp_metric=False)
         callbacks = trainer.callbacks or []
         trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if self._quiet:
@@ -444,8 +446,9 @@ class LotteryCLI(LightningCLI):
             self._show_figures([path for path in written if path.suffix == ".png"])
             if not self._quiet:
                 console.print()
-                console.print(table(run.rows, title_of([run])))
-                console.print(summary([run.rows]), soft_wrap=not console.is_terminal)
+                experiment = PooledRuns([run])
+                console.print(results_table(experiment, title_of([run]), brief=True).rich())
+                console.print(summary(experiment), soft_wrap=not console.is_terminal)
                 console.print()
 
     def _show_figures(self, files: list[Path]) -> None:
@@ -459,6 +462,6 @@ class LotteryCLI(LightningCLI):
         console.print(f"Results, tickets and figures: {run_dir}", soft_wrap=True)
         if (run_dir / "report.html").is_file() and not self._quiet:
             console.print(f"Report, for a browser: {run_dir / 'report.html'}", soft_wrap=True)
-        if (run_dir / CURVES).is_dir() and not self._quiet:
-            console.print(f"Learning curves: tensorboard --logdir {run_dir / CURVES}", soft_wrap=True)
+        if (run_dir / TENSORBOARD).is_dir() and not self._quiet:
+            console.print(f"Learning curves: tensorboard --logdir {run_dir / TENSORBOARD}", soft_wrap=True)
             console.print(f"Over all rounds: {OVER_ROUNDS}", soft_wrap=True)

@@ -1,7 +1,7 @@
-"""The command line's parser: says in the user's words, and in one line, what is wrong with a setting.
+"""The command line's parser and its help: a mistake is one error, in the user's words where mistakes are common.
 
-jsonargparse explains itself in text only, so its text is read here. An explanation that is not recognised (another
-version's, say) is passed on as it is.
+jsonargparse explains itself in text only, so its text is read here, for settings that are missing or unknown, unknown
+classes and config files. Everything else is passed on as the parser says it, on one line.
 """
 
 import argparse
@@ -10,8 +10,6 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from pydoc import locate
 from types import UnionType
@@ -27,6 +25,7 @@ from lth_lightning.errors import SettingError, likeness, unknown_name
 from lth_lightning.models import Network
 from lth_lightning.pruning import gradient_criteria  # noqa: F401 (its criteria are named by their class alone)
 from lth_lightning.pruning.criteria import Criterion
+from lth_lightning.runs.class_paths import named_as_today
 
 # What the classes must be that these settings name; errors and help list those there are.
 BASES: dict[str, type] = {
@@ -38,7 +37,7 @@ BASES: dict[str, type] = {
     "trainer.logger": Logger,
 }
 # Arguments of classes, which no parser lists; here because everybody asks for them by their last name.
-WELL_KNOWN = ("model.optimizer.lr", "model.optimizer.momentum", "model.optimizer.weight_decay")
+WELL_KNOWN = frozenset({"model.optimizer.lr", "model.optimizer.momentum", "model.optimizer.weight_decay"})
 # What Lightning's parser says of these is not what they do here, or is hard to read.
 SAID_BETTER = {
     "help": "Show this, and stop.",
@@ -59,14 +58,6 @@ METAVARS: tuple[tuple[tuple[Any, ...], str], ...] = (
     ((os.PathLike,), "PATH"),
     ((str, None), "TEXT"),
 )
-TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "dict": 'a mapping such as {"name": value}',
-    "NoneType": "null",
-}
 
 
 class Help(DefaultHelpFormatter):
@@ -152,7 +143,11 @@ class LotteryParser(LightningArgumentParser):
             super().error(message, ex)
         commands = self._subcommands_action
         parser = next(iter(commands.choices.values())) if commands else self
-        raise SettingError(Complaint(message, parser).in_plain_words()) from ex
+        raise SettingError(in_plain_words(message, parser)) from ex
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Read the text of a config, which may be an earlier version's."""
+        return super().parse_string(named_as_today(content), *args, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Read a config file; errors in it say which file."""
@@ -161,151 +156,73 @@ class LotteryParser(LightningArgumentParser):
         except SettingError as error:
             raise SettingError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
-            raise SettingError(f"{path} is no text file; --config takes a YAML file.") from error
+            raise SettingError(f"{path} is not a text file; --config takes a YAML file.") from error
 
 
-@dataclass(frozen=True)
-class Complaint:
-    """What jsonargparse says, and the parser that has the settings it speaks of."""
+def in_plain_words(text: str, parser: argparse.ArgumentParser) -> str:
+    """What jsonargparse says, explained, or else as it is, on one line.
 
-    text: str
-    parser: argparse.ArgumentParser
-
-    def in_plain_words(self) -> str:
-        """One explanation, by the first of `_EXPLANATIONS` that recognises the text."""
-        return next((words for explain in _EXPLANATIONS if (words := explain(self))), " ".join(self.text.split()))
-
-    def find(self, pattern: str) -> str | None:
-        """The first group of the first match."""
-        match = re.search(pattern, self.text, re.DOTALL)
-        return match[1].strip() if match else None
-
-    @cached_property
-    def setting(self) -> str:
-        """The setting's whole name: `model.net`, and `model.net.hidden` if a class's own parser complains."""
-        return ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', self.text)))
-
-    @cached_property
-    def value(self) -> str | None:
-        """What was given; the innermost, where a list or a class holds it."""
-        return self.find(r"(?:Got|Given) value: (.*?)(?:\. Got value: |\n|$)")
-
-    @cached_property
-    def class_path(self) -> str:
-        """The class whose arguments are wrong."""
-        return self.find(r"class_path '([\w.]+)'") or self.find(r"class_path='([\w.]+)'") or ""
+    Args:
+        text: what it says.
+        parser: has the settings that it speaks of.
+    """
+    setting = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text)))  # and of the class that it names
+    made = _find(r"class_path[ =]'([\w.]+)'", text) or ""
+    if names := _find(r"arguments are required: ([\w., ]+)", text):
+        return _missing(names.split(", "), setting, made, parser)
+    if (given := _find(r"Option '([\w.]+)' is not accepted", text)) and callable(cls := locate(made)):
+        return str(unknown_name(f"{setting} ({made})", given, _arguments(cls)))
+    if (given := _find(r"Expected a dot import path string: (\S+)", text)) and (classes := _classes_for(setting)):
+        return f"{unknown_name(setting, given, classes)} Or give the import path of a class of your own."
+    if given := _find(r"unrecognized arguments: ([^\s=]+)", text) or _find(r"not accept option '([\w.]+)'", text):
+        return _unknown_setting(given, parser)
+    return _of_config(text) or re.sub(r'Parser key "([\w.]+)": ', r"\1: ", " ".join(text.split()))
 
 
-def _missing(complaint: Complaint) -> str | None:
-    names = complaint.find(r"arguments are required: ([\w., ]+)")
-    if names is None:
-        return None
-    if complaint.setting:
-        options = " and ".join(f"--{complaint.setting}.{name}" for name in names.split(", "))
-        return f"{complaint.setting}: {complaint.class_path.rpartition('.')[2]} needs {names}; add {options}."
-    settings = {name.partition(".")[2]: name for name in names.split(", ")}
-    meanings = [f"    --{a.dest}  {a.help}" for a in complaint.parser._actions if a.dest in settings]
-    return "\n".join(
-        [
-            f"missing: {' and '.join(settings)}. A config has them all, e.g. --config configs/quickstart.yaml; or give",
-            *meanings,
-        ]
+def _find(pattern: str, text: str) -> str | None:
+    """The first group of the first match."""
+    match = re.search(pattern, text)
+    return match[1].strip() if match else None
+
+
+def _missing(names: list[str], setting: str, made: str, parser: argparse.ArgumentParser) -> str:
+    if setting:
+        options = " and ".join(f"--{setting}.{name}" for name in names)
+        return f"{setting}: {made.rpartition('.')[2]} needs {', '.join(names)}; add {options}."
+    settings = [name.partition(".")[2] for name in names]
+    meanings = [f"\n    --{a.dest}  {a.help}" for a in parser._actions if a.dest in settings]
+    return (
+        f"missing: {' and '.join(settings)}. A config has them all, e.g. --config configs/quickstart.yaml; or give"
+        + "".join(meanings)
     )
 
 
-def _unknown_argument(complaint: Complaint) -> str | None:
-    given = complaint.find(r"Option '([\w.]+)' is not accepted")
-    made = locate(complaint.class_path)
-    if given is None or not callable(made):
-        return None
+def _arguments(made: Callable[..., Any]) -> list[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     arguments = [p.name for p in inspect.signature(made).parameters.values() if p.kind in named]
-    known = [name for name in arguments if name not in ("params", "optimizer")]  # those are filled in
-    return str(unknown_name(f"{complaint.setting} ({complaint.class_path})", given, known))
+    return [name for name in arguments if name not in ("params", "optimizer")]  # those are filled in
 
 
-def _unknown_class(complaint: Complaint) -> str | None:
-    given = complaint.find(r"Expected a dot import path string: (\S+)")
-    classes = _classes_for(complaint.setting)
-    if given is None or not classes:
-        return None
-    return f"{unknown_name(complaint.setting, given, classes)} Or give the import path of a class of your own."
-
-
-def _ambiguous(complaint: Complaint) -> str | None:
-    paths = complaint.find(r"Multiple subclasses with name \w+\..+?ambiguity: ([\w., ]+)\.")
-    if paths is None or complaint.class_path:  # then another class of that name has been tried, and has its own fault
-        return None
-    return f"{complaint.setting}: {complaint.value} is the name of several classes; give one's import path: {paths}."
-
-
-def _not_importable(complaint: Complaint) -> str | None:
-    why = complaint.find(r"class_path '[^']+':\s+(?!Parser key|\s)(.+?)(?:\n|$)")
-    why = why or complaint.find(r"callable class: (?!Parser key)(.+?)\. Got value")
-    return f"{complaint.setting}: {complaint.class_path or complaint.value}: {why}." if why else None
-
-
-def _wrong_class(complaint: Complaint) -> str | None:
-    bases = re.findall(r"not correspond to a subclass of (\w+)", complaint.text)
-    given = complaint.value or complaint.find(r"Import path (\S+) does not")
-    return f"{complaint.setting}: {given} is no {bases[-1]}." if bases else None
-
-
-def _wrong_type(complaint: Complaint) -> str | None:
-    expected = re.findall(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.+?)\])", complaint.text)
-    value = complaint.find(r"NestedArg\(key='\w+', val='?(.+?)'?\)") if "NestedArg" in complaint.text else None
-    value = value or complaint.value
-    if not expected or value is None:
-        return None
-    choices = [choice.strip("'") for _, literal in expected if literal for choice in literal.split(", ")]
-    if choices:
-        return str(unknown_name(complaint.setting, value, set(choices)))
-    types = [TYPES.get(name) or _example(name, value) for name, _ in expected]
-    return f"{complaint.setting}: {value!r} is not possible; give {' or '.join(dict.fromkeys(types))}."
-
-
-def _example(type_name: str, value: str) -> str:
-    short = type_name.rpartition(".")[2]
-    return f"a list such as [{value}]" if short in ("list", "Sequence", "Iterable") else f"a {short}"
-
-
-def _config_file(complaint: Complaint) -> str | None:
-    given = complaint.find(r"Parser key \"config\": (?:File does not exist|Path is not a file): '(.+)'")
-    if given is None:
-        return None
-    wanted = Path(os.path.relpath(given))
-    files = sorted(wanted.parent.glob("*.yaml")) or sorted(Path("configs").glob("*.yaml"))
-    nearest = max(files, key=lambda file: likeness(wanted.stem, file.stem), default=None)
-    hint = f" Did you mean {nearest}?" if nearest and likeness(wanted.stem, nearest.stem) >= 0.5 else ""
+def _of_config(text: str) -> str | None:
+    """What is wrong with a config file, if that is it; the whole error names the file."""
+    if given := _find(r"Parser key \"config\": (?:File does not exist|Path is not a file): '(.+)'", text):
+        wanted = Path(os.path.relpath(given))
+        files = sorted(wanted.parent.glob("*.yaml")) or sorted(Path("configs").glob("*.yaml"))
+        return str(unknown_name("config", str(wanted), map(str, files)))
+    if "Problems parsing config: " in text:
+        reason = text.partition("Problems parsing config: ")[2].replace('in "<unicode string>",', "at")
+        return f"not YAML: {' '.join(reason.split())}."
     return (
-        f"config: there is no file {wanted}; there is {', '.join(map(str, files)) or 'none in configs/ either'}.{hint}"
+        "no settings in it; a config reads like\n    lottery:\n      rounds: 10"
+        if "Unexpected config" in text
+        else None
     )
 
 
-def _no_settings(complaint: Complaint) -> str | None:
-    if (reason := complaint.find(r"Problems parsing config: (.+)")) is not None:
-        where = reason.replace('in "<unicode string>",', "at")
-        return f"no YAML: {' '.join(where.split())}."
-    if "Unexpected config" in complaint.text:
-        return "no settings in it; a config file reads like\n    lottery:\n      rounds: 10"
-    given = complaint.find(r"Unable to load config '(.+?)'")
-    if given is None:
-        return None
-    return (
-        f"{complaint.setting}: {given!r} is no config file; set one of its settings, --{complaint.setting}.NAME VALUE."
-    )
-
-
-def _unknown_setting(complaint: Complaint) -> str | None:
-    given = complaint.find(r"unrecognized arguments: ([^\s=]+)")
-    if given is not None and not given.startswith("-"):
-        return f"{given}: of which setting? Settings are written --name value."
-    given = given or complaint.find(r"not accept option '([\w.]+)'")
-    if given is None:
-        return None
+def _unknown_setting(given: str, parser: argparse.ArgumentParser) -> str:
     name = given.lstrip("-")
-    settings = {action.dest for action in complaint.parser._actions if action.option_strings}
-    nearest = max(settings.union(WELL_KNOWN), key=lambda setting: _closeness(name, setting))
+    settings = WELL_KNOWN.union(action.dest for action in parser._actions if action.option_strings)
+    nearest = max(settings, key=lambda setting: _closeness(name, setting))
     hint = f" Did you mean {given.removesuffix(name)}{nearest}?" if _closeness(name, nearest) >= 1 else ""
     return f"there is no setting {given}.{hint} `python train.py fit --help` lists them all."
 
@@ -313,20 +230,6 @@ def _unknown_setting(complaint: Complaint) -> str | None:
 def _closeness(given: str, setting: str) -> float:
     """Up to 2: a setting under another parent (`lottery.scope`) is as near as one that is mistyped."""
     return likeness(given, setting) + likeness(given.rpartition(".")[2], setting.rpartition(".")[2])
-
-
-_EXPLANATIONS: tuple[Callable[[Complaint], str | None], ...] = (
-    _missing,
-    _unknown_argument,
-    _unknown_class,
-    _ambiguous,
-    _not_importable,
-    _wrong_class,
-    _config_file,
-    _wrong_type,
-    _no_settings,
-    _unknown_setting,
-)
 
 
 def _classes_for(setting: str) -> list[str]:

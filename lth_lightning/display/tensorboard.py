@@ -13,10 +13,11 @@ from lth_lightning.errors import SettingError
 from lth_lightning.lottery.callback import LotteryTicket
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.lottery.provenance import architecture, data_name
+from lth_lightning.report.aggregate import PooledRuns
+from lth_lightning.report.charts import charts_of
 from lth_lightning.report.conclusion import summary
-from lth_lightning.report.sheet import markdown
-from lth_lightning.report.table import results_sheet
-from lth_lightning.report.writer import drawn
+from lth_lightning.report.tables import results_table
+from lth_lightning.report.writer import figures_of
 from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
 from lth_lightning.runs.run import Run
@@ -26,7 +27,7 @@ BINS = 60  # of a histogram; TensorBoard shows 30
 DRAWING_SHARE = 1 / 30  # of the fit's time, at most
 FIRST_DRAWING = 3.0  # seconds, matplotlib's import included
 
-CHARTS = {
+BY_ROUND = {
     "test accuracy at the end of training, by round": ("rounds/test_acc", "test_acc"),
     "validation accuracy at the end of training, by round": ("rounds/val_acc", "val_acc"),
     "early stop (step of the lowest validation loss), by round": ("rounds/early_stop_step", "early_stop_step"),
@@ -140,9 +141,10 @@ class LotteryBoard(L.Callback):
             return
         rows = in_order(self._lottery.results)
         if self._charts_missing:
-            _add(writer, custom_scalars(charts(rows)), self._lottery.plan[0].round)
+            _add(writer, custom_scalars(layout(rows)), self._lottery.plan[0].round)
             self._charts_missing = False
-        writer.add_text("results", f"{summary([rows])}\n\n{markdown(results_sheet(rows))}", rows[-1].round)
+        experiment = PooledRuns([Run(self._lottery.folder.path, rows)])
+        writer.add_text("results", f"{summary(experiment)}\n\n{results_table(experiment).markdown()}", rows[-1].round)
         writer.flush()
         self._told_rows = len(rows)
 
@@ -168,7 +170,8 @@ class LotteryBoard(L.Callback):
         from lth_lightning.report.figures import image_bytes  # matplotlib: only who draws waits for it
 
         try:
-            figures = drawn([Run.read(self._lottery.folder.path)])
+            experiment = PooledRuns([Run.read(self._lottery.folder.path)])
+            figures = figures_of(experiment, charts_of(experiment))
             pictures = {name: image_bytes(figure, "png") for name, figure in figures.items()}
         except Exception as error:  # any: hours of training are worth more than a picture of them
             rank_zero_warn(f"No figures in TensorBoard for now: {error}")
@@ -195,9 +198,9 @@ class LotteryBoard(L.Callback):
             self._lottery.summary.close()
 
 
-def charts(rows: Sequence[Row]) -> dict[str, dict[str, tuple[str, list[str]]]]:
+def layout(rows: Sequence[Row]) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """The layout of the custom-scalars page, as torch's `custom_scalars` takes it; no chart without points."""
-    shown = {title: tag for title, (tag, column) in CHARTS.items() if getattr(rows[0], column) is not None}
+    shown = {title: tag for title, (tag, column) in BY_ROUND.items() if getattr(rows[0], column) is not None}
     layers = {"density of each layer of the ticket, by round": "layers/.*"}
     return {"all rounds": {title: ("Multiline", [f"^{tag}$"]) for title, tag in {**shown, **layers}.items()}}
 

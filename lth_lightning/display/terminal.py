@@ -37,7 +37,7 @@ HEADINGS = ("round", "density", "variant", "val acc", "test acc", "early stop", 
 
 
 @dataclass(frozen=True)
-class Columns:
+class NetworkLines:
     """The table of finished networks as lines of text: 74 characters with controls, 69 without.
 
     Args:
@@ -191,7 +191,7 @@ class LotteryProgress(ProgressBar):
         if lottery is None:
             raise SettingError("trainer.callbacks: LotteryProgress shows a LotteryTicket's networks; there is none.")
         self._lottery, self._pace = lottery, Pace()
-        self._columns = Columns(max(len(name) for name in ("variant", *(network.name for network in lottery.plan))))
+        self._lines = NetworkLines(max(len(name) for name in ("variant", *(network.name for network in lottery.plan))))
         self._console = self._given_console or Console(highlight=False)
         self._header_due = True
         if not self._disabled and can_redraw(self._console):
@@ -203,7 +203,7 @@ class LotteryProgress(ProgressBar):
     ) -> None:
         self._network, self._density = network, density
         if self._header_due:
-            self._write(Text(self._columns.header, style="bold"))
+            self._write(Text(self._lines.header, style="bold"))
             self._header_due = False
         self._draw(trainer, None)
 
@@ -214,7 +214,7 @@ class LotteryProgress(ProgressBar):
         self._draw(trainer, _loss(outputs))
 
     def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
-        self._write(Text(self._columns.line(row), style="" if row.variant == "ticket" else "dim"))
+        self._write(Text(self._lines.line(row), style="" if row.variant == "ticket" else "dim"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()
@@ -239,11 +239,11 @@ class LotteryProgress(ProgressBar):
         if self._live is None:
             return
         start = time.monotonic()
-        self._live.update(drawn(self._moment(trainer, loss)), refresh=True)
+        self._live.update(drawn(self._glimpse(trainer, loss)), refresh=True)
         end = time.monotonic()
         self._due = end + max(REFRESH_SECONDS, IDLE * (end - start))
 
-    def _moment(self, trainer: L.Trainer, loss: float | None) -> Glimpse:
+    def _glimpse(self, trainer: L.Trainer, loss: float | None) -> Glimpse:
         lottery = self._lottery
         done, to_go = self._steps_done(trainer), self._steps_to_go(trainer)
         return Glimpse(

@@ -1,33 +1,66 @@
-"""What the rows of several networks say together: pooled over runs and replicates."""
+"""What several networks say together: pooled once, for every table, chart and sentence of a report."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from lth_lightning.runs.rows import VARIANTS, Record, Row
+from lth_lightning.runs.run import Run
+
+
+class Value(NamedTuple):
+    """A figure of one network: of the run with this number, and of this replicate."""
+
+    value: float
+    run: int
+    replicate: int
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over the `n` networks (runs, replicates) for which it is known."""
+    """One figure over the `n` networks (runs, replicates) for which it is known; `each` says which these are."""
 
     mean: float
     low: float
     high: float
     n: int
+    each: tuple[Value, ...] = field(default=(), compare=False)
+
+    @property
+    def by_run(self) -> dict[int, float]:
+        """The figure of each run, the mean over its replicates."""
+        runs: dict[int, list[float]] = {}
+        for value, run, _ in self.each:
+            runs.setdefault(run, []).append(value)
+        return {run: sum(values) / len(values) for run, values in runs.items()}
 
 
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean, least and greatest of the values that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return Spread(sum(known) / len(known), min(known), max(known), len(known)) if known else None
+Curve = dict[int, Spread]
+"""A figure by round, or by step."""
 
 
-def by_round(rows: Iterable[Record], figure: Callable[[Record], float | None]) -> dict[int, Spread]:
-    """`figure` of the rows, pooled over runs and replicates; only the rounds where it is known."""
-    pooled: dict[int, list[float | None]] = {}
-    for row in rows:
-        pooled.setdefault(row.round, []).append(figure(row))
-    return {number: found for number, values in sorted(pooled.items()) if (found := spread(values))}
+def by_round(
+    runs: Sequence[Iterable[Record]],
+    figure: Callable[[Record], float | None],
+    key: Callable[[Any], int] = lambda row: row.round,
+) -> Curve:
+    """`figure` of the rows, which stand run by run, pooled over runs and replicates, where it is known and finite.
+
+    By round, unless `key` says by what else.
+    """
+    found: dict[int, list[Value]] = {}
+    for number, rows in enumerate(runs):
+        for row in rows:
+            value = figure(row)
+            if value is not None and math.isfinite(value):
+                found.setdefault(key(row), []).append(Value(value, number, row.replicate))
+    return {at: _spread(each) for at, each in sorted(found.items())}
+
+
+def _spread(each: Sequence[Value]) -> Spread:
+    values = [one.value for one in each]
+    return Spread(sum(values) / len(values), min(values), max(values), len(values), tuple(each))
 
 
 def of_variant(rows: Iterable[Record], variant: str) -> list[Record]:
@@ -35,17 +68,35 @@ def of_variant(rows: Iterable[Record], variant: str) -> list[Record]:
     return [row for row in rows if row.variant == variant]
 
 
-def curves(rows: Sequence[Row], figure: Callable[[Row], float | None]) -> dict[str, dict[int, Spread]]:
-    """`by_round` of each variant for which `figure` is known, in the order of `VARIANTS`."""
-    found = {variant: by_round(of_variant(rows, variant), figure) for variant in VARIANTS}
-    return {variant: curve for variant, curve in found.items() if curve}
-
-
 def densities(rows: Iterable[Row]) -> dict[int, float]:
     """The density of each round; a round's variants share it."""
     return {row.round: row.density for row in rows}
 
 
-def dense_rows(rows: Iterable[Row]) -> list[Row]:
-    """The dense network, once a run: round 0 where it keeps every weight (a run from ticket files has none)."""
-    return [row for row in rows if row.round == 0 and row.variant == "ticket" and row.kept == row.prunable]
+class PooledRuns:
+    """Repetitions of one experiment, pooled over runs and replicates.
+
+    Args:
+        runs: they differ by seed only, see `check_comparable`.
+        label: what tells the experiment from others of a comparison.
+        values: those of the settings that do.
+    """
+
+    def __init__(self, runs: Sequence[Run], label: str = "", values: tuple[Any, ...] = ()) -> None:
+        self.runs, self.label, self.values = list(runs), label, values
+        rows = sorted((row for run in runs for row in run.rows), key=lambda row: row.round)
+        self.prunable = rows[0].prunable  # weights
+        self.density, self.kept = densities(rows), {row.round: row.kept for row in rows}
+        self.trained = self._curves(lambda row: row.kept)  # for how many networks each variant and round stands
+        self.accuracy = self._curves(lambda row: row.test_acc)  # on test data, at the end of training
+        self.early_stop = self._curves(lambda row: row.early_stop_step)
+        self.dense_accuracy, self.dense_stop = self._of_dense(self.accuracy), self._of_dense(self.early_stop)
+
+    def _curves(self, figure: Callable[[Row], float | None]) -> dict[str, Curve]:
+        """`by_round` of each variant for which `figure` is known, in the order of `VARIANTS`."""
+        found = {v: by_round([of_variant(run.rows, v) for run in self.runs], figure) for v in VARIANTS}
+        return {variant: curve for variant, curve in found.items() if curve}
+
+    def _of_dense(self, curves: Mapping[str, Curve]) -> Spread | None:
+        """The dense network, once a run: round 0 where it keeps every weight. A run from ticket files has none."""
+        return curves.get("ticket", {}).get(0) if self.density.get(0) == 1 else None

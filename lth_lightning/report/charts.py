@@ -1,305 +1,273 @@
-"""What the curves of report.html show: pooled figures as JSON for `page.html`, which draws them.
+"""The charts of a report as data, each made once; `figures` (PNG, SVG) and the script of `page.html` draw them.
 
 A chart is its axes, its legend and its series. The legend has one or two lists of entries; a series names an entry of
-each (`keys`), looks as they say together, and shows while all of them are on. Every point carries the networks it is
-the mean of (`each`: value, number of the run, replicate), so that whoever points at it sees which runs these are.
-Fractions stay fractions here; the page prints percent.
+each (`keys`), and looks as they say together. Fractions stay fractions here; whoever draws prints percent.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
-from lth_lightning.report.aggregate import dense_rows, densities, of_variant
-from lth_lightning.report.conclusion import counted, named, short_names, weights
+from lth_lightning.report.aggregate import Curve, PooledRuns, Spread, by_round, of_variant
 from lth_lightning.report.learning_curves import chosen_rounds
-from lth_lightning.report.styles import COLORS, MARKERS, STYLES
-from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row
-from lth_lightning.runs.run import Run, pooled
+from lth_lightning.report.wording import counted, named, short_names, weights
+from lth_lightning.runs.rows import VARIANTS, CurveRow
+from lth_lightning.runs.run import Run
 
-Chart = dict[str, Any]
+Line = Literal["-", "--", ":"] | tuple[float, tuple[float, ...]]
 
-POINTS = 200
-"""The most points of a learning curve that the page holds: more are nearer to each other than a screen can show."""
-FEWEST = 30
-ALL_POINTS = 60_000
-"""Points of all learning curves of a page, about 2 MB, a file that can be mailed: many networks have fewer each."""
-MEASURES = {
-    "test_acc": ("test accuracy", "percent"),
-    "val_acc": ("validation accuracy", "percent"),
-    "test_loss": ("test loss", "number"),
-    "val_loss": ("validation loss", "number"),
+
+class Style(NamedTuple):
+    """How a series looks; None is what another entry says. Readable in black and white, and by the colour-blind.
+
+    `ramp` is a place from 0 to 1 between dark and light, in place of a colour, so that the order of many curves shows.
+    """
+
+    color: str | None = None
+    marker: str | None = None
+    line: Line | None = None
+    ramp: float | None = None
+
+
+NO_STYLE = Style()
+STYLES = {
+    "ticket": Style("#0072B2", "o", "-"),
+    "random_reinit": Style("#D55E00", "s", (0, (5, 1.5))),
+    "random_mask": Style("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
+    "pruned_only": Style("#CC79A7", "D", (0, (1, 1.5))),
 }
-DENSITY = {"label": "weights kept (%, log scale)", "log": True, "falls": True, "unit": "percent"}
-ACCURACY = {"label": "test accuracy at the end of training (%)", "unit": "percent"}
-STOP = {"label": "early stop (step of lowest validation loss)", "unit": "steps", "zero": True}
+# The first six of Okabe and Ito (2008), and the ink: black, on a dark page white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", None)
+MARKERS = "osD^v<>pX*"
 
 
-class Network(NamedTuple):
-    """A figure of one trained network, with the number of its run."""
+@dataclass(frozen=True)
+class Axis:
+    """What an axis measures, and how its values are printed: `percent`, `steps` or `number`."""
 
+    label: str
+    unit: str = "number"
+    log: bool = False
+    falls: bool = False  # to the right
+    zero: bool = False  # begins there
+    whole: bool = False  # ticks at whole numbers only
+    key: str = ""  # of a learning curve: the column of its file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a legend: what it means, and whether its series show at first."""
+
+    label: str
+    style: Style = NO_STYLE
+    on: bool = True
+    round: int | None = None
+    density: float | None = None
+    frames: bool = False  # whether its learning curves decide what heights are shown
+
+
+class Point(NamedTuple):
+    """A round: where it stands, and the networks that it is the mean of."""
+
+    round: int
+    density: float | None
+    kept: int
+    x: float
+    value: Spread
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve, or a `level` from left to right: the dense network, which has no place on the axis."""
+
+    keys: tuple[int, ...]  # its entries in the lists of the legend
+    points: list[Point] = field(default_factory=list)
+    level: Spread | None = None
+    may_leave: bool = False  # the frame, which need not hold it
+    first_run: int = 0  # the experiment's first among the runs of the chart
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """A network's evaluations, of the legend's entries `keys`."""
+
+    keys: tuple[int, int]
     run: int
-    row: Row | LayerRow
-    value: float
+    replicate: int
+    curve: list[CurveRow]
 
 
-def accuracy_chart(runs: Sequence[Run]) -> Chart | None:
-    """Test accuracy at the end of training over density, per variant; None where none is known.
+@dataclass(frozen=True)
+class Chart:
+    """Series, or the learning curves of `networks`, for whoever draws them to pool by one of the `measures`."""
+
+    runs: list[str]  # names
+    x: Axis
+    y: Axis  # of learning curves the first of the measures
+    legend: list[list[Entry]]
+    series: list[Series] = field(default_factory=list)
+    measures: list[Axis] = field(default_factory=list)
+    networks: list[LearningCurve] = field(default_factory=list)
+    prunable: int = 0  # weights of the dense network
+
+    def style(self, keys: Iterable[int]) -> Style:
+        """What a series of these entries looks like: later lists have the last word."""
+        found = Style()
+        for entries, key in zip(self.legend, keys, strict=True):
+            said = {name: value for name, value in entries[key].style._asdict().items() if value is not None}
+            found = found._replace(**said)
+        return found
+
+
+DENSITY = Axis("weights kept (%, log scale)", "percent", log=True, falls=True)
+ACCURACY = Axis("test accuracy at the end of training (%)", "percent")
+STOP = Axis("early stop (step of lowest validation loss)", "steps", zero=True)
+LAYER = Axis("weights kept in the layer (%, log scale)", "percent", log=True)
+MEASURES = (
+    Axis("test accuracy", "percent", key="test_acc"),
+    Axis("validation accuracy", "percent", key="val_acc"),
+    Axis("test loss", key="test_loss"),
+    Axis("validation loss", key="val_loss"),
+)
+
+
+def charts_of(experiment: PooledRuns, wanted: Sequence[float] | None = None) -> dict[str, Chart]:
+    """The charts of an experiment that have something to show, by the names of their files.
+
+    Args:
+        experiment: what is shown.
+        wanted: the densities whose learning curves show at first, as for `chosen_rounds`.
+
+    Raises:
+        SettingError: no round is near one of `wanted`.
+    """
+    found = {
+        "accuracy": _over_density(experiment, experiment.accuracy, experiment.dense_accuracy, ACCURACY),
+        "early_stop": _over_density(experiment, experiment.early_stop, experiment.dense_stop, STOP),
+        "curves": _learning_curves(experiment, wanted),
+        "layers": _layers(experiment),
+    }
+    return {name: chart for name, chart in found.items() if chart}
+
+
+def _over_density(
+    experiment: PooledRuns, curves: Mapping[str, Curve], dense: Spread | None, axis: Axis
+) -> Chart | None:
+    """A figure at the end of training over density, per variant; the dense network is a line.
 
     The frame is that of the trained networks: `pruned_only`, which soon falls to chance, may leave it.
     """
-    return _over_density(runs, lambda row: row.test_acc, ACCURACY)
-
-
-def early_stop_chart(runs: Sequence[Run]) -> Chart | None:
-    """The step of the lowest validation loss over density, per variant; None where none is known."""
-    return _over_density(runs, lambda row: row.early_stop_step, STOP)
-
-
-def _over_density(runs: Sequence[Run], figure: Callable[[Row], float | None], axis: Mapping[str, Any]) -> Chart | None:
-    density = densities(pooled(runs))
-    legend: list[Any] = []
-    series: list[Any] = []
-    for variant in VARIANTS:
-        if points := _points(_networks(runs, variant, figure), lambda row: row.density, density):
-            style = STYLES[variant]
-            series.append({"keys": [len(legend)], "points": points, "may_leave": variant == "pruned_only"})
-            legend.append(
-                {
-                    "label": f"{named(variant)} ({counted(point['n'] for point in points)})",
-                    "color": style.color,
-                    "marker": style.marker,
-                    "dash": _dash(style.line),
-                }
-            )
+    legend = [Entry(f"{named(v)} ({counted(s.n for s in curve.values())})", STYLES[v]) for v, curve in curves.items()]
+    series = [
+        Series((place,), _points(experiment, curve), may_leave=variant == "pruned_only")
+        for place, (variant, curve) in enumerate(curves.items())
+    ]
     if not series:
         return None
-    if dense := _dense(runs, figure):
-        series.append({"keys": [len(legend)], "level": dense})
-        legend.append({"label": f"dense network (n = {dense['n']})", "dash": _dash("--")})
-    return _chart(runs, DENSITY, axis, [legend], series)
+    if dense:
+        series.append(Series((len(legend),), level=dense))
+        legend.append(Entry(f"dense network (n = {dense.n})", Style(line="--")))
+    return Chart(_names(experiment.runs), DENSITY, axis, [legend], series, prunable=experiment.prunable)
 
 
-def layers_chart(runs: Sequence[Run]) -> Chart | None:
-    """The density of each prunable layer of the tickets over the rounds; None where there is no ticket."""
-    layers = [row for run in runs for row in of_variant(run.layers, "ticket")]
-    sizes = {row.layer: row.size for row in layers}
+def _points(experiment: PooledRuns, curve: Curve) -> list[Point]:
+    density = experiment.density
+    return [Point(n, density[n], experiment.kept[n], density[n], value) for n, value in curve.items()]
+
+
+def _layers(experiment: PooledRuns) -> Chart | None:
+    """The density of each prunable layer of the tickets over the rounds."""
+    tickets = [of_variant(run.layers, "ticket") for run in experiment.runs]
+    sizes = {row.layer: row.size for row in chain(*tickets)}
     if not sizes:
         return None
-    density, lines = densities(pooled(runs)), [style.line for style in STYLES.values()]
-    legend: list[Any] = []
-    series: list[Any] = []
+    legend, series = [], []
     for place, (layer, short) in enumerate(zip(sizes, short_names(list(sizes)), strict=True)):
-        found = [
-            Network(number, row, row.density)
-            for number, run in enumerate(runs)
-            for row in of_variant(run.layers, "ticket")
-            if row.layer == layer and row.density  # an empty layer has no place on a log axis: its curve ends
+        rows = [[row for row in run if row.layer == layer] for run in tickets]
+        curve = by_round(rows, lambda row: row.density or None)  # an empty layer leaves a log axis: its curve ends
+        points = [
+            Point(n, experiment.density.get(n), round(value.mean * sizes[layer]), n, value)
+            for n, value in curve.items()
         ]
-        series.append({"keys": [place], "points": _points(found, lambda row: row.round, density)})
-        dash = _dash(lines[place % len(lines)])
-        legend.append({"label": f"{short} ({sizes[layer]:,})", "dash": dash, **_in_order(place, len(sizes))})
-    y = {"label": "weights kept in the layer (%, log scale)", "log": True, "unit": "percent"}
-    return _chart(runs, {"label": "round", "unit": "number", "whole": True}, y, [legend], series)
+        series.append(Series((place,), points))
+        legend.append(Entry(f"{short} ({sizes[layer]:,})", layer_style(place, len(sizes))))
+    return Chart(_names(experiment.runs), Axis("round", whole=True), LAYER, [legend], series)
 
 
-def comparison_chart(groups: Mapping[str, Sequence[Run]]) -> Chart | None:
-    """Test accuracy over density of several experiments: a colour and a marker a group, a line a kind of network.
+def layer_style(place: int, of: int) -> Style:
+    """From dark (the first layer) to light, with a marker and a line of its own."""
+    lines = [style.line for style in STYLES.values()]
+    return in_order(place, of)._replace(line=lines[place % len(lines)])
 
-    Args:
-        groups: the runs of each group, by its label.
 
-    Returns:
-        The chart, or None where no test accuracy is known.
+def in_order(place: int, of: int) -> Style:
+    """The style of one of several curves that have an order."""
+    return Style(marker=MARKERS[place % len(MARKERS)], ramp=place / max(1, of - 1))
+
+
+def comparison_chart(experiments: Sequence[PooledRuns]) -> Chart | None:
+    """Test accuracy over density of several experiments: a colour and a marker each, a line a kind of network.
+
+    None where no test accuracy is known.
     """
-    runs = [run for members in groups.values() for run in members]
-    kinds = {"ticket": STYLES["ticket"].line, "random_reinit": STYLES["random_reinit"].line, "dense network": ":"}
-    first = 0
-    series: list[Any] = []
-    legend: list[Any] = []
-    for place, (label, members) in enumerate(groups.items()):
-        density, n = densities(pooled(members)), [0]
-        for kind, variant in enumerate(("ticket", "random_reinit")):
-            found = _networks(members, variant, lambda row: row.test_acc, first)
-            if points := _points(found, lambda row: row.density, density):
-                series.append({"keys": [place, kind], "points": points})
-                n = [point["n"] for point in points] if variant == "ticket" else n
-        if dense := _dense(members, lambda row: row.test_acc, first):
-            series.append({"keys": [place, 2], "level": dense})
-        legend.append({"label": f"{label} ({counted(n)})", **_of_group(place)})
-        first += len(members)
-    if not any("points" in one for one in series):
+    kinds = {kind: STYLES[kind] for kind in ("ticket", "random_reinit")} | {"dense network": Style(line=":")}
+    legend, series, first = [], [], 0
+    for place, one in enumerate(experiments):
+        found = {kind: curve for kind, curve in one.accuracy.items() if kind in kinds}
+        for kind, curve in found.items():
+            series.append(Series((place, list(kinds).index(kind)), _points(one, curve), first_run=first))
+        if one.dense_accuracy:
+            series.append(Series((place, 2), level=one.dense_accuracy, first_run=first))
+        n = counted(value.n for value in found["ticket"].values()) if "ticket" in found else "n = 0"
+        style = Style(COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)])
+        legend.append(Entry(f"{one.label} ({n})", style))
+        first += len(one.runs)
+    if not any(one.points for one in series):
         return None
-    lines = [{"label": named(kind), "dash": _dash(line)} for kind, line in kinds.items()]
-    return _chart(runs, DENSITY, ACCURACY, [legend, lines], series)
+    lines = [Entry(named(kind), Style(line=style.line)) for kind, style in kinds.items()]
+    return Chart(_names(chain(*(one.runs for one in experiments))), DENSITY, ACCURACY, [legend, lines], series)
 
 
-def curves_chart(runs: Sequence[Run], most: int = POINTS, wanted: Sequence[float] | None = None) -> Chart | None:
-    """The learning curve of every network, for the page to pool and to choose from.
-
-    Args:
-        runs: repetitions of one experiment.
-        most: points a curve keeps, see `thinned`.
-        wanted: the densities to begin with, beside the dense network's, as for `chosen_rounds`.
-
-    Returns:
-        The chart, or None where there are no learning curves.
-    """
+def _learning_curves(experiment: PooledRuns, wanted: Sequence[float] | None) -> Chart | None:
+    """The learning curve of every network; some show at first: see `chosen_rounds`."""
     found: dict[tuple[int, int, str, int], list[CurveRow]] = {}
-    for number, run in enumerate(runs):
+    for place, run in enumerate(experiment.runs):
         for point in run.curves:
-            found.setdefault((number, point.round, point.variant, point.replicate), []).append(point)
-    if not found:
+            found.setdefault((place, point.round, point.variant, point.replicate), []).append(point)
+    points = list(chain(*found.values()))
+    measures = [axis for axis in MEASURES if any(getattr(point, axis.key) is not None for point in points)]
+    if not measures:
         return None
-    density = densities(pooled(runs))
-    rounds = sorted({number for _, number, _, _ in found})
-    variants = [variant for variant in VARIANTS if any(key[2] == variant for key in found)]
-    measures = [
-        name for name in MEASURES if any(getattr(p, name) is not None for curve in found.values() for p in curve)
-    ]
-    steps: dict[tuple[int, ...], int] = {}
-    networks = []
-    for (run_number, number, variant, replicate), curve in found.items():
-        points = thinned(curve, most)
-        values = {name: [_brief(getattr(point, name)) for point in points] for name in measures}
-        place = steps.setdefault(tuple(point.step for point in points), len(steps))
-        keys = [rounds.index(number), variants.index(variant)]
-        networks.append({"keys": keys, "run": run_number, "replicate": replicate, "steps": place, **values})
-    sparse = [number for number in rounds if density.get(number, 1) < 1]
-    shown = chosen_rounds(list(chain(*found.values())), {number: density[number] for number in sparse}, wanted)
+    rounds = sorted({point.round for point in points})
+    variants = [variant for variant in VARIANTS if any(point.variant == variant for point in points)]
+    density = {number: experiment.density.get(number) for number in rounds}
+    sparse = {number: value for number, value in density.items() if value is not None and value < 1}
+    measured = [point for point in points if getattr(point, measures[0].key) is not None]
+    shown = chosen_rounds(measured, sparse, wanted)
     legend = [
-        {
-            "label": _of_round(number, density),
-            "on": number in shown or number not in sparse,
-            "round": number,
-            "density": _brief(density.get(number)),
-            **(_in_order(sparse.index(number), len(sparse)) if number in sparse else {}),
-        }
-        for number in rounds
+        Entry(
+            "dense network" if value == 1 else f"round {number}" if value is None else weights(value),
+            in_order(list(sparse).index(number), len(sparse)) if number in sparse else NO_STYLE,
+            on=number in shown or number not in sparse,
+            round=number,
+            density=value,
+        )
+        for number, value in density.items()
     ]
     lines = [
-        {
-            "label": named(variant),
-            "dash": _dash(STYLES[variant].line),
-            "on": variant in ("ticket", "random_reinit"),
-            "frames": variant == "ticket",
-        }
-        for variant in variants
+        Entry(named(v), Style(line=STYLES[v].line), on=v in ("ticket", "random_reinit"), frames=v == "ticket")
+        for v in variants
     ]
-    axes = [{"key": name, "label": MEASURES[name][0], "unit": MEASURES[name][1]} for name in measures]
-    x = {"label": "training step of the round", "unit": "steps"}
-    chart = _chart(runs, x, axes[0] if axes else {}, [legend, lines], [])
-    return chart | {"measures": axes, "steps": [list(one) for one in steps], "networks": networks}
-
-
-def points_a_curve(networks: int) -> int:
-    """How many points each learning curve of a page keeps that has this many of them."""
-    return min(POINTS, max(FEWEST, ALL_POINTS // max(1, networks)))
-
-
-def thinned(curve: Sequence[CurveRow], most: int = POINTS) -> list[CurveRow]:
-    """At most `most` points of a learning curve: evenly spread ones, the first, the last, and each measure's best.
-
-    The even ones stand at the same places in curves of the same length, so that they can be pooled.
-    """
-    if len(curve) <= most:
-        return list(curve)
-    best = set()
-    for name in MEASURES:
-        sign = 1 if name.endswith("loss") else -1
-        values = [(getattr(point, name), place) for place, point in enumerate(curve)]
-        known = [(sign * value, place) for value, place in values if value is not None and math.isfinite(value)]
-        best |= {min(known)[1]} if known else set()
-    apart = math.ceil((len(curve) - 1) / (most - len(MEASURES) - 1))
-    return [curve[place] for place in sorted({*range(0, len(curve), apart), len(curve) - 1, *best})]
-
-
-# ------------------------------------------------------------------------------------- parts of a chart
-
-
-def _chart(
-    runs: Sequence[Run], x: Mapping[str, Any], y: Mapping[str, Any], legend: list[Any], series: list[Any]
-) -> Chart:
-    return {"runs": [_run(run) for run in runs], "x": x, "y": y, "legend": legend, "series": series}
-
-
-def _run(run: Run) -> str:
-    """How the page names a run: by its folder and its seed."""
-    return f"{run.name}, seed {run.facts['seed']}" if "seed" in run.facts else run.name
-
-
-def _networks(
-    runs: Sequence[Run], variant: str, figure: Callable[[Row], float | None], first: int = 0
-) -> list[Network]:
-    return _measured(
-        ((number, row) for number, run in enumerate(runs, first) for row in of_variant(run.rows, variant)), figure
-    )
-
-
-def _dense(runs: Sequence[Run], figure: Callable[[Row], float | None], first: int = 0) -> dict[str, Any] | None:
-    found = _measured(((number, row) for number, run in enumerate(runs, first) for row in dense_rows(run.rows)), figure)
-    return _pooled(found) if found else None
-
-
-def _measured(rows: Iterable[tuple[int, Row]], figure: Callable[[Row], float | None]) -> list[Network]:
-    """Those for which the figure is known."""
-    found = ((number, row, figure(row)) for number, row in rows)
-    return [Network(number, row, value) for number, row, value in found if value is not None and math.isfinite(value)]
-
-
-def _points(found: Iterable[Network], x: Callable[[Any], float], density: Mapping[int, float]) -> list[dict[str, Any]]:
-    """A point a round, in their order."""
-    rounds: dict[int, list[Network]] = {}
-    for network in found:
-        rounds.setdefault(network.row.round, []).append(network)
-    return [
-        {
-            "round": number,
-            "density": _brief(density.get(number)),
-            "kept": networks[0].row.kept,
-            "x": _brief(x(networks[0].row)),
-            **_pooled(networks),
-        }
-        for number, networks in sorted(rounds.items())
+    networks = [
+        LearningCurve((rounds.index(number), variants.index(variant)), place, replicate, curve)
+        for (place, number, variant, replicate), curve in found.items()
     ]
+    x = Axis("training step of the round", "steps")
+    names = _names(experiment.runs)
+    return Chart(names, x, measures[0], [legend, lines], measures=measures, networks=networks)
 
 
-def _pooled(found: Sequence[Network]) -> dict[str, Any]:
-    values = [network.value for network in found]
-    return {
-        "y": _brief(math.fsum(values) / len(values)),
-        "low": _brief(min(values)),
-        "high": _brief(max(values)),
-        "n": len(values),
-        "each": [[_brief(network.value), network.run, network.row.replicate] for network in found],
-    }
-
-
-def _brief(value: float | None) -> float | None:
-    """Five digits, which no screen can tell from more; whole numbers whole; None for what JSON has no number for."""
-    if isinstance(value, int) or value is None or not math.isfinite(value):
-        return value if isinstance(value, int) else None
-    return round(value, 1) if abs(value) >= 10_000 else float(f"{value:.5g}")
-
-
-def _of_round(number: int, density: Mapping[int, float]) -> str:
-    if density.get(number) == 1:
-        return "dense network"
-    return weights(density[number]) if number in density else f"round {number}"
-
-
-def _of_group(place: int) -> dict[str, Any]:
-    color = COLORS[place % len(COLORS)]
-    look = {"marker": MARKERS[place % len(MARKERS)]}
-    return look if color == "#000000" else {"color": color, **look}  # without a colour: the ink, light or dark
-
-
-def _in_order(place: int, of: int) -> dict[str, Any]:
-    """A place on the page's ramp from dark to light, so that the order of many curves shows without colour too."""
-    return {"ramp": _brief(place / max(1, of - 1)), "marker": MARKERS[place % len(MARKERS)]}
-
-
-def _dash(line: str | tuple[int, tuple[float, ...]]) -> list[float]:
-    """Matplotlib's line as lengths of dashes and gaps, in line widths; empty for a solid one."""
-    return {"-": [], "--": [3.7, 1.6], ":": [1, 1.65]}[line] if isinstance(line, str) else list(line[1])
+def _names(runs: Iterable[Run]) -> list[str]:
+    """How a chart names its runs: by folder and seed."""
+    return [f"{run.name}, seed {run.facts['seed']}" if "seed" in run.facts else run.name for run in runs]

@@ -9,13 +9,12 @@ from typing import TypeVar
 from rich.console import Console
 
 from lth_lightning.errors import SettingError
-from lth_lightning.report.comparison import full_names, group_runs
-from lth_lightning.report.comparison_table import comparison_tables
+from lth_lightning.report.aggregate import PooledRuns
+from lth_lightning.report.comparison import experiments_of, full_names
 from lth_lightning.report.conclusion import summary
-from lth_lightning.report.paired_table import paired_table
-from lth_lightning.report.table import table
-from lth_lightning.report.writer import _by_run, _rows, write_comparison, write_report
-from lth_lightning.runs.run import Run, pooled, read_all, title_of
+from lth_lightning.report.tables import comparison_tables, paired_table, results_table
+from lth_lightning.report.writer import write_comparison, write_report
+from lth_lightning.runs.run import Run, read_all, title_of
 
 T = TypeVar("T")
 
@@ -110,11 +109,11 @@ def _report(given: argparse.Namespace, console: Console) -> list[Path]:
     runs = read_all(given.runs)
     out = given.out or (runs[0].path if len(runs) == 1 else runs[0].path.parent / "report")
     written = write_report(runs, out, given.densities)
-    by_run = [run.rows for run in runs]
-    console.print(table(pooled(runs), title_of(runs)))
-    if pairs := paired_table(by_run):
-        console.print("", pairs, sep="\n")
-    console.print(f"\n{summary(by_run)}")
+    experiment = PooledRuns(runs)
+    console.print(results_table(experiment, title_of(runs), brief=True).rich())
+    if pairs := paired_table(experiment, brief=True):
+        console.print("", pairs.rich(), sep="\n")
+    console.print(f"\n{summary(experiment)}")
     return written
 
 
@@ -128,12 +127,12 @@ def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
         )
     runs = read_all(given.runs)
     keys = full_names(given.compare, runs)
-    groups = group_runs(runs, keys)
+    experiments = experiments_of(runs, keys)
     out = given.out or _common_folder(runs) / "_".join(["comparison", *keys])
-    written = write_comparison(groups, keys, out)
-    for one in comparison_tables(_by_run(groups), f"Compared by {', '.join(keys)}"):
-        console.print(one, "", sep="\n")
-    console.print("\n\n".join(f"{group.label}: {summary(_rows(group))}" for group in groups))
+    written = write_comparison(experiments, keys, out)
+    for table in comparison_tables(experiments, f"Compared by {', '.join(keys)}"):
+        console.print(table.rich(), "", sep="\n")
+    console.print("\n\n".join(f"{one.label}: {summary(one)}" for one in experiments))
     return written
 
 

@@ -18,7 +18,7 @@ NOT_COMPARED = (
 )
 FINDING = ("lottery.rounds", "lottery.pruning", "lottery.rewind_to")
 """How tickets are found. A run that trains the tickets of another has these settings too, and uses none of them."""
-CONTROLS = ("lottery.rounds", "lottery.control*", "lottery.evaluate_test", "lottery.tickets")
+AFTER_FINDING = ("lottery.rounds", "lottery.control*", "lottery.evaluate_test", "lottery.tickets")
 """What leaves the tickets that a run finds as they are."""
 
 
@@ -48,7 +48,7 @@ def all_settings(run: Run, among: Sequence[Run]) -> Settings:
 
 def _of_finding(settings: Settings) -> Settings:
     """What counts of the run that found the tickets, and of the run that found that one's tickets, if it had any."""
-    counts = what_counts(_with_images_a_step(settings), (*NOT_COMPARED, *CONTROLS, "tickets"))
+    counts = what_counts(_with_images_a_step(settings), (*NOT_COMPARED, *AFTER_FINDING, "tickets"))
     return counts | ({"tickets": _of_finding(settings["tickets"])} if settings.get("tickets") else {})
 
 

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from itertools import combinations
 from typing import Any
 
 from lth_lightning.errors import SettingError, likeness
+from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.comparable import all_settings, brief, check_comparable, compared, key
 from lth_lightning.report.statistics import Statistic, statistics
 from lth_lightning.runs.rows import as_csv
@@ -17,25 +18,16 @@ GOES_ALONG = {"data.dataset": ("model.net.input_shape", "model.net.num_classes")
 """Settings that another value of a setting brings with it."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ by seed only; `values` are those of the settings that tell groups apart."""
-
-    label: str
-    values: tuple[Any, ...]
-    runs: list[Run]
-
-
-def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
-    """The runs by their values of the settings `keys`, in the order in which these first come.
+def experiments_of(runs: Sequence[Run], keys: Sequence[str]) -> list[PooledRuns]:
+    """The experiments that the runs belong to, told apart by their values of the settings `keys`, in the runs' order.
 
     Args:
         runs: all of them.
         keys: full names, from `full_names`.
 
     Raises:
-        SettingError: the runs of a group are not comparable, other settings differ between groups, or there is only
-            one group.
+        SettingError: the runs of an experiment are not comparable, other settings differ between experiments, or there
+            is only one.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
@@ -49,7 +41,7 @@ def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     labels = _labels([_values(members[0], runs, keys) for members in groups], keys)
     _check_nothing_else_differs([members[0] for members in groups], runs, keys, labels)
     return [
-        Group(label, tuple(_values(members[0], runs, keys)), members)
+        PooledRuns(members, label, tuple(_values(members[0], runs, keys)))
         for label, members in zip(labels, groups, strict=True)
     ]
 
@@ -181,13 +173,13 @@ def _label(name: str, value: Any) -> str:
 # ------------------------------------------------------------------------------------- comparison.csv
 
 
-def comparison_csv(groups: Sequence[Group], keys: Sequence[str]) -> bytes:
-    """`Statistic` for each round and variant of each group, behind the group's label and its settings' values."""
+def comparison_csv(experiments: Sequence[PooledRuns], keys: Sequence[str]) -> bytes:
+    """`Statistic` for each round and variant of each experiment, behind its label and its settings' values."""
     columns = ["group", *keys, *(field.name for field in fields(Statistic))]
     rows = [
-        (group.label, *map(_as_field, group.values), *astuple(statistic))
-        for group in groups
-        for statistic in statistics([run.rows for run in group.runs])
+        (one.label, *map(_as_field, one.values), *astuple(statistic))
+        for one in experiments
+        for statistic in statistics(one)
     ]
     return as_csv(columns, rows)
 

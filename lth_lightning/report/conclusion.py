@@ -1,20 +1,12 @@
 """What the rows say about the lottery ticket hypothesis, in words."""
 
-from collections.abc import Iterable, Sequence
-
-from lth_lightning.report.aggregate import Spread, curves, dense_rows, densities, spread
-from lth_lightning.report.statistics import (
-    MATCH_TOLERANCE,
-    Difference,
-    RunRows,
-    matches,
-    paired_differences,
-    smallest_match,
-)
+from lth_lightning.report.aggregate import Curve, PooledRuns, Spread
+from lth_lightning.report.statistics import MATCH_TOLERANCE, Difference, matches, paired_differences, smallest_match
+from lth_lightning.report.wording import named, percent, weights
 
 
-def summary(runs: Sequence[RunRows]) -> str:
-    """What the rows of the runs say about the hypothesis, for or against it, in two sentences.
+def summary(experiment: PooledRuns) -> str:
+    """What the networks of an experiment say about the hypothesis, for or against it, in two sentences.
 
     A network *matches* the dense one when its mean test accuracy at the end of training is at most
     `MATCH_TOLERANCE` lower. The ticket is compared with its controls at the smallest density at which it matches
@@ -23,25 +15,26 @@ def summary(runs: Sequence[RunRows]) -> str:
     `pruned_only` is no control: it is not trained. With more than one run the difference is that of pairs, with its
     95 % interval; that the round was chosen by its result is not accounted for.
     """
-    rows = [row for run in runs for row in run]
-    sparse = [row for row in rows if row.density < 1]
-    accuracy = curves(sparse, lambda row: row.test_acc)
-    tickets = accuracy.get("ticket")
+    density, dense = experiment.density, experiment.dense_accuracy
+    sparse = {
+        variant: curve
+        for variant, whole in experiment.accuracy.items()
+        if (curve := {number: value for number, value in whole.items() if density[number] < 1})
+    }
+    tickets = sparse.get("ticket")
     if not tickets:
         return "No test accuracy of a sparse ticket is known, so there is nothing to conclude."
-    density = densities(sparse)
-    controls = {variant: curve for variant, curve in accuracy.items() if variant in ("random_reinit", "random_mask")}
-    dense = spread(row.test_acc for row in dense_rows(rows))
+    controls = {variant: curve for variant, curve in sparse.items() if variant in ("random_reinit", "random_mask")}
     chosen = _round_to_compare(tickets, controls, density, dense)
     compared = {variant: curve[chosen] for variant, curve in controls.items() if chosen in curve}
-    pairs = {variant: paired_differences(runs, "ticket", variant).get(chosen) for variant in compared}
+    pairs = {variant: paired_differences(experiment, "ticket", variant).get(chosen) for variant in compared}
     comparison = _comparison(density[chosen], tickets[chosen], compared, pairs)
     if dense is None:
         return f"{comparison}. No dense network was trained to compare with."
-    reach = "; ".join(
-        f"{named(variant)} {_reach(curve, density, dense)}"
-        for variant, curve in {"ticket": tickets, **controls}.items()
-    )
+    reaches = {
+        variant: smallest_match(curve, density, dense) for variant, curve in {"ticket": tickets, **controls}.items()
+    }
+    reach = "; ".join(f"{named(variant)} {weights(least) if least else 'none'}" for variant, least in reaches.items())
     return (
         f"{comparison}; the dense network has {percent(dense.mean)} %. The smallest density at which each was seen to "
         f"match the dense network (at most {100 * MATCH_TOLERANCE:g} points below it): {reach}."
@@ -49,7 +42,7 @@ def summary(runs: Sequence[RunRows]) -> str:
 
 
 def _round_to_compare(
-    tickets: dict[int, Spread], controls: dict[str, dict[int, Spread]], density: dict[int, float], dense: Spread | None
+    tickets: Curve, controls: dict[str, Curve], density: dict[int, float], dense: Spread | None
 ) -> int:
     """The round of `summary`'s comparison; without a dense network the sparsest one."""
     candidates = [number for number in tickets if any(number in curve for curve in controls.values())] or list(tickets)
@@ -78,41 +71,5 @@ def _comparison(
     return text
 
 
-def _reach(curve: dict[int, Spread], density: dict[int, float], dense: Spread) -> str:
-    found = smallest_match(curve, density, dense)
-    return "none" if found is None else weights(found)
-
-
 def _points(fraction: float) -> str:
     return percent(fraction).replace("-", "−")
-
-
-def weights(density: float) -> str:
-    """A density as sentences and labels print it: 0.2107 is 21.1 %."""
-    return f"{100 * density:.3g} %"
-
-
-def named(variant: str) -> str:
-    """A variant's name in words."""
-    return variant.replace("_", " ")
-
-
-def short_names(names: list[str]) -> list[str]:
-    """The names without the dotted parts that all of them begin with (`model.net.`) or end in (`.weight`)."""
-    parts = [name.split(".") for name in names]
-    for end in (0, -1):
-        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
-            for part in parts:
-                del part[end]
-    return [".".join(part) for part in parts]
-
-
-def counted(counts: Iterable[int]) -> str:
-    """How many networks or runs figures stand for: "n = 3", or "n = 1 to 3" where they differ."""
-    found = set(counts)
-    return "n = " + " to ".join(map(str, sorted({min(found), max(found)})))
-
-
-def percent(fraction: float) -> str:
-    """An accuracy as tables and sentences print it: 0.9751 is 97.5."""
-    return f"{100 * fraction:.1f}"

@@ -1,90 +1,32 @@
-"""The papers' figures, drawn from rows; readable in black and white and by the colour-blind.
+"""A report's charts as PNG and SVG, drawn with matplotlib; readable in black and white and by the colour-blind.
 
-Nothing but this module and those of single figures (`curve_figure.py`, `comparison_figure.py`, `pictures.py`) imports
-matplotlib, so that whoever draws nothing does not wait for it.
+Nothing but this module and `pictures` imports matplotlib, so that whoever draws nothing does not wait for it.
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from lth_lightning.report.aggregate import Spread, by_round, curves, dense_rows, densities, of_variant, spread
-from lth_lightning.report.conclusion import counted, short_names
-from lth_lightning.report.styles import MARKERS, STYLES, Style
-from lth_lightning.runs.rows import LayerRow, Row
+from lth_lightning.report.aggregate import Curve, Spread, by_round
+from lth_lightning.report.charts import Chart, Series, Style, in_order, layer_style
+from lth_lightning.report.wording import counted
 
-Curve = dict[int, Spread]
-"""What was measured, by round."""
+LEGEND_WIDTH, HANDLE_WIDTH = 115, 9  # in letters
 
 
-def accuracy_figure(rows: Sequence[Row], title: str) -> Figure | None:
-    """Test accuracy at the end of training over density, per variant; the dense network is a line.
-
-    The frame is that of the trained networks: `pruned_only`, which soon falls to chance, may leave it.
-
-    Returns:
-        The figure, or None where no test accuracy is known.
-    """
-    found = curves(rows, lambda row: row.test_acc)
-    if not found:
-        return None
-    figure, axes = _over_density(rows, found, spread(row.test_acc for row in dense_rows(rows)), title)
-    axes.set_ylabel("test accuracy (%)")
-    axes.yaxis.set_major_formatter(as_percent)
-    framed = {variant: curve for variant, curve in found.items() if variant != "pruned_only"} or found
-    lowest = min(value.low for curve in framed.values() for value in curve.values())
-    highest = max(value.high for curve in found.values() for value in curve.values())
-    margin = 0.05 * (highest - lowest) or 0.01
-    axes.set_ylim(lowest - margin, highest + margin)
-    return figure
-
-
-def early_stop_figure(rows: Sequence[Row], title: str) -> Figure | None:
-    """The step of the lowest validation loss over density, per variant: how soon each has learned.
-
-    Returns:
-        The figure, or None where no such step is known.
-    """
-    found = curves(rows, lambda row: row.early_stop_step)
-    if not found:
-        return None
-    figure, axes = _over_density(rows, found, spread(row.early_stop_step for row in dense_rows(rows)), title)
-    axes.set_ylabel("early stop (step of lowest validation loss)")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_ylim(bottom=0)
-    return figure
-
-
-def layers_figure(layers: Sequence[LayerRow], title: str) -> Figure | None:
-    """The density of each prunable layer of the tickets over the rounds; layers that shrink alike share a curve.
-
-    Returns:
-        The figure, or None where there is no ticket.
-    """
-    tickets = of_variant(layers, "ticket")
-    if not tickets:
-        return None
-    groups = _alike(tickets)
-    legend_columns = math.ceil(len(groups) / 20)
-    figure, axes = frame(title, width=5.2 + 2 * legend_columns)
-    for number, (label, curve) in enumerate(groups.items()):
-        shown = f" {label}" if label.startswith("_") else label  # matplotlib leaves names like _fc out of legends
-        draw(axes, list(curve), list(curve.values()), _layer_style(number, len(groups)), shown)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("weights kept in the layer (%, log scale)")
-    axes.set_yscale("log")
-    percent_ticks(axes.yaxis, [value.low for curve in groups.values() for value in curve.values()])
-    figure.legend(loc="outside right upper", ncols=legend_columns, fontsize="small", title="layer (weights)")
-    return figure
+def figure_of(name: str, chart: Chart, title: str) -> Figure | None:
+    """The figure of a chart of `charts_of`, or of the `comparison_chart`; None where it shows losses alone."""
+    draw = {"curves": _learning_curves, "layers": _layers, "comparison": _comparison}
+    return draw.get(name, _over_density)(chart, title)
 
 
 def image_bytes(figure: Figure, kind: str) -> bytes:
@@ -96,79 +38,187 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
     return out.getvalue()
 
 
-def frame(title: str, width: float) -> tuple[Figure, Axes]:
-    """An empty figure in the house's look."""
+# ------------------------------------------------------------------------------------- charts
+
+
+def _over_density(chart: Chart, title: str) -> Figure:
+    """Test accuracy, or early stop, over density, and above it how many weights that is."""
+    figure, axes = _frame(chart, title, width=7)
+    for series, entry in zip(chart.series, chart.legend[0], strict=True):
+        _draw(axes, series, chart.style(series.keys), entry.label)
+    _density_axis(axes, chart)
+    _count_axis(axes, chart.prunable)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    if chart.y.zero:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.set_ylim(bottom=0)
+    else:
+        framed = [series for series in chart.series if not series.may_leave and series.points] or chart.series
+        axes.set_ylim(*_padded([value.low for value in _values(framed)], _values(chart.series)))
+    return figure
+
+
+def _comparison(chart: Chart, title: str) -> Figure:
+    """Ticket solid, random reinit dashed, the dense network a thin dotted line: a colour and a marker an experiment."""
+    figure, axes = _frame(chart, title, width=8)
+    for series in chart.series:
+        _draw(axes, series, chart.style(series.keys), "")
+    _density_axis(axes, chart)
+    legend: dict[str, Line2D] = {}
+    for place in sorted({place for place, kind in (one.keys for one in chart.series) if kind == 0}):
+        entry = chart.legend[0][place]
+        look: dict[str, Any] = {
+            "color": entry.style.color or "black",
+            "marker": entry.style.marker,
+            "markerfacecolor": "white",
+        }
+        legend[entry.label] = Line2D([], [], **look)
+    for kind in sorted({one.keys[1] for one in chart.series}):
+        entry = chart.legend[1][kind]
+        legend[entry.label] = Line2D([], [], color="0.3", linestyle=entry.style.line)
+    columns = max(1, min(3, LEGEND_WIDTH // (HANDLE_WIDTH + max(map(len, legend)))))
+    figure.legend(
+        list(legend.values()), list(legend), loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5
+    )
+    return figure
+
+
+def _layers(chart: Chart, title: str) -> Figure:
+    """The density of each layer over the rounds; layers that shrink alike share a curve."""
+    groups = _alike(chart)
+    legend_columns = math.ceil(len(groups) / 20)
+    figure, axes = _frame(chart, title, width=5.2 + 2 * legend_columns)
+    for number, (label, series) in enumerate(groups.items()):
+        shown = f" {label}" if label.startswith("_") else label  # matplotlib leaves names like _fc out of legends
+        _draw(axes, series, layer_style(number, len(groups)), shown, colormap=("viridis", 0, 0.85))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_yscale("log")
+    _percent_ticks(axes.yaxis, [value.low for value in _values(groups.values())])
+    figure.legend(loc="outside right upper", ncols=legend_columns, fontsize="small", title="layer (weights)")
+    return figure
+
+
+def _alike(chart: Chart) -> dict[str, Series]:
+    """The layers' curves by label. Layers within 3 % of each other in every round, a line's width, are one curve."""
+    groups: list[tuple[Series, list[str]]] = []
+    for series, entry in zip(chart.series, chart.legend[0], strict=True):
+        names = next((names for other, names in groups if _close(series, other)), None)
+        if names is None:
+            groups.append((series, names := []))
+        names.append(entry.label)
+    return {
+        ",\n".join(names) if len(names) < 4 else f"{names[0]} …\n{names[-1]}: {len(names)} layers": series
+        for series, names in groups
+    }
+
+
+def _close(one: Series, other: Series) -> bool:
+    ours, theirs = ({point.round: point.value.mean for point in series.points} for series in (one, other))
+    return ours.keys() == theirs.keys() and all(math.isclose(ours[n], theirs[n], rel_tol=0.03) for n in ours)
+
+
+def _learning_curves(chart: Chart, title: str) -> Figure | None:
+    """Accuracy over the steps of a round: the dense network, tickets at a few densities, their random reinits dashed.
+
+    As in figure 3 of Frankle & Carbin 2019 (arXiv:1803.03635). Means over runs and replicates, at the steps that all
+    have. Heights go down to where the slowest ticket is after a tenth of its steps, below which all rise alike, and to
+    where the worst network ends.
+    """
+    entries = chart.legend[0]
+    least: list[float] = []
+    values: list[Spread] = []
+    chosen = [place for place, entry in enumerate(entries) if entry.on and (entry.density or 1) < 1]
+    dense = [place for place, entry in enumerate(entries) if entry.density == 1]
+    figure, axes = _frame(chart, title, width=7)
+    for kind, variant in enumerate(chart.legend[1]):
+        for place in [*dense, *chosen] if variant.on and chart.y.unit == "percent" else []:
+            if not (curve := _over_steps(chart, (place, kind))):
+                continue
+            style, label = Style("black", ""), entries[place].label if variant.frames else variant.label
+            if place in chosen:
+                style, label = in_order(chosen.index(place), len(chosen)), f"{variant.label} {entries[place].label}"
+            _plot(
+                axes, list(curve), list(curve.values()), style._replace(line=variant.style.line),
+                f"{label} ({counted(value.n for value in curve.values())})", colormap=("plasma", 0.1, 0.72),
+                band=0.12, markevery=max(1, len(curve) // 8), linewidth=1.4,
+            )  # fmt: skip
+            values += curve.values()
+            last = max(curve)
+            least += [v.low for step, v in curve.items() if step == last or (variant.frames and step >= 0.1 * last)]
+    if not values:
+        return None
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_ylim(*_padded(least, values))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.5)
+    return figure
+
+
+def _over_steps(chart: Chart, keys: tuple[int, int]) -> Curve:
+    """The chart's measure by step, at the steps that all networks were evaluated at."""
+    curves = [network.curve for network in chart.networks if network.keys == keys]
+    found = by_round(curves, lambda row: getattr(row, chart.y.key), lambda row: row.step)
+    most = max((value.n for value in found.values()), default=0)
+    return {step: value for step, value in found.items() if value.n == most}
+
+
+# ------------------------------------------------------------------------------------- parts
+
+
+def _frame(chart: Chart, title: str, width: float) -> tuple[Figure, Axes]:
+    """An empty figure in the house's look; the caption below it says that accuracies are those after training."""
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize="medium", parse_math=False)  # a dollar in a folder's name begins no formula
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(chart.x.label)
+    axes.set_ylabel(f"{chart.y.label} (%)" if chart.y.key else chart.y.label.replace(" at the end of training", ""))
+    axes.yaxis.set_major_formatter(_as_percent if chart.y.unit == "percent" else StrMethodFormatter("{x:,.0f}"))
     return figure, axes
 
 
-def _over_density(
-    rows: Sequence[Row], found: dict[str, Curve], dense: Spread | None, title: str
-) -> tuple[Figure, Axes]:
-    """A curve a variant over a density axis that falls to the right, and the dense network's mean as a line."""
-    figure, axes = frame(title, width=7)
-    density = densities(rows)
-    for variant, curve in found.items():
-        label = f"{variant.replace('_', ' ')} ({counted(value.n for value in curve.values())})"
-        draw(axes, [density[number] for number in curve], list(curve.values()), STYLES[variant], label)
-    if dense:
-        axes.axhline(dense.mean, color="black", linestyle="--", linewidth=1, label=f"dense network (n = {dense.n})")
-    density_axis(axes, list(density.values()))
-    _count_axis(axes, rows[0].prunable)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure, axes
+def _draw(axes: Axes, series: Series, style: Style, label: str, **looks: Any) -> None:
+    """A series: its curve, or its level as a thin line."""
+    if series.level:
+        color = style.color or "black"
+        axes.axhline(series.level.mean, color=color, linestyle=style.line or "-", linewidth=1, label=label)
+    else:
+        _plot(axes, [point.x for point in series.points], _values([series]), style, label, **looks)
 
 
-def draw(axes: Axes, x: Sequence[float], values: Sequence[Spread], style: Style, label: str) -> None:
+def _plot(
+    axes: Axes, x: Sequence[float], values: Sequence[Spread], style: Style, label: str,
+    colormap: tuple[str, float, float] = ("viridis", 0, 1), band: float = 0.15, **looks: Any,
+) -> None:  # fmt: skip
     """Means as a line with markers, and from least to greatest as a band."""
-    means = [value.mean for value in values]
+    color = style.color or "black"
+    if style.ramp is not None:
+        name, start, length = colormap
+        color = to_hex(colormaps[name](start + length * style.ramp))
     axes.plot(
-        x, means, color=style.color, marker=style.marker, linestyle=style.line,
-        markersize=5, markerfacecolor="white", label=label,
+        x, [value.mean for value in values], color=color, marker=style.marker, linestyle=style.line,
+        markersize=5, markerfacecolor="white", label=label, **looks,
     )  # fmt: skip
     if any(value.n > 1 for value in values):
         low, high = [value.low for value in values], [value.high for value in values]
-        axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=color, alpha=band, linewidth=0)
 
 
-def _alike(tickets: Sequence[LayerRow]) -> dict[str, Curve]:
-    """The layers' curves by label. Layers within 3 % of each other in every round, a line's width, are one curve."""
-    sizes = {row.layer: row.size for row in tickets}
-    groups: list[tuple[Curve, list[str]]] = []
-    for layer, short in zip(sizes, short_names(list(sizes)), strict=True):
-        # a layer pruned to nothing has no place on a log axis: its curve ends
-        curve = by_round([row for row in tickets if row.layer == layer], lambda row: row.density or None)
-        group = next((names for other, names in groups if _close(curve, other)), None)
-        if group is None:
-            groups.append((curve, group := []))
-        group.append(f"{short} ({sizes[layer]:,})")
-    return {
-        ",\n".join(names) if len(names) < 4 else f"{names[0]} …\n{names[-1]}: {len(names)} layers": curve
-        for curve, names in groups
-    }
+def _values(series: Iterable[Series]) -> list[Spread]:
+    return [point.value for one in series for point in one.points]
 
 
-def _close(one: Curve, other: Curve) -> bool:
-    return one.keys() == other.keys() and all(math.isclose(one[n].mean, other[n].mean, rel_tol=0.03) for n in one)
+def _padded(least: Iterable[float], values: Iterable[Spread]) -> tuple[float, float]:
+    lowest, highest = min(least), max(value.high for value in values)
+    margin = 0.05 * (highest - lowest) or 0.01
+    return lowest - margin, highest + margin
 
 
-def _layer_style(number: int, of: int) -> Style:
-    """From dark (the first layer) to light, so that the order of many layers shows without colour too."""
-    lines = [style.line for style in STYLES.values()]
-    color = to_hex(colormaps["viridis"](0.85 * number / max(1, of - 1)))
-    return Style(color, MARKERS[number % len(MARKERS)], lines[number % len(lines)])
-
-
-def density_axis(axes: Axes, shown: Sequence[float]) -> None:
-    """A logarithmic density axis that falls to the right, like the papers', around the densities `shown`."""
-    axes.set_xlabel("weights kept (%, log scale)")
+def _density_axis(axes: Axes, chart: Chart) -> None:
+    """A logarithmic density axis that falls to the right, like the papers', around the densities of the points."""
     axes.set_xscale("log")
     axes.invert_xaxis()
-    percent_ticks(axes.xaxis, shown)
+    _percent_ticks(axes.xaxis, [point.x for series in chart.series for point in series.points])
 
 
 def _count_axis(axes: Axes, prunable: int) -> None:
@@ -190,7 +240,7 @@ def weight_count(weights: float) -> str:
     return f"{weights:,.0f}"
 
 
-def percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
+def _percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
     """Ticks at 100, 50, 20, 10 … percent, finer where fewer than three of them fall among the densities `shown`."""
     least = min(shown) * 0.95
     for digits in ((1, 2, 5), range(1, 10)):
@@ -200,9 +250,9 @@ def percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
             break
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(as_percent)
+    axis.set_major_formatter(_as_percent)
 
 
-def as_percent(fraction: float, position: float) -> str:
+def _as_percent(fraction: float, position: float) -> str:
     """A fraction as a tick in percent."""
     return f"{100 * fraction:g}"

@@ -5,28 +5,28 @@ the script that draws the curves.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from html import escape
 from importlib import resources
 from typing import Any
 
-from lth_lightning.report.charts import (
-    Chart,
-    accuracy_chart,
-    comparison_chart,
-    curves_chart,
-    early_stop_chart,
-    layers_chart,
-    points_a_curve,
+from lth_lightning.report.aggregate import PooledRuns, Spread
+from lth_lightning.report.charts import MEASURES, Chart, Entry, Line, Series, charts_of
+from lth_lightning.report.conclusion import summary
+from lth_lightning.report.tables import (
+    ACCURACIES,
+    PAIRED,
+    comparison_table,
+    networks_table,
+    paired_table,
+    results_table,
+    settings_table,
 )
-from lth_lightning.report.comparison_table import comparison_sheet
-from lth_lightning.report.conclusion import named, percent, summary
-from lth_lightning.report.paired_table import INTERVALS, paired_sheet
-from lth_lightning.report.sheet import Cell, Sheet, html
-from lth_lightning.report.table import ACCURACIES, results_sheet
-from lth_lightning.runs.run import Run, facts, pooled
+from lth_lightning.runs.rows import CurveRow
+from lth_lightning.runs.run import facts
 
 HINT = (
     "Point at a curve to see round, density, variant, run and seed, or tab to the chart and press the arrow keys. "
@@ -35,98 +35,75 @@ HINT = (
 BANDS = "Band: least to greatest of n networks."
 SOONER = "The step of the lowest validation loss: the lower, the sooner the network has learned."
 POOLED = "Of several networks the mean, a band from least to greatest, and each network as a thin line."
+WORDS = {
+    "accuracy": ("Accuracy over density", BANDS),
+    "early_stop": ("Early stop over density", f"{SOONER} {BANDS}"),
+    "curves": ("Learning curves", POOLED),
+    "layers": ("Layers", "What pruning leaves of each layer of the ticket."),
+    "comparison": ("Accuracy over density, side by side", BANDS),
+}
+"""Titles and captions of the charts, by their names."""
+POINTS = 200
+"""The most points of a learning curve that the page holds: more are nearer to each other than a screen can show."""
+FEWEST = 30
+ALL_POINTS = 60_000
+"""Points of all learning curves of a page, about 2 MB, a file that can be mailed: many networks have fewer each."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A chart and its words."""
-
-    chart: Chart
-    title: str
-    caption: str
+Part = str | tuple[str, Chart]
+"""HTML, or a chart by its name."""
 
 
-Part = str | Figure
-"""HTML, or a chart."""
+def experiment_page(experiment: PooledRuns, charts: Mapping[str, Chart], title: str) -> bytes:
+    """The page of an experiment, with its charts by `charts_of`."""
+    return _page(title, list(_experiment(experiment, charts)))
 
 
-def experiment_page(runs: Sequence[Run], title: str, wanted: Sequence[float] | None = None) -> bytes:
-    """The page of repetitions of one experiment.
-
-    Args:
-        runs: the repetitions.
-        title: of the page.
-        wanted: the densities whose learning curves show at first, as for `chosen_rounds`.
-    """
-    return _page(title, list(_experiment(runs, _points([runs]), wanted)))
-
-
-def comparison_page(groups: Mapping[str, Sequence[Run]], title: str) -> bytes:
-    """The page of several experiments: side by side, then each by itself.
-
-    Args:
-        groups: the runs of each experiment, by its label.
-        title: of the page.
-    """
-    by_run = {label: [run.rows for run in runs] for label, runs in groups.items()}
-    parts: list[Part] = [_listed({f"{label} (n = {len(rows)})": summary(rows) for label, rows in by_run.items()})]
-    if chart := comparison_chart(groups):
-        parts.append(Figure(chart, "Accuracy over density, side by side", BANDS))
-    parts += [html(comparison_sheet(by_run), "Side by side"), _paragraph(INTERVALS, "note")]
-    points = _points(groups.values())
-    for label, runs in groups.items():
-        parts += [f"<h2>{escape(label)}</h2>", *_experiment(runs, points)]
+def comparison_page(experiments: Sequence[PooledRuns], comparison: Chart | None, title: str) -> bytes:
+    """The page of several experiments: side by side, with the `comparison_chart`, then each by itself."""
+    parts: list[Part] = [_listed({f"{one.label} (n = {len(one.runs)})": summary(one) for one in experiments})]
+    parts += [("comparison", comparison)] if comparison else []
+    parts += [comparison_table(experiments).html("Side by side"), _paragraph(PAIRED, "note")]
+    for one in experiments:
+        parts += [f"<h2>{escape(one.label)}</h2>", *_experiment(one, charts_of(one))]
     return _page(title, parts)
 
 
-def _points(groups: Iterable[Sequence[Run]]) -> int:
-    """How many points the page has room for in each learning curve."""
-    return points_a_curve(sum(len(run.rows) for runs in groups for run in runs))
-
-
 def _page(title: str, parts: Sequence[Part]) -> bytes:
-    figures = [part for part in parts if isinstance(part, Figure)]
-    numbers = iter(range(len(figures)))
-    body = [_figure(next(numbers), part) if isinstance(part, Figure) else part for part in parts]
-    charts = [figure.chart | {"title": figure.title} for figure in figures]
+    charts = [part for part in parts if not isinstance(part, str)]
+    points, numbers = points_a_curve([chart for _, chart in charts]), iter(range(len(charts)))
+    body = [part if isinstance(part, str) else _figure(next(numbers), *WORDS[part[0]]) for part in parts]
+    drawn = [{**as_json(chart, points), "title": WORDS[name][0]} for name, chart in charts]
     filled = {
         "title": escape(title),
-        "body": "\n".join([*([_paragraph(HINT, "note")] if figures else []), *body]),
+        "body": "\n".join([*([_paragraph(HINT, "note")] if charts else []), *body]),
         # no name in it can end the script element
-        "charts": json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "charts": json.dumps(drawn, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     template = resources.files("lth_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template).encode()
 
 
-def _figure(number: int, figure: Figure) -> str:
+def _figure(number: int, title: str, caption: str) -> str:
     return (
-        f'<figure data-chart="{number}"><h3>{escape(figure.title)}</h3>'
-        f"<figcaption>{escape(figure.caption)}</figcaption>"
+        f'<figure data-chart="{number}"><h3>{escape(title)}</h3><figcaption>{escape(caption)}</figcaption>'
         "<noscript><p>The curves need JavaScript; the tables do not.</p></noscript></figure>"
     )
 
 
-def _experiment(runs: Sequence[Run], points: int, wanted: Sequence[float] | None = None) -> Iterator[Part]:
-    """Facts, conclusion, curves, tables and settings of repetitions of one experiment."""
-    by_run = [run.rows for run in runs]
-    yield _listed(facts(runs))
-    yield _paragraph(summary(by_run), "conclusion")
-    charts = {
-        ("Accuracy over density", BANDS): accuracy_chart(runs),
-        ("Early stop over density", f"{SOONER} {BANDS}"): early_stop_chart(runs),
-        ("Learning curves", POOLED): curves_chart(runs, points, wanted),
-        ("Layers", "What pruning leaves of each layer of the ticket."): layers_chart(runs),
-    }
-    yield from (Figure(chart, *words) for words, chart in charts.items() if chart)
-    yield html(results_sheet(pooled(runs)), "Results by round")
+def _experiment(experiment: PooledRuns, charts: Mapping[str, Chart]) -> Iterator[Part]:
+    """Facts, conclusion, curves, tables and settings of an experiment."""
+    yield _listed(facts(experiment.runs))
+    yield _paragraph(summary(experiment), "conclusion")
+    yield from charts.items()
+    yield results_table(experiment).html("Results by round")
     yield _paragraph(ACCURACIES, "note")
-    if pairs := paired_sheet(by_run):
-        yield html(pairs, "Differences and speed-ups, paired by run")
-        yield _paragraph(INTERVALS, "note")
-    yield _folded("Every trained network", html(networks_sheet(runs), "Every trained network"))
-    if any(run.settings for run in runs):
-        yield _folded("Settings", html(settings_sheet(runs), "Settings", "text"))
+    if pairs := paired_table(experiment):
+        yield pairs.html("Differences and speed-ups, paired by run")
+        yield _paragraph(PAIRED, "note")
+    yield _folded("Every trained network", networks_table(experiment.runs).html("Every trained network"))
+    if any(run.settings for run in experiment.runs):
+        yield _folded("Settings", settings_table(experiment.runs).html("Settings", "text"))
 
 
 def _paragraph(text: str, kind: str) -> str:
@@ -143,43 +120,95 @@ def _folded(name: str, table: str) -> str:
     return f"<details><summary>{name}</summary>\n{table}</details>"
 
 
-# ------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------- charts
 
 
-def networks_sheet(runs: Sequence[Run]) -> Sheet:
-    """A line a trained network, run by run; accuracies in percent."""
-    headers = [
-        "run", "round", "variant", "replicate", "density %", "weights kept", "steps", "validation accuracy %",
-        "test accuracy %", "early-stop step", "test accuracy at early stop %",
-    ]  # fmt: skip
-    lines = [
-        [
-            run.name, str(row.round), named(row.variant), str(row.replicate), f"{100 * row.density:.2f}",
-            f"{row.kept:,}", f"{row.steps:,}", _percent(row.val_acc), _percent(row.test_acc),
-            "" if row.early_stop_step is None else f"{row.early_stop_step:,}", _percent(row.early_stop_test_acc),
-        ]
-        for run in runs for row in run.rows
-    ]  # fmt: skip
-    return Sheet(headers, [list(map(Cell, line)) for line in lines])
+def as_json(chart: Chart, points: int = POINTS) -> dict[str, Any]:
+    """A chart for the script of the page, which draws it; what is not set is left out.
+
+    Every point carries the networks it is the mean of (`each`: value, number of the run, replicate), so that whoever
+    points at it sees which runs these are. Learning curves are pooled by the page, for the measure that is chosen.
+
+    Args:
+        chart: the chart.
+        points: how many a learning curve keeps, see `thinned`.
+    """
+    axes = {"x": _given(asdict(chart.x)), "y": _given(asdict(chart.y))}
+    legend = [[_entry(entry) for entry in entries] for entries in chart.legend]
+    result = {"runs": chart.runs, **axes, "legend": legend, "series": [_series(one) for one in chart.series]}
+    if not chart.networks:
+        return result
+    steps: dict[tuple[int, ...], int] = {}
+    networks = []
+    for network in chart.networks:
+        kept = thinned(network.curve, points)
+        place = steps.setdefault(tuple(point.step for point in kept), len(steps))
+        values = {axis.key: [_brief(getattr(point, axis.key)) for point in kept] for axis in chart.measures}
+        who = {"keys": network.keys, "run": network.run, "replicate": network.replicate}
+        networks.append({**who, "steps": place, **values})
+    measures = [_given(asdict(axis)) for axis in chart.measures]
+    return result | {"measures": measures, "steps": list(steps), "networks": networks}
 
 
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else percent(fraction)
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None and value is not False and value != ""}
 
 
-def settings_sheet(runs: Sequence[Run]) -> Sheet:
-    """A line a setting, by its name as a flag; where runs differ in it, the values in their order."""
-    flat = [dict(_flat(run.settings)) for run in runs]
-    names = list(dict.fromkeys(name for settings in flat for name in settings))
-    values = {name: list(dict.fromkeys(settings.get(name, "not set") for settings in flat)) for name in names}
-    return Sheet(["setting", "value"], [[Cell(name), Cell(" · ".join(values[name]))] for name in names])
+def _entry(entry: Entry) -> dict[str, Any]:
+    style = entry.style
+    dash = None if style.line is None else _dash(style.line)
+    look = {"color": style.color, "marker": style.marker, "ramp": _brief(style.ramp), "dash": dash}
+    meaning = {"round": entry.round, "density": _brief(entry.density)}
+    hidden = {} if entry.on else {"on": False}
+    return _given({"label": entry.label, **look, **meaning, "frames": entry.frames}) | hidden
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in settings.items():
-        if name == "class_path":
-            yield prefix.removesuffix("."), str(value)
-        elif isinstance(value, dict) and value:
-            yield from _flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
-        else:
-            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
+def _dash(line: Line) -> list[float]:
+    """Matplotlib's line as lengths of dashes and gaps, in line widths; empty for a solid one."""
+    return {"-": [], "--": [3.7, 1.6], ":": [1, 1.65]}[line] if isinstance(line, str) else list(line[1])
+
+
+def _series(series: Series) -> dict[str, Any]:
+    if series.level:
+        return {"keys": series.keys, "level": _pooled(series.level, series.first_run)}
+    points = [
+        {"round": p.round, "density": _brief(p.density), "kept": p.kept, "x": _brief(p.x)}
+        | _pooled(p.value, series.first_run)
+        for p in series.points
+    ]
+    return {"keys": series.keys, "points": points, "may_leave": series.may_leave}
+
+
+def _pooled(value: Spread, first_run: int) -> dict[str, Any]:
+    each = [[_brief(one.value), first_run + one.run, one.replicate] for one in value.each]
+    ends = {"y": _brief(value.mean), "low": _brief(value.low), "high": _brief(value.high)}
+    return {**ends, "n": value.n, "each": each}
+
+
+def _brief(value: float | None) -> float | None:
+    """Five digits, which no screen can tell from more; whole numbers whole; None for what JSON has no number for."""
+    if isinstance(value, int) or value is None or not math.isfinite(value):
+        return value if isinstance(value, int) else None
+    return round(value, 1) if abs(value) >= 10_000 else float(f"{value:.5g}")
+
+
+def points_a_curve(charts: Iterable[Chart]) -> int:
+    """How many points each learning curve of a page with these charts keeps."""
+    return min(POINTS, max(FEWEST, ALL_POINTS // max(1, sum(len(chart.networks) for chart in charts))))
+
+
+def thinned(curve: Sequence[CurveRow], most: int = POINTS) -> list[CurveRow]:
+    """At most `most` points of a learning curve: evenly spread ones, the first, the last, and each measure's best.
+
+    The even ones stand at the same places in curves of the same length, so that they can be pooled.
+    """
+    if len(curve) <= most:
+        return list(curve)
+    best = set()
+    for name in (axis.key for axis in MEASURES):
+        sign = 1 if name.endswith("loss") else -1
+        values = [(getattr(point, name), place) for place, point in enumerate(curve)]
+        known = [(sign * value, place) for value, place in values if value is not None and math.isfinite(value)]
+        best |= {min(known)[1]} if known else set()
+    apart = math.ceil((len(curve) - 1) / (most - len(MEASURES) - 1))
+    return [curve[place] for place in sorted({*range(0, len(curve), apart), len(curve) - 1, *best})]

@@ -1,19 +1,16 @@
 """What the rows of several runs say together: differences paired by run, speed-ups, how far down a network matches.
 
-Everywhere `runs` are the rows of the runs, run by run. A pair is of one run and one round: its networks share the
-weights they started from, the order of their data and the split. Replicates of a control are averaged within their
-run first, so that n is a number of runs.
+A pair is of one run and one round: its networks share the weights they started from, the order of their data and the
+split. Replicates of a control are averaged within their run first, so that n is a number of runs.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lth_lightning.report.aggregate import Spread, by_round, dense_rows, densities, of_variant, spread
-from lth_lightning.runs.rows import VARIANTS, Row
-
-RunRows = Sequence[Row]
+from lth_lightning.report.aggregate import Curve, PooledRuns, Spread
+from lth_lightning.runs.rows import VARIANTS
 
 CONFIDENCE = 0.95
 
@@ -58,29 +55,39 @@ def difference(values: Sequence[float]) -> Difference:
     return Difference(mean, mean - margin, mean + margin, n)
 
 
-def paired_differences(runs: Sequence[RunRows], variant: str, control: str) -> dict[int, Difference]:
+def paired_differences(experiment: PooledRuns, variant: str, control: str) -> dict[int, Difference]:
     """Test accuracy of `variant` less that of `control` (a variant, or `DENSE`) at the end of training, by round."""
-    pairs = [(_means(rows, variant, _accuracy), _means(rows, control, _accuracy)) for rows in runs]
-    return {
-        number: difference(values)
-        for number, values in _by_round(
-            {number: one[number] - other[number] for number in one if number in other} for one, other in pairs
-        ).items()
-    }
+    ours = experiment.accuracy.get(variant, {})
+    dense = _in_every_round(experiment, experiment.dense_accuracy)
+    theirs = dense if control == DENSE else experiment.accuracy.get(control, {})
+    return {number: difference([one - other for one, other in found]) for number, found in _pairs(ours, theirs)}
 
 
-def speed_ups(runs: Sequence[RunRows], variant: str) -> dict[int, Spread]:
+def speed_ups(experiment: PooledRuns, variant: str) -> Curve:
     """How many times sooner than the dense network `variant` reaches its early stop, by round.
 
     The dense network's early-stop step over the variant's, paired by run; the geometric mean, least and greatest over
     runs. A stop at step 0 has no ratio and is left out.
     """
-    pairs = [(_means(rows, DENSE, _stop), _means(rows, variant, _stop)) for rows in runs]
-    ratios = _by_round(
-        {number: dense[number] / step for number, step in steps.items() if step and dense.get(number)}
-        for dense, steps in pairs
-    )
-    return {number: geometric_spread(values) for number, values in ratios.items()}
+    dense = _in_every_round(experiment, experiment.dense_stop)
+    ratios = {
+        number: [theirs / ours for ours, theirs in found if ours and theirs]
+        for number, found in _pairs(experiment.early_stop.get(variant, {}), dense)
+    }
+    return {number: geometric_spread(values) for number, values in ratios.items() if values}
+
+
+def _in_every_round(experiment: PooledRuns, dense: Spread | None) -> Curve:
+    """The dense network's figure, in every round but its own."""
+    return {number: dense for number, density in experiment.density.items() if density < 1} if dense else {}
+
+
+def _pairs(ours: Curve, theirs: Curve) -> Iterator[tuple[int, list[tuple[float, float]]]]:
+    """Both figures of each run that has them, round by round."""
+    for number in sorted(ours.keys() & theirs.keys()):
+        one, other = ours[number].by_run, theirs[number].by_run
+        if found := [(one[run], other[run]) for run in one if run in other]:
+            yield number, found
 
 
 def geometric_spread(values: Sequence[float]) -> Spread:
@@ -144,21 +151,17 @@ class Statistic:
     matches_dense: bool | None
 
 
-def statistics(runs: Sequence[RunRows]) -> list[Statistic]:
+def statistics(experiment: PooledRuns) -> list[Statistic]:
     """A `Statistic` for each round and variant that was trained, in their order."""
-    rows = [row for run in runs for row in run]
-    density = densities(rows)
-    dense = spread(row.test_acc for row in dense_rows(rows))
-    found = []
-    for variant in VARIANTS:
-        trained = of_variant(rows, variant)
-        accuracy, stop = by_round(trained, _accuracy), by_round(trained, _stop)
-        over_control = paired_differences(runs, "ticket", variant) if variant != "ticket" else {}
-        over_dense, speed_up = paired_differences(runs, variant, DENSE), speed_ups(runs, variant)
-        for number, n in sorted(_counts(trained).items()):
+    dense, found = experiment.dense_accuracy, []
+    for variant, trained in experiment.trained.items():
+        accuracy, stop = experiment.accuracy.get(variant, {}), experiment.early_stop.get(variant, {})
+        over_control = paired_differences(experiment, "ticket", variant) if variant != "ticket" else {}
+        over_dense, speed_up = paired_differences(experiment, variant, DENSE), speed_ups(experiment, variant)
+        for number, networks in trained.items():
             found.append(
                 Statistic(
-                    number, density[number], variant, n,
+                    number, experiment.density[number], variant, networks.n,
                     *_ends(accuracy.get(number)), *_ends(stop.get(number)),
                     *_all(over_control.get(number)), *_all(over_dense.get(number)), *_all(speed_up.get(number)),
                     matches(accuracy[number].mean, dense.mean) if dense and number in accuracy else None,
@@ -167,37 +170,9 @@ def statistics(runs: Sequence[RunRows]) -> list[Statistic]:
     return sorted(found, key=lambda one: (one.round, VARIANTS.index(one.variant)))
 
 
-def _counts(rows: Iterable[Row]) -> dict[int, int]:
-    return {number: value.n for number, value in by_round(rows, lambda row: row.kept).items()}
-
-
 def _ends(value: Spread | None) -> tuple[float | None, float | None, float | None]:
     return (value.mean, value.low, value.high) if value else (None, None, None)
 
 
 def _all(value: Spread | Difference | None) -> tuple[Any, Any, Any, Any]:
     return (value.mean, value.low, value.high, value.n) if value else (None, None, None, None)
-
-
-def _accuracy(row: Row) -> float | None:
-    return row.test_acc
-
-
-def _stop(row: Row) -> float | None:
-    return row.early_stop_step
-
-
-def _means(rows: RunRows, variant: str, figure: Callable[[Row], float | None]) -> dict[int, float]:
-    """A run's figure by round, the mean over replicates; the dense network's stands in every round but its own."""
-    if variant != DENSE:
-        return {number: value.mean for number, value in by_round(of_variant(rows, variant), figure).items()}
-    dense = spread(figure(row) for row in dense_rows(rows))
-    return dict.fromkeys((row.round for row in rows if row.density < 1), dense.mean) if dense else {}
-
-
-def _by_round(runs: Iterable[Mapping[int, float]]) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
-    for run in runs:
-        for number, value in run.items():
-            found.setdefault(number, []).append(value)
-    return dict(sorted(found.items()))

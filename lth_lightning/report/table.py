@@ -1,121 +1,92 @@
-"""The results as a table, for the terminal and in Markdown: a line a round, the ticket beside its controls."""
+"""A table for persons: in Markdown for report.md, in HTML for report.html, and for a terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from rich import box
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
-
-from lth_lightning.report.aggregate import Spread, curves
-from lth_lightning.report.conclusion import percent
-from lth_lightning.report.sheet import Cell, Sheet
-from lth_lightning.runs.rows import Row, in_order
-
-ACCURACIES = (
-    "Test accuracies are those at the end of training, the best of each round in bold. Where several networks were "
-    "pooled, the range from least to greatest stands in brackets."
-)
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the results table: what it measures, of which variant, and a cell a round."""
+class Cell:
+    """A figure as text, what stands behind it in brackets (in a terminal: below it), and whether it is the best."""
 
-    measure: str
-    variant: str
-    cells: list[Cell]
-
-
-def table(rows: Sequence[Row], title: str = "") -> Table:
-    """The results for a terminal of 80 columns: a line a round, the ticket beside its controls.
-
-    Accuracies are those on the test data at the end of training. Where several networks were pooled their range
-    stands below the mean, and to make room the kept weights and the range of the early-stop step are left to
-    report.md.
-    """
-    columns = _columns(rows)
-    ranges = any(cell.range for column in columns for cell in column.cells)
-    columns = [column for column in columns if not (ranges and column.measure == _KEPT)]
-    variants = {column.variant for column in columns}
-    result = Table(
-        title=Text(title, style="bold") if title else None,
-        caption="\n".join(["", *(text for name, text in _LEGEND.items() if name in variants)]),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 0 if ranges else 1, 0, 0),
-    )
-    headers = [_terminal_header(column) for column in columns]
-    for header in headers:
-        lines = header + [""] * (max(map(len, headers)) - len(header))
-        result.add_column("\n".join(lines), justify="right", no_wrap=True)
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        result.add_row(*(_terminal_cell(cell, column) for cell, column in zip(cells, columns, strict=True)))
-    return result
+    text: str = ""
+    more: str = ""
+    best: bool = False
 
 
-_KEPT, _ACCURACY, _STOP = "weights kept", "test accuracy %", "early-stop step"
+@dataclass(frozen=True)
+class Table:
+    """Headers and lines, of as many cells each; a header may have several lines."""
 
-_LEGEND = {
-    "ticket": "acc.: test accuracy after training, the best of a round in bold\n"
-    "stop: early stop, the step of the lowest validation loss",
-    "random_reinit": "random reinit: the ticket's mask, fresh weights",
-    "random_mask": "random mask: the ticket's weights, another mask",
-    "pruned_only": "pruned only: not trained after pruning",
-}
+    headers: list[str]
+    lines: list[list[Cell]]
+    legend: Sequence[str] = ()  # below it, in a terminal
+    title: str = ""  # above it, in a terminal
+    gap: int = 1  # characters between the columns there
+    label_width: int = 0  # there, of headers of any length, which wrap: all but the first two, if not 0
+
+    def markdown(self) -> str:
+        """The table for report.md."""
+        lines = [self.headers, ["---:"] * len(self.headers), *([_markdown(c) for c in line] for line in self.lines)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def html(self, caption: str, kind: str = "numbers") -> str:
+        """The table for report.html, in a box that scrolls by itself where a screen is narrow.
+
+        Args:
+            caption: what a screen reader calls it, and stands above it.
+            kind: its CSS class: "numbers" are aligned to the right.
+        """
+        name = escape(caption)
+        head = "".join(f'<th scope="col">{escape(header)}</th>' for header in self.headers)
+        body = "\n".join(f"<tr>{_html_line(line)}</tr>" for line in self.lines)
+        return (
+            f'<div class="wide" role="region" tabindex="0" aria-label="{name}"><table class="{kind}">\n'
+            f"<caption>{name}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        )
+
+    def rich(self) -> RichTable:
+        """The table for a terminal."""
+        result = RichTable(
+            title=Text(self.title, style="bold") if self.title else None,
+            caption="\n".join(["", *self.legend]) if self.legend else None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, self.gap, 0, 0),
+        )
+        height = 0 if self.label_width else max(header.count("\n") for header in self.headers)
+        for place, header in enumerate(self.headers):
+            is_label = self.label_width > 0 and place > 1
+            text, width = Text(header + "\n " * (height - header.count("\n"))), self.label_width or None
+            result.add_column(text, justify="right", no_wrap=not is_label, min_width=width if is_label else None)
+        for line in self.lines:
+            result.add_row(*map(_text, line))
+        return result
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that have a value."""
-    rounds = {row.round: row for row in in_order(rows)}
-    columns = [
-        Column("round", "", [Cell(str(number)) for number in rounds]),
-        Column("density %", "", [Cell(f"{100 * row.density:.2f}") for row in rounds.values()]),
-        Column(_KEPT, "", [Cell(f"{row.kept:,}") for row in rounds.values()]),
-    ]
-    accuracy = curves(rows, lambda row: row.test_acc)
-    best = {number: _best(number, list(accuracy.values())) for number in rounds}
-    for variant, curve in accuracy.items():
-        cells = [_cell(curve.get(number), percent, best[number]) for number in rounds]
-        columns.append(Column(_ACCURACY, variant, cells))
-    for variant, curve in curves(rows, lambda row: row.early_stop_step).items():
-        columns.append(Column(_STOP, variant, [_cell(curve.get(number), _steps) for number in rounds]))
-    return columns
+def _markdown(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} ({cell.more})" if cell.more else text
 
 
-def _best(number: int, variants: Sequence[dict[int, Spread]]) -> str:
-    """The round's greatest mean, as it is printed (equal to the eye is equal); empty if there is no contest."""
-    means = [curve[number].mean for curve in variants if number in curve]
-    return percent(max(means)) if len(means) > 1 else ""
+def _html_line(line: Sequence[Cell]) -> str:
+    first, *others = line
+    return f'<th scope="row">{_html(first)}</th>' + "".join(f"<td>{_html(cell)}</td>" for cell in others)
 
 
-def _cell(value: Spread | None, text: Callable[[float], str], best: str = "") -> Cell:
-    if value is None:
-        return Cell()
-    span = f"{text(value.low)}–{text(value.high)}" if value.n > 1 else ""
-    return Cell(text(value.mean), span, text(value.mean) == best)
+def _html(cell: Cell) -> str:
+    text = f"<strong>{escape(cell.text)}</strong>" if cell.best else escape(cell.text)
+    return f"{text} <small>({escape(cell.more)})</small>" if cell.more else text
 
 
-def _steps(steps: float) -> str:
-    return f"{steps:,.0f}"
-
-
-def _terminal_header(column: Column) -> list[str]:
-    short = {_ACCURACY: "acc. %", _STOP: "stop"}.get(column.measure)
-    return [short, *column.variant.split("_")] if short else column.measure.split(" ")
-
-
-def _terminal_cell(cell: Cell, column: Column) -> Text:
+def _text(cell: Cell) -> Text:
     text = Text(cell.text, style="bold" if cell.best else "")
-    if cell.range and column.measure == _ACCURACY:
-        text.append(f"\n{cell.range}", style="not bold dim")
+    if cell.more:
+        text.append(f"\n{cell.more}", style="not bold dim")
     return text
-
-
-def results_sheet(rows: Sequence[Row]) -> Sheet:
-    """The results for report.md and report.html: as `table`, with every range, in brackets."""
-    columns = _columns(rows)
-    headers = [" ".join([column.variant.replace("_", " "), column.measure]).strip() for column in columns]
-    return Sheet(headers, [list(cells) for cells in zip(*(column.cells for column in columns), strict=True)])

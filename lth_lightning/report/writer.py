@@ -14,18 +14,16 @@ import numpy as np
 
 from lth_lightning.errors import SettingError
 from lth_lightning.files import make_folder, replace_file
-from lth_lightning.report.aggregate import densities as density_of_round
+from lth_lightning.report.aggregate import PooledRuns
+from lth_lightning.report.charts import Chart, charts_of, comparison_chart
 from lth_lightning.report.comparable import check_comparable
-from lth_lightning.report.comparison import Group, comparison_csv
-from lth_lightning.report.comparison_table import comparison_sheet
+from lth_lightning.report.comparison import comparison_csv
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.page import comparison_page, experiment_page
-from lth_lightning.report.paired_table import INTERVALS, paired_sheet
-from lth_lightning.report.sheet import markdown
 from lth_lightning.report.statistics import Statistic, statistics
-from lth_lightning.report.table import ACCURACIES, results_sheet
-from lth_lightning.runs.rows import Row, as_csv
-from lth_lightning.runs.run import Run, facts, pooled, title_of
+from lth_lightning.report.tables import ACCURACIES, PAIRED, comparison_table, paired_table, results_table
+from lth_lightning.runs.rows import as_csv
+from lth_lightning.runs.run import Run, facts, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,26 +43,21 @@ CAPTIONS = {
 # ------------------------------------------------------------------------------------- one experiment
 
 
-def drawn(runs: Sequence[Run], densities: Sequence[float] | None = None) -> "dict[str, Figure]":
-    """The figures that have something to show, by their files' names; arguments as for `write_report`.
+def figures_of(experiment: PooledRuns, charts: Mapping[str, Chart]) -> "dict[str, Figure]":
+    """The figures that have something to show, by their files' names.
+
+    Args:
+        experiment: what is shown.
+        charts: those of `charts_of`.
 
     Raises:
-        SettingError: the runs cannot be pooled, no round is near one of `densities`, or a ticket cannot be read.
+        TicketError: a ticket cannot be read.
     """
-    from lth_lightning.report import curve_figure, figures, pictures  # matplotlib: only who draws waits for it
+    from lth_lightning.report import figures, pictures  # matplotlib: only who draws waits for it
 
-    check_comparable(runs)
-    rows, title = pooled(runs), title_of(runs)
-    curves, layers = [row for run in runs for row in run.curves], [row for run in runs for row in run.layers]
-    if densities and not curves:
-        raise SettingError(f"--densities: {runs[0].path} has no learning curves (curves/), it is of an older version.")
-    found = {
-        "accuracy": figures.accuracy_figure(rows, title),
-        "early_stop": figures.early_stop_figure(rows, title),
-        "curves": curve_figure.curves_figure(curves, rows, title, densities),
-        "layers": figures.layers_figure(layers, title),
-        "looks": pictures.looks_figure(_looked_at(runs), density_of_round(rows), title),
-    }
+    title = title_of(experiment.runs)
+    found = {name: figures.figure_of(name, chart, title) for name, chart in charts.items()}
+    found["looks"] = pictures.looks_figure(_looked_at(experiment.runs), experiment.density, title)
     return {name: figure for name, figure in found.items() if figure}
 
 
@@ -95,19 +88,18 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
         SettingError: the runs cannot be pooled, no round is near one of `densities`, a ticket cannot be read, or
             `out` cannot be written.
     """
-    shown = drawn(runs, densities)
-    by_run = [run.rows for run in runs]
-    parts = [
-        f"# {title_of(runs)}",
-        _facts(runs),
-        summary(by_run),
-        *_shown(shown),
-        *_tables(runs, pooled(runs)),
-    ]
+    check_comparable(runs)
+    if densities and not any(run.curves for run in runs):
+        raise SettingError(f"--densities: {runs[0].path} has no learning curves (curves/), it is of an older version.")
+    experiment = PooledRuns(runs)
+    charts = charts_of(experiment, densities)
+    shown = figures_of(experiment, charts)
+    parts = [f"# {title_of(runs)}", _facts(runs), summary(experiment), *_shown(shown), *_tables(experiment)]
+    columns = [field.name for field in fields(Statistic)]
     texts = {
         "report.md": _text(parts),
-        "report.html": experiment_page(runs, title_of(runs), densities),
-        "statistics.csv": _statistics_csv(by_run),
+        "report.html": experiment_page(experiment, charts, title_of(runs)),
+        "statistics.csv": as_csv(columns, map(astuple, statistics(experiment))),
     }
     return _write(out, texts, shown)
 
@@ -117,17 +109,13 @@ def _facts(runs: Sequence[Run]) -> str:
     return "\n".join([*settings, *(f"- run folder: `{run.path}`" for run in runs)])
 
 
-def _tables(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
-    pairs = paired_sheet([run.rows for run in runs])
-    return [ACCURACIES, markdown(results_sheet(rows)), *([INTERVALS, markdown(pairs)] if pairs else [])]
+def _tables(experiment: PooledRuns) -> list[str]:
+    pairs = paired_table(experiment)
+    return [ACCURACIES, results_table(experiment).markdown(), *([PAIRED, pairs.markdown()] if pairs else [])]
 
 
 def _shown(names: Mapping[str, object]) -> list[str]:
     return [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in names]
-
-
-def _statistics_csv(runs: Sequence[Sequence[Row]]) -> bytes:
-    return as_csv([field.name for field in fields(Statistic)], map(astuple, statistics(runs)))
 
 
 def _text(parts: Sequence[str]) -> bytes:
@@ -150,11 +138,11 @@ def _write(out: Path, texts: Mapping[str, bytes], drawn: "Mapping[str, Figure]")
 # ------------------------------------------------------------------------------------- experiments side by side
 
 
-def write_comparison(groups: Sequence[Group], keys: Sequence[str], out: Path) -> list[Path]:
+def write_comparison(experiments: Sequence[PooledRuns], keys: Sequence[str], out: Path) -> list[Path]:
     """Write report.md, report.html, comparison.csv (see `comparison_csv`) and the figure into `out`.
 
     Args:
-        groups: from `group_runs`, by the settings `keys`.
+        experiments: from `experiments_of`, by the settings `keys`.
         keys: full names of settings.
         out: the folder.
 
@@ -164,35 +152,18 @@ def write_comparison(groups: Sequence[Group], keys: Sequence[str], out: Path) ->
     Raises:
         SettingError: `out` cannot be written.
     """
-    from lth_lightning.report.comparison_figure import comparison_figure
+    from lth_lightning.report.figures import figure_of
 
-    title = f"Compared by {', '.join(keys)}"
-    figure = comparison_figure({group.label: pooled(group.runs) for group in groups}, title)
+    title, chart = f"Compared by {', '.join(keys)}", comparison_chart(experiments)
+    figure = figure_of("comparison", chart, title) if chart else None
     shown = {"comparison": figure} if figure else {}
-    sheet = comparison_sheet(_by_run(groups))
-    parts = [f"# {title}", _conclusions(groups), *_shown(shown), markdown(sheet), INTERVALS]
-    for group in groups:
-        parts += [
-            f"## {group.label}",
-            _facts(group.runs),
-            summary(_rows(group)),
-            *_tables(group.runs, pooled(group.runs)),
-        ]
+    conclusions = [f"- **{one.label}** (n = {len(one.runs)}): {summary(one)}" for one in experiments]
+    parts = [f"# {title}", "\n".join(conclusions), *_shown(shown), comparison_table(experiments).markdown(), PAIRED]
+    for one in experiments:
+        parts += [f"## {one.label}", _facts(one.runs), summary(one), *_tables(one)]
     texts = {
         "report.md": _text(parts),
-        "report.html": comparison_page({group.label: group.runs for group in groups}, title),
-        "comparison.csv": comparison_csv(groups, keys),
+        "report.html": comparison_page(experiments, chart, title),
+        "comparison.csv": comparison_csv(experiments, keys),
     }
     return _write(out, texts, shown)
-
-
-def _conclusions(groups: Sequence[Group]) -> str:
-    return "\n".join(f"- **{group.label}** (n = {len(group.runs)}): {summary(_rows(group))}" for group in groups)
-
-
-def _rows(group: Group) -> list[list[Row]]:
-    return [run.rows for run in group.runs]
-
-
-def _by_run(groups: Sequence[Group]) -> dict[str, list[list[Row]]]:
-    return {group.label: _rows(group) for group in groups}

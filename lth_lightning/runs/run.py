@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lth_lightning.errors import SettingError
+from lth_lightning.runs.class_paths import named_as_today
 from lth_lightning.runs.rows import CurveRow, LayerRow, Row, in_order, read_curves, read_layers, read_rows
 
 Settings = dict[str, Any]
@@ -80,7 +81,7 @@ def _read_settings(config: Path, trained_from: tuple[Path, ...] = ()) -> Setting
         trained_from: the files that led here, lest runs that name each other go on without end.
     """
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        content = yaml.safe_load(named_as_today(config.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingError(f"report: cannot read {config}: {error}") from error
     if not isinstance(content, dict):
@@ -118,11 +119,6 @@ def short(value: Any) -> str | None:
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rpartition(".")[2]
     return None if value is None else str(value)
-
-
-def pooled(runs: Sequence[Run]) -> list[Row]:
-    """The rows of all runs, in order."""
-    return in_order(row for run in runs for row in run.rows)
 
 
 def facts(runs: Sequence[Run]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from lth_lightning.errors import SettingError
+from lth_lightning.runs.class_paths import named_as_today
 
 MAY_DIFFER: dict[str, tuple[str, ...]] = {
     "where the run and its data lie": (
@@ -60,6 +61,7 @@ ONLOOKERS = (
     "Timer",
 )
 """Lightning's callbacks that leave training as it is; so do their subclasses. The others must be the same."""
+OUR_ONLOOKERS = ("lth_lightning.LotteryBoard", "lth_lightning.LotteryProgress")
 
 
 class Different(NamedTuple):
@@ -81,7 +83,7 @@ def check_same(then: object, now: str) -> None:
         SettingError: settings that count differ; it names them all, with both values. Or there are none in `then`.
     """
     try:
-        began_with = what_counts(json.loads(then))  # type: ignore[arg-type]
+        began_with = what_counts(json.loads(named_as_today(then)))  # type: ignore[arg-type]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise SettingError(
             "ckpt_path: the checkpoint does not say with which settings the run began: it was written by another "
@@ -89,7 +91,7 @@ def check_same(then: object, now: str) -> None:
         ) from error
     differ = [
         f"{name} was {shown(before)}, is {shown(after)}"
-        for name, before, after in differences(began_with, what_counts(json.loads(now)))
+        for name, before, after in differences(began_with, what_counts(json.loads(named_as_today(now))))
     ]
     if differ:
         raise SettingError(
@@ -119,15 +121,20 @@ def what_counts(
 
 
 def _is_onlooker(path: str) -> bool:
+    if path in OUR_ONLOOKERS:
+        return True
     found = _loaded(path)
     names = [f"{base.__module__}.{base.__qualname__}" for base in found.__mro__] if found else [path]
     return any(n.startswith("lightning.pytorch.callbacks.") and n.rpartition(".")[2] in ONLOOKERS for n in names)
 
 
 def _loaded(path: str) -> type | None:
-    """The class of this name if its module is loaded. None is imported: a checkpoint may name what it likes."""
+    """The class of this name if its module is loaded. None is imported: a checkpoint may name what it likes.
+
+    Nor does a module import it on demand (ours would bring torch into a report): `named_as_today` is enough for ours.
+    """
     module, _, name = str(path).rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
+    found = vars(sys.modules.get(module, object)).get(name)
     return found if isinstance(found, type) else None
 
 
@@ -161,7 +168,7 @@ def _class_of(value: Any) -> Any:
         named = [_class_of(item) for item in value]
         return named if named and None not in named else None
     path = value.get("class_path") if isinstance(value, dict) else None
-    found = _loaded(path) if path else None
+    found = _loaded(path) if path and not str(path).startswith("lth_lightning.") else None  # ours have one each
     return f"{found.__module__}.{found.__qualname__}" if found else path  # one class can have several paths
 
 

@@ -5,8 +5,8 @@ overrides it, and looks up again and again what does not change within an epoch:
 the arithmetic of LeNet-300-100 takes. Here are the same hooks in the same order, with the same counters, for those who
 override them. tests/trainer/test_fast_step.py holds the two against each other.
 
-It is off with the environment's LTH_FAST_STEP=0, and by itself where Lightning's own source of what stands here is not the
-one it was checked against: a new Lightning makes a step slow, never wrong.
+The environment's LTH_FAST_STEP=0 turns it off. It is off by itself where Lightning's own source of what stands here is
+not the one it was checked against: a new Lightning makes a step slow, never wrong.
 """
 
 import hashlib

@@ -208,7 +208,7 @@ OTHER: dict[str, tuple[list[str], list[str]]] = {
     "network's argument": (["--model.net.hidden", "[20, 10]"], ["model.net.init_args.hidden was [20], is [20, 10]"]),
     "network": (
         ["--model.net", "Conv2"],
-        ["model.net was lth_lightning.models.mlp.MLP, is lth_lightning.models.conv.Conv2."],
+        ["model.net was lth_lightning.models.MLP, is lth_lightning.models.Conv2."],
     ),
     "initialisation": (["--model.init", "kaiming_normal"], ["model.init was glorot_normal, is kaiming_normal"]),
     "seed": (["--seed_everything", "2"], ["seed_everything was 1, is 2"]),
@@ -225,7 +225,7 @@ OTHER: dict[str, tuple[list[str], list[str]]] = {
     ),
     "criterion": (
         ["--lottery.pruning.criterion", "Random"],
-        ["lottery.pruning.criterion was lth_lightning.pruning.Magnitude, is"],
+        ["lottery.pruning.criterion was lth_lightning.Magnitude, is lth_lightning.Random."],
     ),
     "clipping": (["--trainer.gradient_clip_val", "1"], ["trainer.gradient_clip_val was null, is 1"]),
     "accumulation": (["--trainer.accumulate_grad_batches", "2"], ["trainer.accumulate_grad_batches was 1, is 2"]),
@@ -273,6 +273,10 @@ SAME: dict[str, list[str]] = {
     "its own config, and what is in it": [*OWN_CONFIG, "--data.train_size", "300", "--run_dir", "run"],
     "another order": ["fit", "--ckpt_path", "last", "--run_dir", "run", "--data.train_size", "300", *FIT[1:]],
     "longer names": [*LAST, "--model.net", "lth_lightning.models.mlp.MLP", "--model.net.hidden", "[20]"],
+    "an earlier version's names": [
+        *(*LAST, "--lottery.pruning.criterion", "lth_lightning.pruning.Magnitude"),
+        *("--trainer.callbacks+=lth_lightning.board.LotteryBoard", "--data.dataset", "Digits"),
+    ],
     "elsewhere": [
         *LAST,
         *("--trainer.devices", "1", "--trainer.strategy", "auto", "--data.data_dir", "/elsewhere"),
@@ -295,6 +299,30 @@ def test_a_run_goes_on_by_the_same_settings_however_they_are_given(same: str, ru
     before = _rows(run)
     assert main(SAME[same]) == 0, capsys.readouterr().err
     assert _rows(run) == before, "the seconds too: nothing was trained again"
+
+
+def test_a_run_of_an_earlier_version_is_resumed_and_repeated(run: Path, capsys: Any) -> None:
+    """Its files name classes by the modules that they lived in."""
+    old = {
+        "lth_lightning.Magnitude": "lth_lightning.pruning.Magnitude",
+        "lth_lightning.prunable_weights": "lth_lightning.masks.prunable_weights",
+        "lth_lightning.models.MLP": "lth_lightning.models.mlp.MLP",
+    }
+
+    def aged(text: str) -> str:
+        for now, then in old.items():
+            assert now in text
+            text = text.replace(now, then)
+        return text
+
+    stored = _checkpoint()["callbacks"]["SaveRunConfig"]["settings"]
+    _change_checkpoint(lambda checkpoint: checkpoint["callbacks"]["SaveRunConfig"].update(settings=aged(stored)))
+    (run / "config.yaml").write_text(aged((run / "config.yaml").read_text()))
+    before = _rows(run)
+    assert main(LAST) == 0 and main(OWN_CONFIG) == 0, capsys.readouterr().err
+    assert main(["fit", "--config", "run/config.yaml", "--run_dir", "again"]) == 0
+    assert _rows(run) == _rows(Path("again")) == before
+    assert yaml.safe_load(Path("again/config.yaml").read_text())["model"]["net"]["class_path"] in old
 
 
 def test_a_run_that_was_moved_goes_on(run: Path, capsys: Any) -> None:

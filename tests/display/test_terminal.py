@@ -15,7 +15,7 @@ from lth_lightning import LotteryProgress, SettingError
 from lth_lightning.cli.main import main
 from lth_lightning.display import terminal
 from lth_lightning.display.pace import Pace
-from lth_lightning.display.terminal import Columns, Glimpse, drawn, duration
+from lth_lightning.display.terminal import Glimpse, NetworkLines, drawn, duration
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.runs.rows import Evaluation, Row
 
@@ -114,7 +114,7 @@ NOW = Glimpse(
 
 
 def test_rows_line_up_below_their_headings_in_80_characters() -> None:
-    columns = Columns(len("random_reinit #9"))
+    columns = NetworkLines(len("random_reinit #9"))
     unknown = Row(0, "ticket", 0, 1.0, 1000, 1000, 0, 0.1, None, None, None, None, None, None, None, None)
     header, *lines = [columns.header, columns.line(ROW), columns.line(unknown)]
     assert lines[0].split() == [
@@ -170,7 +170,7 @@ def test_the_pace_counts_from_the_first_reading_and_forgets_for_the_speed_of_now
 def test_a_terminal_shows_a_row_a_network_and_in_the_end_nothing_else(tmp_path: Path, moments: list[Glimpse]) -> None:
     terminal = Terminal()
     done = fit_shown(tmp_path / "7", show(terminal, force_terminal=True), **CONTROLLED)
-    columns = Columns(len("random_reinit #2"))
+    columns = NetworkLines(len("random_reinit #2"))
     assert terminal.shown == [columns.header, *(columns.line(row) for row in done.rows), ""]
     assert not terminal.cursor_is_hidden
     assert f"{tmp_path.name}/7  network 1 of 5" in terminal.getvalue()
@@ -242,7 +242,7 @@ def test_where_nothing_can_be_redrawn_there_are_rows_alone(
     flushed: list[str] = []
     monkeypatch.setattr(file, "flush", lambda: flushed.append(file.getvalue()))
     done = fit_shown(tmp_path / "run", show(file, width=20, **settings), rounds=1)
-    columns = Columns(len("variant"))
+    columns = NetworkLines(len("variant"))
     lines = [columns.header, *(columns.line(row) for row in done.rows)]
     assert file.getvalue().splitlines() == lines
     assert [len(text.splitlines()) for text in flushed] == [1, 2, 3], "each line at once"

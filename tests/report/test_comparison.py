@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from lth_lightning.errors import SettingError
+from lth_lightning.report.aggregate import PooledRuns
+from lth_lightning.report.charts import comparison_chart
 from lth_lightning.report.command import main
 from lth_lightning.report.comparable import check_comparable
-from lth_lightning.report.comparison import full_names, group_runs
-from lth_lightning.report.comparison_figure import comparison_figure
+from lth_lightning.report.comparison import experiments_of, full_names
+from lth_lightning.report.figures import figure_of
 from lth_lightning.runs.rows import Row, write_rows
 from lth_lightning.runs.run import Run
 
@@ -167,7 +169,7 @@ def test_tickets_of_a_run_that_is_gone_are_pooled_with_none(tmp_path: Path) -> N
 
 
 def labels(runs: list[Run], *keys: str) -> dict[str, int]:
-    return {group.label: len(group.runs) for group in group_runs(runs, full_names(keys, runs))}
+    return {one.label: len(one.runs) for one in experiments_of(runs, full_names(keys, runs))}
 
 
 def test_runs_are_grouped_by_the_settings_asked_for(tmp_path: Path) -> None:
@@ -272,7 +274,9 @@ def test_a_comparison_is_written_beside_the_runs(
 
 def test_comparison_figure_has_a_colour_a_group_and_dashes_for_reinits(tmp_path: Path) -> None:
     one, other = read(tmp_path, SETTINGS, changed(data__dataset="FashionMNIST"))
-    figure = comparison_figure({"MNIST": one.rows, "FashionMNIST": other.rows}, "title")
+    chart = comparison_chart([PooledRuns([one], "MNIST"), PooledRuns([other], "FashionMNIST")])
+    assert chart is not None
+    figure = figure_of("comparison", chart, "title")
     assert figure is not None
     lines = figure.axes[0].lines
     assert [line.get_linestyle() for line in lines] == ["-", "--", ":"] * 2

@@ -10,17 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from lth_lightning.report.charts import (
-    accuracy_chart,
-    comparison_chart,
-    curves_chart,
-    layers_chart,
-    points_a_curve,
-    thinned,
-)
+from lth_lightning.report.aggregate import PooledRuns
+from lth_lightning.report.charts import STYLES, charts_of, comparison_chart
 from lth_lightning.report.command import main
-from lth_lightning.report.page import comparison_page, experiment_page, networks_sheet, settings_sheet
-from lth_lightning.report.styles import STYLES
+from lth_lightning.report.page import as_json, comparison_page, experiment_page, points_a_curve, thinned
+from lth_lightning.report.tables import networks_table, settings_table
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_rows
 from lth_lightning.runs.run import Run
 
@@ -54,6 +48,21 @@ def run_of(shift: float = 0.0, name: str = "one", **settings: Any) -> Run:
         for n in "ab"
     ]
     return Run(Path("runs") / name, rows, layers, [point for row in rows for point in curve_of(row)], settings)
+
+
+def page_of(*runs: Run, title: str = "title") -> bytes:
+    experiment = PooledRuns(runs)
+    return experiment_page(experiment, charts_of(experiment), title)
+
+
+def comparison_of(experiments: list[PooledRuns], title: str) -> bytes:
+    return comparison_page(experiments, comparison_chart(experiments), title)
+
+
+def chart_of(name: str, *runs: Run, wanted: list[float] | None = None) -> dict[str, Any]:
+    """A chart as the page has it."""
+    chart = as_json(charts_of(PooledRuns(runs), wanted)[name])
+    return json.loads(json.dumps(chart))  # type: ignore[no-any-return]
 
 
 class Parsed(HTMLParser):
@@ -97,7 +106,7 @@ def series(chart: dict[str, Any], *labels: str) -> dict[str, Any]:
 
 
 def test_page_needs_nothing_but_itself() -> None:
-    page = experiment_page([run_of()], "title")
+    page = page_of(run_of())
     parsed = Parsed(page)
     assert not {"link", "img", "iframe", "object"} & set(parsed.tags)
     addresses = re.findall(rb"https?://[^\s\"')]*|@import|url\((?!#)", page)
@@ -111,7 +120,8 @@ def test_names_stay_text_wherever_they_stand() -> None:
     run = run_of(
         name=HOSTILE, data={"dataset": HOSTILE}, model={"net": {"class_path": "my.Net"}}, seed_everything=HOSTILE
     )
-    for page in (experiment_page([run], HOSTILE), comparison_page({HOSTILE: [run], "other": [run_of(0.1)]}, HOSTILE)):
+    both = [PooledRuns([run], HOSTILE), PooledRuns([run_of(0.1)], "other")]
+    for page in (page_of(run, title=HOSTILE), comparison_of(both, HOSTILE)):
         parsed = Parsed(page)
         assert "b" not in parsed.tags
         assert parsed.tags.count("script") == 2
@@ -122,9 +132,7 @@ def test_names_stay_text_wherever_they_stand() -> None:
 
 
 def test_curves_over_density_hold_means_and_every_network() -> None:
-    runs = [run_of(seed_everything=3), run_of(0.02, "two", seed_everything=4)]
-    chart = accuracy_chart(runs)
-    assert chart is not None
+    chart = chart_of("accuracy", run_of(seed_everything=3), run_of(0.02, "two", seed_everything=4))
     assert chart["runs"] == ["one, seed 3", "two, seed 4"]
     labels = [entry["label"] for entry in chart["legend"][0]]
     assert labels == ["ticket (n = 2)", "random reinit (n = 4)", "dense network (n = 2)"]
@@ -144,22 +152,20 @@ def test_what_is_not_known_or_no_number_is_left_out() -> None:
     rows = [replace(row, test_acc=float("nan") if row.round else None) for row in run.rows]
     curves = [replace(point, test_loss=float("inf"), test_acc=None) for point in run.curves]
     broken = replace(run, rows=rows, curves=curves)
-    assert accuracy_chart([broken]) is None
-    chart = curves_chart([broken])
-    assert chart is not None
+    assert "accuracy" not in charts_of(PooledRuns([broken]))
+    chart = chart_of("curves", broken)
     assert [measure["key"] for measure in chart["measures"]] == ["val_acc", "test_loss", "val_loss"]
     assert set(chart["networks"][0]["test_loss"]) == {None}
-    assert len(Parsed(experiment_page([broken], "t")).charts) == 3
+    assert len(Parsed(page_of(broken)).charts) == 3
     bare = Run(Path("bare"), [network(0, "ticket", None)])
-    assert curves_chart([bare]) is layers_chart([bare]) is None
-    Parsed(experiment_page([bare], "t"))
+    assert list(charts_of(PooledRuns([bare]))) == ["early_stop"]
+    Parsed(page_of(bare))
 
 
 def test_learning_curves_begin_with_those_of_the_figure() -> None:
-    chart = curves_chart([run_of(), run_of(0.02, "two")], wanted=[0.26])
-    assert chart is not None
+    chart = chart_of("curves", run_of(), run_of(0.02, "two"), wanted=[0.26])
     rounds, variants = chart["legend"]
-    assert [(entry["label"], entry["on"]) for entry in rounds] == [
+    assert [(entry["label"], entry.get("on", True)) for entry in rounds] == [
         ("dense network", True),
         ("50 %", False),
         ("25 %", True),
@@ -187,26 +193,32 @@ def test_thinned_curves_keep_ends_and_the_best_of_each_measure(length: int) -> N
 
 
 def test_a_page_of_many_networks_can_still_be_mailed() -> None:
-    assert [points_a_curve(n) for n in (1, 300, 600, 100_000)] == [200, 200, 100, 30]
+    chart = charts_of(PooledRuns([run_of()]))["curves"]
+    many = [replace(chart, networks=chart.networks[:1] * n) for n in (1, 300, 600, 100_000)]
+    assert [points_a_curve([one]) for one in many] == [200, 200, 100, 30]
     rows = [network(min(number, 9), variant, 0.9 + 0.001 * number) for number in range(31) for variant in VARIANTS[:2]]
     rows = [replace(row, round=number // 2) for number, row in enumerate(rows)][1:]
     curves = [
         replace(p, val_loss=1 / 3 + p.step / 7e5, test_acc=p.step / 7e3) for row in rows for p in curve_of(row, 500)
     ]
-    page = experiment_page([Run(Path("run"), rows, [], curves)], "title")
+    page = page_of(Run(Path("run"), rows, [], curves))
     assert len(rows) == 61
     assert len(page) < 700_000
 
 
 def test_comparison_has_a_chart_of_its_groups_and_a_part_a_group() -> None:
-    groups = {"MNIST": [run_of(), run_of(0.01, "two")], "Fashion": [run_of(-0.1, "three")]}
-    chart = comparison_chart(groups)
-    assert chart is not None
+    mnist, fashion = (
+        PooledRuns([run_of(), run_of(0.01, "two")], "MNIST"),
+        PooledRuns([run_of(-0.1, "three")], "Fashion"),
+    )
+    made = comparison_chart([mnist, fashion])
+    assert made is not None
+    chart = as_json(made)
     assert [entry["label"] for entry in chart["legend"][0]] == ["MNIST (n = 2)", "Fashion (n = 1)"]
     point = series(chart, "Fashion", "ticket")["points"][1]
     assert (point["y"], chart["runs"][point["each"][0][1]]) == (pytest.approx(0.85), "three")
     assert series(chart, "Fashion", "dense network")["level"]["y"] == pytest.approx(0.8)
-    parsed = Parsed(comparison_page(groups, "title"))
+    parsed = Parsed(comparison_of([mnist, fashion], "title"))
     assert parsed.texts["h2"] == ["MNIST", "Fashion"]
     assert len(parsed.charts) == 1 + 2 * 4
 
@@ -220,10 +232,10 @@ def test_tables_name_every_network_and_setting() -> None:
         ),
         run_of(0.0, "two", seed_everything=2),
     ]
-    lines = [[cell.text for cell in line] for line in networks_sheet(runs).lines]
+    lines = [[cell.text for cell in line] for line in networks_table(runs).lines]
     assert len(lines) == 14
     assert lines[3] == ["one", "1", "random reinit", "1", "50.00", "512", "400", "90.0", "82.0", "101", "90.0"]
-    assert [[cell.text for cell in line] for line in settings_sheet(runs).lines] == [
+    assert [[cell.text for cell in line] for line in settings_table(runs).lines] == [
         ["seed_everything", "1 · 2"],
         ["model.net", "my.Net · not set"],
         ["model.net.hidden", "[3, 2] · not set"],

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from lth_lightning.report.aggregate import Spread
+from lth_lightning.report.aggregate import PooledRuns, Spread
 from lth_lightning.report.statistics import (
     DENSE,
     difference,
@@ -18,6 +19,7 @@ from lth_lightning.report.statistics import (
     statistics,
 )
 from lth_lightning.runs.rows import Row
+from lth_lightning.runs.run import Run
 
 
 def net(
@@ -44,6 +46,10 @@ def run(tickets: Sequence[float | None], reinits: Sequence[float | None]) -> lis
     ]
 
 
+def of(*runs: list[Row]) -> PooledRuns:
+    return PooledRuns([Run(Path(str(n)), rows) for n, rows in enumerate(runs)])
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
 def test_interval_is_that_of_the_paired_t_test(n: int) -> None:
     draw = np.random.default_rng(n)
@@ -68,7 +74,7 @@ def test_interval_by_hand() -> None:
 def test_pairs_are_of_one_run_and_one_round() -> None:
     """The runs are far apart, their differences are not: what a comparison of means would drown, pairs show."""
     runs = [run([0.9, 0.7], [None, 0.69]), run([0.9, 0.8], [None, 0.79]), run([0.9, 0.9], [None, 0.89])]
-    found = paired_differences(runs, "ticket", "random_reinit")
+    found = paired_differences(of(*runs), "ticket", "random_reinit")
     assert list(found) == [1]
     assert found[1].mean == pytest.approx(0.01)
     assert found[1].margin == pytest.approx(0, abs=1e-12)
@@ -78,33 +84,33 @@ def test_pairs_are_of_one_run_and_one_round() -> None:
 def test_replicates_of_a_control_are_averaged_within_their_run_first() -> None:
     one = [net(1, "ticket", 0.9), *(net(1, "random_reinit", a, replicate=i) for i, a in enumerate((0.6, 0.8, 0.7)))]
     other = [net(1, "ticket", 0.9), net(1, "random_reinit", 0.8)]
-    found = paired_differences([one, other], "ticket", "random_reinit")[1]
+    found = paired_differences(of(one, other), "ticket", "random_reinit")[1]
     assert (found.mean, found.n) == (pytest.approx(0.15), 2)  # of 0.2 and 0.1; four networks alike would give 0.175
 
 
 def test_a_run_without_the_pair_does_not_count() -> None:
     runs = [run([0.9, 0.7, 0.6], [None, 0.69]), run([0.9, None], [None, 0.5]), run([0.9, 0.8], [])]
-    found = paired_differences(runs, "ticket", "random_reinit")
+    found = paired_differences(of(*runs), "ticket", "random_reinit")
     assert {number: (value.mean, value.n) for number, value in found.items()} == {1: (pytest.approx(0.01), 1)}
     unknown = [net(1, "ticket", None), net(1, "random_reinit", 0.5)]
-    assert paired_differences([unknown], "ticket", "random_reinit") == {}
+    assert paired_differences(of(unknown), "ticket", "random_reinit") == {}
 
 
 def test_the_dense_network_stands_against_every_round_but_its_own() -> None:
     runs = [run([0.9, 0.92, 0.8], [None, 0.9]), run([0.8, 0.84, 0.7], [None, 0.8])]
-    found = paired_differences(runs, "ticket", DENSE)
+    found = paired_differences(of(*runs), "ticket", DENSE)
     assert {number: value.mean for number, value in found.items()} == pytest.approx({1: 0.03, 2: -0.1})
     assert found[1].n == 2
-    assert paired_differences([run([None, 0.9], [None, 0.8])], "ticket", DENSE) == {}  # from ticket files: no dense
+    assert paired_differences(of(run([None, 0.9], [None, 0.8])), "ticket", DENSE) == {}  # from ticket files: no dense
 
 
 def test_speed_up_is_the_geometric_mean_of_ratios_within_runs() -> None:
     def timed(dense: int | None, *stops: int | None) -> list[Row]:
         return [net(number, "ticket", 0.9, stop) for number, stop in enumerate((dense, *stops))]
 
-    found = speed_ups([timed(400, 100, 0), timed(100, 100, None)], "ticket")
+    found = speed_ups(of(timed(400, 100, 0), timed(100, 100, None)), "ticket")
     assert found == {1: Spread(pytest.approx(2.0), 1.0, 4.0, 2)}
-    assert speed_ups([timed(None, 200)], "ticket") == {}
+    assert speed_ups(of(timed(None, 200)), "ticket") == {}
     values = [1.5, 2.5, 4.0]
     assert geometric_spread(values).mean == pytest.approx(stats.gmean(values))
 
@@ -119,7 +125,7 @@ def test_smallest_match_is_half_a_point_below_at_most() -> None:
 
 def test_statistics_have_a_line_a_round_and_variant_and_leave_empty_what_is_not_known() -> None:
     runs = [run([0.9, 0.91], [None, 0.88]), run([0.92, 0.93], [None, 0.9])]
-    dense, ticket, reinit = statistics(runs)
+    dense, ticket, reinit = statistics(of(*runs))
     assert [(s.round, s.variant, s.density, s.n) for s in (dense, ticket, reinit)] == [
         (0, "ticket", 1.0, 2),
         (1, "ticket", 0.5, 2),

@@ -4,23 +4,26 @@ import csv
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from conftest import digits, fit, mlp
+from matplotlib.figure import Figure
 from rich.console import Console
 
 import lth_lightning
 from lth_lightning.errors import SettingError
+from lth_lightning.report.aggregate import PooledRuns
+from lth_lightning.report.charts import charts_of
 from lth_lightning.report.command import main
 from lth_lightning.report.conclusion import summary
-from lth_lightning.report.curve_figure import curves_figure
-from lth_lightning.report.figures import accuracy_figure, image_bytes, layers_figure, weight_count
-from lth_lightning.report.paired_table import paired_sheet, paired_table, points
-from lth_lightning.report.sheet import markdown
-from lth_lightning.report.table import table
+from lth_lightning.report.figures import figure_of, image_bytes, weight_count
+from lth_lightning.report.tables import paired_table, results_table
+from lth_lightning.report.wording import points
 from lth_lightning.report.writer import write_report
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.runs.run import Run
@@ -52,6 +55,19 @@ USUAL = rows_of(
 )
 
 
+def experiment(*runs: list[Row], layers: Sequence[LayerRow] = (), curves: Sequence[CurveRow] = ()) -> PooledRuns:
+    """Runs of these rows; layers and learning curves are the first one's."""
+    rest = [(list(layers), list(curves)), *[([], [])] * (len(runs) - 1)]
+    return PooledRuns([Run(Path(str(n)), rows, *rest[n]) for n, rows in enumerate(runs)])
+
+
+def figure(name: str, shown: PooledRuns, wanted: Sequence[float] | None = None) -> Figure:
+    """The figure of this name."""
+    drawn = figure_of(name, charts_of(shown, wanted)[name], "title")
+    assert drawn is not None
+    return drawn
+
+
 def save(folder: Path, rows: list[Row], seed: int = 1) -> Path:
     folder.mkdir(parents=True)
     write_rows(folder / "results.csv", rows[::-1])
@@ -70,7 +86,7 @@ def save(folder: Path, rows: list[Row], seed: int = 1) -> Path:
 def rendered(rows: list[Row], **console: object) -> list[str]:
     terminal = Console(width=80, **console)  # type: ignore[arg-type]
     with terminal.capture() as capture:
-        terminal.print(table(rows, "quickstart/3"))
+        terminal.print(results_table(experiment(rows), "quickstart/3", brief=True).rich())
     return capture.get().splitlines()
 
 
@@ -139,7 +155,7 @@ def test_columns_without_values_are_left_out() -> None:
 
 
 def test_summary_compares_where_the_ticket_still_matches_and_a_control_was_trained() -> None:
-    assert summary([USUAL]) == (
+    assert summary(experiment(USUAL)) == (
         "At 25 % of the weights the ticket has 97.1 % test accuracy (n = 1), 3.0 points more than random reinit "
         "(94.1 %), 6.1 points more than random mask (91.0 %); the dense network has 97.2 %. The smallest density at "
         "which each was seen to match the dense network (at most 0.5 points below it): ticket 25 %; "
@@ -164,15 +180,17 @@ def test_summary_compares_where_the_ticket_still_matches_and_a_control_was_train
     ],
 )
 def test_summary_is_honest_in_either_direction(rows: list[Row], said: str) -> None:
-    assert said in summary([rows])
+    assert said in summary(experiment(rows))
 
 
 def test_summary_of_several_runs_gives_the_paired_interval_in_the_direction_of_its_words() -> None:
     runs = [rows_of(T=[0.97, 0.97], R=[None, 0.95]), rows_of(T=[0.97, 0.975], R=[None, 0.965])]
     # differences 2.0 and 1.0 points: mean 1.5, t(0.975, 1) = 12.706, s / sqrt(2) = 0.5, so +- 6.4
-    assert "1.5 points more than random reinit (95.8 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(runs)
+    assert "1.5 points more than random reinit (95.8 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(experiment(*runs))
     worse = [rows_of(T=[0.97, 0.95], R=[None, 0.97]), rows_of(T=[0.97, 0.965], R=[None, 0.975])]
-    assert "1.5 points less than random reinit (97.2 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(worse)
+    assert "1.5 points less than random reinit (97.2 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(
+        experiment(*worse)
+    )
 
 
 # ------------------------------------------------------------------------------------- paired differences
@@ -185,10 +203,11 @@ THREE = [
 
 
 def test_paired_table_fits_80_columns_and_says_n() -> None:
-    found = paired_table(THREE)
+    found = paired_table(experiment(*THREE), brief=True)
+    assert found is not None
     terminal = Console(width=80)
     with terminal.capture() as capture:
-        terminal.print(found)
+        terminal.print(found.rich())
     text = capture.get()
     assert max(map(len, text.splitlines())) <= 80
     # points 2, 1 and 3: 2.0 +- 4.303 * 1 / sqrt(3); steps 100 (dense) over 200
@@ -199,16 +218,17 @@ def test_paired_table_fits_80_columns_and_says_n() -> None:
 
 def test_paired_table_of_one_run_has_differences_without_intervals() -> None:
     terminal = Console(width=80)
+    found = paired_table(experiment(*THREE[:1]), brief=True)
+    assert found is not None
     with terminal.capture() as capture:
-        terminal.print(paired_table(THREE[:1]))
+        terminal.print(found.rich())
     text = capture.get()
     assert "+2.0" in text and "±" not in text and "n = 1" in text
-    assert paired_table([rows_of(T=[0.97])]) is None
-    assert paired_sheet([rows_of(T=[0.97])]) is None
+    assert paired_table(experiment(rows_of(T=[0.97]))) is None
 
 
 def test_paired_markdown_has_the_ends_of_intervals() -> None:
-    assert (found := paired_sheet(THREE)) and "| +2.0 (−0.5 to +4.5, n = 3) |" in markdown(found)
+    assert (found := paired_table(experiment(*THREE))) and "| +2.0 (−0.5 to +4.5, n = 3) |" in found.markdown()
     assert [points(x) for x in (0.0123, -0.0123, 0.0004, -0.0004)] == ["+1.2", "−1.2", "0.0", "0.0"]
 
 
@@ -220,7 +240,7 @@ def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
 def test_layers_whose_names_begin_with_an_underscore_are_in_the_legend() -> None:
     layers = [LayerRow(r, "ticket", 0, n, k, 100, k / 100) for r, k in ((0, 100), (1, 50)) for n in ("_stem", "head")]
     layers[2] = LayerRow(1, "ticket", 0, "_stem", 90, 100, 0.9)
-    legend = layers_figure(layers, "title").legends[0]
+    legend = figure("layers", experiment(USUAL, layers=layers)).legends[0]
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_stem (100)", "head (100)"]
 
 
@@ -248,16 +268,15 @@ def test_statistics_csv_has_a_line_a_round_and_variant(tmp_path: Path) -> None:
 
 
 def test_accuracy_figure_draws_the_means_over_a_density_axis_that_falls_to_the_right() -> None:
-    figure = accuracy_figure(USUAL + rows_of(T=[0.974, 0.977, 0.973, 0.96]), "title")
-    assert figure is not None
-    axes = figure.axes[0]
+    drawn = figure("accuracy", experiment(USUAL, rows_of(T=[0.974, 0.977, 0.973, 0.96])))
+    axes = drawn.axes[0]
     left, right = axes.get_xlim()
     assert left > right
     assert axes.get_xscale() == "log"
     ticket = axes.lines[0]
     assert np.asarray(ticket.get_xdata()).tolist() == [1, 0.5, 0.25, 0.125]
     assert np.asarray(ticket.get_ydata()) == pytest.approx([0.973, 0.976, 0.972, 0.955])
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    labels = [text.get_text() for text in drawn.legends[0].get_texts()]
     assert labels == [
         "ticket (n = 2)",
         "random reinit (n = 1)",
@@ -266,7 +285,7 @@ def test_accuracy_figure_draws_the_means_over_a_density_axis_that_falls_to_the_r
         "dense network (n = 2)",
     ]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20", "50", "100"]
-    assert image_bytes(figure, "svg") == image_bytes(figure, "svg")
+    assert image_bytes(drawn, "svg") == image_bytes(drawn, "svg")
 
 
 def test_layers_that_shrink_alike_share_a_curve() -> None:
@@ -276,10 +295,9 @@ def test_layers_that_shrink_alike_share_a_curve() -> None:
         for name, values in density.items()
         for number, value in enumerate(values)
     ]
-    figure = layers_figure(layers, "title")
-    assert figure is not None
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a (60),\nb (60)", "c (60)"]
-    assert np.asarray(figure.axes[0].lines[1].get_ydata()).tolist() == [1, 0.9]  # an empty layer leaves the log axis
+    drawn = figure("layers", experiment(USUAL, layers=layers))
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a (60),\nb (60)", "c (60)"]
+    assert np.asarray(drawn.axes[0].lines[1].get_ydata()).tolist() == [1, 0.9]  # an empty layer leaves the log axis
 
 
 def curve_rows(rows: list[Row], steps: tuple[int, ...] = (100, 200, 300), tested: bool = True) -> list[CurveRow]:
@@ -293,9 +311,9 @@ def curve_rows(rows: list[Row], steps: tuple[int, ...] = (100, 200, 300), tested
 
 
 def test_learning_curves_show_dense_network_tickets_and_their_reinits_at_the_densities_asked_for() -> None:
-    figure = curves_figure(curve_rows(USUAL) + curve_rows(USUAL), USUAL, "title", [0.5, 0.13])
-    assert figure is not None
-    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    one, other = (Run(Path(name), USUAL, [], curve_rows(USUAL)) for name in "ab")
+    axes = figure("curves", PooledRuns([one, other]), [0.5, 0.13]).axes[0]
+    lines = {str(line.get_label()): line for line in axes.lines}
     assert list(lines) == [
         "dense network (n = 2)",
         "ticket 50 % (n = 2)",
@@ -307,38 +325,36 @@ def test_learning_curves_show_dense_network_tickets_and_their_reinits_at_the_den
     assert lines["ticket 50 % (n = 2)"].get_color() == lines["random reinit 50 % (n = 2)"].get_color()
     assert np.asarray(lines["ticket 50 % (n = 2)"].get_xdata()).tolist() == [100, 200, 300]
     assert np.asarray(lines["ticket 50 % (n = 2)"].get_ydata())[-1] == pytest.approx(0.975)
-    assert figure.axes[0].get_ylabel() == "test accuracy (%)"
+    assert axes.get_ylabel() == "test accuracy (%)"
 
 
 def test_learning_curves_are_means_only_where_all_networks_were_evaluated() -> None:
     rows = rows_of(T=[0.9, 0.8])
-    figure = curves_figure(curve_rows(rows) + curve_rows(rows, (100, 250, 300)), rows, "title")
-    assert figure is not None
-    assert np.asarray(figure.axes[0].lines[0].get_xdata()).tolist() == [100, 300]
+    runs = [Run(Path("run"), rows, [], curve_rows(rows, steps)) for steps in ((100, 200, 300), (100, 250, 300))]
+    assert np.asarray(figure("curves", PooledRuns(runs)).axes[0].lines[0].get_xdata()).tolist() == [100, 300]
 
 
 def test_learning_curves_choose_four_densities_spread_over_all_and_those_with_a_reinit_first() -> None:
     rows = rows_of(T=[0.9] * 13, R=[None] + [0.8] * 12)
-    figure = curves_figure(curve_rows(rows), rows, "title")
-    assert figure is not None
-    shown = [str(line.get_label()) for line in figure.axes[0].lines if "ticket" in str(line.get_label())]
+    drawn = figure("curves", experiment(rows, curves=curve_rows(rows)))
+    shown = [str(line.get_label()) for line in drawn.axes[0].lines if "ticket" in str(line.get_label())]
     assert shown == [f"ticket {100 * 0.5**number:.3g} % (n = 1)" for number in (3, 6, 9, 12)]
     rows = rows_of(T=[0.9] * 13, R=[0.8 if number in (1, 2, 3, 4) else None for number in range(13)])
-    figure = curves_figure(curve_rows(rows), rows, "title")
-    assert figure is not None
-    assert sum("random reinit" in str(line.get_label()) for line in figure.axes[0].lines) == 4
+    drawn = figure("curves", experiment(rows, curves=curve_rows(rows)))
+    assert sum("random reinit" in str(line.get_label()) for line in drawn.axes[0].lines) == 4
 
 
 def test_learning_curves_fall_back_to_validation_and_are_left_out_where_there_are_none() -> None:
-    figure = curves_figure(curve_rows(USUAL, tested=False), USUAL, "title")
-    assert figure is not None
-    assert figure.axes[0].get_ylabel() == "validation accuracy (%)"
-    assert curves_figure([], USUAL, "title") is None
+    drawn = figure("curves", experiment(USUAL, curves=curve_rows(USUAL, tested=False)))
+    assert drawn.axes[0].get_ylabel() == "validation accuracy (%)"
+    assert "curves" not in charts_of(experiment(USUAL))
+    losses = [replace(point, val_acc=None, test_acc=None) for point in curve_rows(USUAL)]
+    assert figure_of("curves", charts_of(experiment(USUAL, curves=losses))["curves"], "title") is None
 
 
 def test_a_density_that_no_round_is_near_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"--densities: no round is near 0\.04; there is 0\.5, 0\.25, 0\.125"):
-        curves_figure(curve_rows(USUAL), USUAL, "title", [0.04])
+        charts_of(experiment(USUAL, curves=curve_rows(USUAL)), [0.04])
     run = save(tmp_path / "run", USUAL)
     with pytest.raises(SettingError, match="has no learning curves"):
         main([str(run), "--densities", "0.5"])
@@ -357,10 +373,9 @@ def test_curves_of_a_run_are_drawn(tmp_path: Path) -> None:
 
 
 def test_density_axis_says_above_how_many_weights_are_kept() -> None:
-    figure = accuracy_figure(USUAL, "title")
-    assert figure is not None
-    image_bytes(figure, "png")
-    (above,) = figure.axes[0].child_axes
+    drawn = figure("accuracy", experiment(USUAL))
+    image_bytes(drawn, "png")
+    (above,) = drawn.axes[0].child_axes
     assert [tick.get_text() for tick in above.get_xticklabels()] == ["200", "500", "1,000"]
     counts = [weight_count(n) for n in (1965, 9999, 53240, 266200, 999_999, 4.3e6)]
     assert counts == ["1,965", "9,999", "53.2K", "266K", "1M", "4.3M"]
@@ -373,7 +388,7 @@ def test_report_of_a_run_stands_in_its_folder(tmp_path: Path, capsys: pytest.Cap
     run = save(tmp_path / "quickstart" / "3", USUAL, seed=7)
     assert main([str(run)]) == 0
     text = (run / "report.md").read_text()
-    for said in ("# MLP on Digits, quickstart/3", "- seed: 7", summary([USUAL]), "**97.5**"):
+    for said in ("# MLP on Digits, quickstart/3", "- seed: 7", summary(experiment(USUAL)), "**97.5**"):
         assert said in text
     linked = re.findall(r"\]\((.+?)\)", text)
     assert len(linked) == 3
@@ -439,3 +454,15 @@ def test_a_report_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
     said = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True).stdout
     assert said.endswith("[]\n")
     assert (run / "figures/looks.png").is_file()
+
+
+def test_comparing_the_settings_of_runs_imports_no_class_that_they_name(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        config = save(tmp_path / str(seed), USUAL, seed) / "config.yaml"
+        config.write_text(config.read_text() + "lottery: {pruning: {criterion: {class_path: lth_lightning.SNIP}}}\n")
+    code = (
+        "import sys; from lth_lightning.cli.main import main; assert main(['report', *sys.argv[1:]]) == 0; "
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "1"), str(tmp_path / "2")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("False\n")

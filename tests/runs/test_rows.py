@@ -143,4 +143,4 @@ def test_pooling_leaves_out_what_is_not_known() -> None:
         for number, values in accuracies.items()
         for replicate, accuracy in enumerate(values)
     ]
-    assert by_round(rows, lambda row: row.test_acc) == {0: Spread(0.7, 0.5, 0.9, 2), 2: Spread(0.7, 0.7, 0.7, 1)}
+    assert by_round([rows], lambda row: row.test_acc) == {0: Spread(0.7, 0.5, 0.9, 2), 2: Spread(0.7, 0.7, 0.7, 1)}

@@ -1,0 +1,255 @@
+"""The tables of a report: results, paired differences, experiments side by side, every network, every setting.
+
+Those of a line a round are made for a page, with all there is, or `brief`, for a terminal of 80 columns.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from lth_lightning.report.aggregate import Curve, PooledRuns, Spread
+from lth_lightning.report.statistics import DENSE, Difference, paired_differences, speed_ups
+from lth_lightning.report.table import Cell, Table
+from lth_lightning.report.wording import counted, named, percent, points
+from lth_lightning.runs.run import Run
+
+# ------------------------------------------------------------------------------------- results
+
+ACCURACIES = (
+    "Test accuracies are those at the end of training, the best of each round in bold. Where several networks were "
+    "pooled, the range from least to greatest stands in brackets."
+)
+_LEGEND = {
+    "ticket": "acc.: test accuracy after training, the best of a round in bold\n"
+    "stop: early stop, the step of the lowest validation loss",
+    "random_reinit": "random reinit: the ticket's mask, fresh weights",
+    "random_mask": "random mask: the ticket's weights, another mask",
+    "pruned_only": "pruned only: not trained after pruning",
+}
+
+
+def results_table(experiment: PooledRuns, title: str = "", *, brief: bool = False) -> Table:
+    """A line a round, the ticket beside its controls: test accuracy at the end of training, and early stop.
+
+    A brief one of several networks leaves the kept weights and the ranges of early stops to the page.
+    """
+    accuracy, stop, rounds = experiment.accuracy, experiment.early_stop, list(experiment.density)
+    best = {number: _best([curve[number].mean for curve in accuracy.values() if number in curve]) for number in rounds}
+    ranges = any(value.n > 1 for curve in chain(accuracy.values(), stop.values()) for value in curve.values())
+    columns = {
+        "round": [Cell(str(number)) for number in rounds],
+        _header("density %", brief): [Cell(_density(experiment, number)) for number in rounds],
+        _header("weights kept", brief): [Cell(f"{experiment.kept[number]:,}") for number in rounds],
+    }
+    if brief and ranges:
+        columns.popitem()
+    for variant, curve in accuracy.items():
+        header = "\n".join(["acc. %", *variant.split("_")]) if brief else f"{named(variant)} test accuracy %"
+        columns[header] = [_ranged(curve.get(number), percent, best[number]) for number in rounds]
+    for variant, curve in stop.items():
+        header = "\n".join(["stop", *variant.split("_")]) if brief else f"{named(variant)} early-stop step"
+        cells = [_ranged(curve.get(number), "{:,.0f}".format) for number in rounds]
+        columns[header] = [Cell(cell.text) for cell in cells] if brief else cells
+    legend = [text for variant, text in _LEGEND.items() if variant in accuracy or variant in stop]
+    return _table(columns, legend=legend, title=title, gap=0 if ranges else 1)
+
+
+def _best(means: Sequence[float]) -> str:
+    """The greatest, as it is printed (equal to the eye is equal); empty if there is no contest."""
+    return percent(max(means)) if len(means) > 1 else ""
+
+
+def _ranged(value: Spread | None, text: Callable[[float], str], best: str = "") -> Cell:
+    if value is None:
+        return Cell()
+    mean, ends = text(value.mean), f"{text(value.low)}–{text(value.high)}"
+    return Cell(mean, ends if value.n > 1 else "", mean == best)
+
+
+# ------------------------------------------------------------------------------------- paired differences
+
+AGAINST = ("random_reinit", "random_mask", DENSE)
+TIMED = ("ticket", "random_reinit", "random_mask")
+PAIRED = (
+    "Differences of test accuracy at the end of training are in points, paired by run, with the 95 % interval of "
+    "Student's t for n runs; each interval stands for itself, whatever the number of comparisons. A speed-up is the "
+    "dense network's early-stop step over this network's, paired by run: geometric mean, least to greatest. Who still "
+    "learns when training ends has its early stop there."
+)
+
+
+def paired_table(experiment: PooledRuns, *, brief: bool = False) -> Table | None:
+    """Ticket less control and ticket less dense network, and speed-ups, a line a round in which there is a pair.
+
+    A brief one has half the interval in place of its ends, and n in its legend. None where there is no pair.
+    """
+    differences = {control: paired_differences(experiment, "ticket", control) for control in AGAINST}
+    speeds = {variant: speed_ups(experiment, variant) for variant in TIMED}
+    curves: list[Mapping[int, Difference | Spread]] = [*differences.values(), *speeds.values()]
+    rounds = sorted(set(chain(*curves)))
+    if not rounds:
+        return None
+    columns = {
+        "round": [Cell(str(number)) for number in rounds],
+        _header("density %", brief): [Cell(_density(experiment, number)) for number in rounds],
+    }
+    for control, found in differences.items():
+        other = "dense network" if control == DENSE else named(control)
+        header = "\n".join(["ticket −", *control.split("_")]) if brief else f"ticket − {other}, points"
+        columns |= {header: [_gain(found, number, brief) for number in rounds]} if found else {}
+    for variant, speed in speeds.items():
+        header = "\n".join(["faster", *variant.split("_")]) if brief else f"speed-up {named(variant)}"
+        columns |= {header: [_times(speed.get(number), brief) for number in rounds]} if speed else {}
+    counts = {value.n for curve in curves for value in curve.values()}
+    legend = [
+        "ticket −: its test accuracy less the other's, in points",
+        *(["faster: early stop, how many times sooner than the dense one's"] if any(speeds.values()) else []),
+        f"{counted(counts)}{', paired by run; ±: 95 % interval' if max(counts) > 1 else ''}",
+    ]
+    return _table(columns, legend=legend)
+
+
+def _gain(found: Mapping[int, Difference], number: int, brief: bool) -> Cell:
+    """In points: `+1.2 (+0.8 to +1.6, n = 3)`, or brief `+1.2 ±0.4`."""
+    if (value := found.get(number)) is None:
+        return Cell()
+    if brief:
+        return Cell(points(value.mean) + (f" ±{percent(value.margin)}" if value.margin is not None else ""))
+    interval = "" if value.low is None or value.high is None else f"{points(value.low)} to {points(value.high)}, "
+    return Cell(f"{points(value.mean)} ({interval}n = {value.n})")
+
+
+def _times(value: Spread | None, brief: bool) -> Cell:
+    if value is None:
+        return Cell()
+    ends = "" if brief or value.n == 1 else f" ({value.low:.1f}–{value.high:.1f}, n = {value.n})"
+    return Cell(f"{value.mean:.1f}×{ends}")
+
+
+# ------------------------------------------------------------------------------------- experiments side by side
+
+SIDE_BY_SIDE = 5
+"""Experiments that 80 columns hold; more go into a further table."""
+
+
+def comparison_table(experiments: Sequence[PooledRuns]) -> Table:
+    """A line a round, a column a figure of each experiment, with the ends of every interval and every n."""
+    rounds, shared = _shared_densities(experiments)
+    columns = {"round": [Cell(str(number)) for number in rounds]}
+    own = len(shared) < len(rounds)  # then each experiment has a column of its densities
+    if not own:
+        columns["density %"] = [Cell(shared[number]) for number in rounds]
+    for one in experiments:
+        gains = paired_differences(one, "ticket", "random_reinit")
+        if own:
+            columns[f"{one.label}: density %"] = [Cell(_density(one, number)) for number in rounds]
+        columns[f"{one.label}: ticket %"] = [Cell(_accuracy(one, "ticket", number)) for number in rounds]
+        columns[f"{one.label}: random reinit %"] = [Cell(_accuracy(one, "random_reinit", number)) for number in rounds]
+        columns[f"{one.label}: difference, points"] = [_gain(gains, number, False) for number in rounds]
+    return _table(columns)
+
+
+def comparison_tables(experiments: Sequence[PooledRuns], title: str) -> list[Table]:
+    """The same for a terminal of 80 columns, five experiments a table.
+
+    In a cell: test accuracy of the ticket and of its random reinit, below them their paired difference with half its
+    95 % interval, and the density where experiments differ in it.
+    """
+    rounds, shared = _shared_densities(experiments)
+    tables = []
+    for place in range(0, len(experiments), SIDE_BY_SIDE):
+        columns = {
+            "round": [Cell(str(number)) for number in rounds],
+            "density\n%": [Cell(shared.get(number, "")) for number in rounds],
+        }
+        for one in experiments[place : place + SIDE_BY_SIDE]:
+            gains = paired_differences(one, "ticket", "random_reinit")
+            cells = [_side(one, gains, number, number in shared) for number in rounds]
+            columns[f"{one.label}\nn = {len(one.runs)}"] = cells
+        legend = _SIDES if place + SIDE_BY_SIDE >= len(experiments) else ()
+        tables.append(_table(columns, legend=legend, title=title if place == 0 else "", label_width=11))
+    return tables
+
+
+_SIDES = (
+    "test accuracy %: ticket, random reinit",
+    "below: their difference, paired by run",
+    "±: 95 % interval, where n > 1",
+)
+
+
+def _shared_densities(experiments: Sequence[PooledRuns]) -> tuple[list[int], dict[int, str]]:
+    """All rounds, and the densities, in percent, of those in which all experiments print the same."""
+    rounds = sorted({number for one in experiments for number in one.density})
+    printed = {number: {_density(one, number) for one in experiments} - {""} for number in rounds}
+    return rounds, {number: texts.pop() for number, texts in printed.items() if len(texts) == 1}
+
+
+def _side(experiment: PooledRuns, gain: Mapping[int, Difference], number: int, shared: bool) -> Cell:
+    accuracies = [_accuracy(experiment, variant, number) for variant in ("ticket", "random_reinit")]
+    density = "" if shared or number not in experiment.density else f"at {_density(experiment, number)} %"
+    return Cell(" ".join(filter(None, accuracies)), "\n".join(filter(None, [_gain(gain, number, True).text, density])))
+
+
+def _accuracy(experiment: PooledRuns, variant: str, number: int) -> str:
+    curve: Curve = experiment.accuracy.get(variant, {})
+    return percent(curve[number].mean) if number in curve else ""
+
+
+# ------------------------------------------------------------------------------------- networks, settings
+
+
+def networks_table(runs: Sequence[Run]) -> Table:
+    """A line a trained network, run by run; accuracies in percent."""
+    headers = [
+        "run", "round", "variant", "replicate", "density %", "weights kept", "steps", "validation accuracy %",
+        "test accuracy %", "early-stop step", "test accuracy at early stop %",
+    ]  # fmt: skip
+    lines = [
+        [
+            run.name, str(row.round), named(row.variant), str(row.replicate), f"{100 * row.density:.2f}",
+            f"{row.kept:,}", f"{row.steps:,}", _percent(row.val_acc), _percent(row.test_acc),
+            "" if row.early_stop_step is None else f"{row.early_stop_step:,}", _percent(row.early_stop_test_acc),
+        ]
+        for run in runs for row in run.rows
+    ]  # fmt: skip
+    return Table(headers, [list(map(Cell, line)) for line in lines])
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else percent(fraction)
+
+
+def settings_table(runs: Sequence[Run]) -> Table:
+    """A line a setting, by its name as a flag; where runs differ in it, the values in their order."""
+    flat = [dict(_flat(run.settings)) for run in runs]
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    values = {name: list(dict.fromkeys(settings.get(name, "not set") for settings in flat)) for name in names}
+    return Table(["setting", "value"], [[Cell(name), Cell(" · ".join(values[name]))] for name in names])
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if name == "class_path":
+            yield prefix.removesuffix("."), str(value)
+        elif isinstance(value, dict) and value:
+            yield from _flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
+        else:
+            yield prefix + name, value if isinstance(value, str) else json.dumps(value)
+
+
+# ------------------------------------------------------------------------------------- parts
+
+
+def _table(columns: Mapping[str, Sequence[Cell]], **rest: Any) -> Table:
+    """Of columns by their headers."""
+    return Table(list(columns), [list(line) for line in zip(*columns.values(), strict=True)], **rest)
+
+
+def _header(text: str, brief: bool) -> str:
+    return text.replace(" ", "\n") if brief else text
+
+
+def _density(experiment: PooledRuns, number: int) -> str:
+    return f"{100 * experiment.density[number]:.2f}" if number in experiment.density else ""
