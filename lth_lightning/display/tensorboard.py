@@ -11,8 +11,9 @@ from torch.utils.tensorboard.summary import Summary, custom_scalars, hparams
 
 from lth_lightning.cli.run_dir import CONFIG
 from lth_lightning.errors import SettingError
-from lth_lightning.lottery.callback import LotteryTicket, architecture, data_name
+from lth_lightning.lottery.callback import LotteryTicket
 from lth_lightning.lottery.plan import TrainedNetwork
+from lth_lightning.lottery.provenance import architecture, data_name
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.sheet import markdown
 from lth_lightning.report.table import results_sheet

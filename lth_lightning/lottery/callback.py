@@ -21,6 +21,7 @@ from torch import nn
 
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.files import content_hash, make_folder, replace_file
+from lth_lightning.lottery import provenance
 from lth_lightning.lottery.divergence import LossWatch
 from lth_lightning.lottery.plan import (
     Length,
@@ -51,24 +52,6 @@ log = logging.getLogger(__name__)
 
 REWINDS = ("weights", "learning_rate", "nothing")
 DATA_ORDERS = ("fresh", "same")
-
-
-def architecture(module: L.LightningModule) -> str:
-    """The class of the network that is trained."""
-    return type(getattr(module, "net", module)).__name__
-
-
-def data_name(trainer: L.Trainer) -> str:
-    """The data set's name, or else the class of the DataModule."""
-    return str(getattr(trainer.datamodule, "dataset", type(trainer.datamodule).__name__))
-
-
-def image_shape(trainer: L.Trainer, module: L.LightningModule) -> list[int] | None:
-    """(channels, height, width) of an image, where module or DataModule say so by an `input_shape`."""
-    known = getattr(module, "input_shape", None) or getattr(trainer.datamodule, "input_shape", None)
-    if not isinstance(known, Sequence) or len(known) != 3 or not all(isinstance(size, int) for size in known):
-        return None
-    return list(known)
 
 
 @runtime_checkable
@@ -217,6 +200,7 @@ class LotteryTicket(L.Callback):
         self._watch = LossWatch()
         self._moment: list[resume.Moment] | None = None  # while one is written, or to go on from
         self._resumed = False
+        self._environment_noted = False
         self._settings_in_use: dict[str, dict[str, str]] = {}
         self._resumed_folder: str | None = None
         self._ticket_hashes: dict[int, str] = {}  # of the tickets written so far
@@ -463,6 +447,9 @@ class LotteryTicket(L.Callback):
         step = fit.steps_done(trainer)
         enter_sub_run(trainer, network.title(density(masks)), 0 if step == self.first_step(network) else step)
         self._announce(trainer, "on_network_start", network, density(masks))
+        if not self._environment_noted:  # now that nothing can be refused any more
+            provenance.note_environment(trainer, self.folder, network.round, resumed=self._resumed)
+            self._environment_noted = True
 
     def _compare_processes(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A criterion, a `prunable` or a reset may have drawn differently on each process."""
@@ -510,7 +497,8 @@ class LotteryTicket(L.Callback):
         trained = copied(full_state(module))
         if trainer.is_global_zero:
             start = masked(lineage.start, lineage.masks)
-            info = self._ticket_info(trainer, module, row)
+            lengths = {"train_for": self.train_for, "rewind_to": self.rewind_to}
+            info = provenance.ticket_info(trainer, module, row, lineage, lengths, self.given)
             Ticket(lineage.masks, start, trained, info).save(self.folder.ticket(row.round))
             self._ticket_hashes[row.round] = content_hash(self.folder.ticket(row.round))
         lineage.trained = trained
@@ -531,24 +519,6 @@ class LotteryTicket(L.Callback):
     def planned_steps(self, network: TrainedNetwork) -> int:
         """The optimizer steps that training it takes, unless something stops it; known once training has started."""
         return 0 if network.variant == "pruned_only" else self.round_steps - self.first_step(network)
-
-    def _ticket_info(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> dict[str, Any]:
-        return {
-            "architecture": architecture(module),
-            "data": data_name(trainer),
-            "input_shape": image_shape(trainer, module),
-            "round": row.round,
-            "seed": self._lineage.seed,
-            "data_order": self._lineage.order,
-            "train_for": str(self.train_for),
-            "rewind_to": str(self.rewind_to),
-            "rewind_step": self._lineage.rewind_step,
-            "transfer": self.given.transfer if self.given else None,
-            "reinitialised": list(self.given.reinitialised) if self.given else [],
-            "learning_rates": self._lineage.rates,
-            "val_acc": row.val_acc,
-            "test_acc": row.test_acc,
-        }
 
     # ------------------------------------------------------------------------ one epoch
 

@@ -7,9 +7,10 @@ from lth_lightning.errors import SettingError
 from lth_lightning.files import check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.runs.lock import FolderLock
 
-RESULTS, LAYERS, CURVES, TICKETS, CHECKPOINT, FIGURES = (
+RESULTS, LAYERS, ENVIRONMENT, CURVES, TICKETS, CHECKPOINT, FIGURES = (
     "results.csv",
     "layers.csv",
+    "environment.json",
     "curves",
     "tickets",
     "checkpoints/last.ckpt",
@@ -28,6 +29,7 @@ class RunFolder:
         self.path = path
         self.results = path / RESULTS
         self.layers = path / LAYERS
+        self.environment = path / ENVIRONMENT
         self.curves = path / CURVES
         self.tickets = path / TICKETS
         self.checkpoint = path / CHECKPOINT
