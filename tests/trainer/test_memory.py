@@ -9,7 +9,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from lth_lightning.allocator import keep_freed_memory
+from lth_lightning.trainer.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def use():
