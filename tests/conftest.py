@@ -12,6 +12,8 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,6 +27,18 @@ from lth_lightning.seeding import derive_seed
 
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+# One thread here (below) and in every process that a test starts: the threads decide in which order sums are added.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+# The same examples in every run, however slow the machine.
+hypothesis_settings.register_profile(
+    "calm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("calm")
+
+HANGS = 600
+"""Seconds after which a process counts as hanging: against that alone, as a busy machine may take its time."""
 
 DIGITS = {"input_shape": (1, 8, 8), "num_classes": 10}
 

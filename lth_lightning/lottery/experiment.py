@@ -15,7 +15,7 @@ from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
 from lth_lightning.lottery.epochs import enter_epoch, pruning_batches
 from lth_lightning.lottery.plan import TrainedNetwork, steps_of_lengths
-from lth_lightning.lottery.provenance import ticket_info
+from lth_lightning.lottery.provenance import note_environment, ticket_info
 from lth_lightning.lottery.recorder import Recorder, layer_rows
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.settings import in_words
@@ -65,6 +65,7 @@ class Experiment:
         self.watch = LossWatch()
         self.summary: SummaryCurves | None = None
         self._lock: FolderLock | None = None
+        self._environment_noted = False
 
     # ------------------------------------------------------------------------ before the first network
 
@@ -207,6 +208,9 @@ class Experiment:
         step, title = fit.steps_done(trainer), network.title(density(self.masks))
         sub_runs.enter_sub_run(trainer, title, 0 if step == self.first_step(network) else step)
         self._announce("on_network_start", network, density(self.masks))
+        if not self._environment_noted:  # now that nothing can be refused any more
+            note_environment(trainer, self.folder, network.round, resumed=self.progress.resumed)
+            self._environment_noted = True
 
     def finish_network(self) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
@@ -243,7 +247,8 @@ class Experiment:
         trained = copied(full_state(self.module))
         if trainer.is_global_zero:
             path = self.folder.ticket(row.round)
-            info = ticket_info(trainer, lottery, lineage, row)
+            lengths = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
+            info = ticket_info(trainer, self.module, row, lineage, lengths, lottery.given)
             Ticket(lineage.masks, masked(lineage.start, lineage.masks), trained, info).save(path)
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained

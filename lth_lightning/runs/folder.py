@@ -7,10 +7,11 @@ from lth_lightning.errors import SettingError
 from lth_lightning.files import check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.runs.lock import FolderLock
 
-CONFIG, RESULTS, LAYERS, CURVES, TICKETS, CHECKPOINT, FIGURES = (
+CONFIG, RESULTS, LAYERS, ENVIRONMENT, CURVES, TICKETS, CHECKPOINT, FIGURES = (
     "config.yaml",
     "results.csv",
     "layers.csv",
+    "environment.json",
     "curves",
     "tickets",
     "checkpoints/last.ckpt",
@@ -29,6 +30,7 @@ class RunFolder:
         self.path = path
         self.results = path / RESULTS
         self.layers = path / LAYERS
+        self.environment = path / ENVIRONMENT
         self.curves = path / CURVES
         self.tickets = path / TICKETS
         self.checkpoint = path / CHECKPOINT

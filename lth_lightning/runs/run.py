@@ -10,6 +10,8 @@ import yaml
 
 from lth_lightning.errors import SettingError
 from lth_lightning.runs.class_paths import named_as_today
+from lth_lightning.runs.environment import Stretch, described, read_environment
+from lth_lightning.runs.folder import ENVIRONMENT
 from lth_lightning.runs.rows import CurveRow, LayerRow, Row, in_order, read_curves, read_layers, read_rows
 
 Settings = dict[str, Any]
@@ -28,17 +30,18 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read: rows and learning curves in order, and the settings; those are empty for a run in Python."""
+    """A run folder, read: rows and learning curves in order, settings (none for a run in Python), environment."""
 
     path: Path
     rows: list[Row]
     layers: list[LayerRow] = field(default_factory=list)
     curves: list[CurveRow] = field(default_factory=list)
     settings: Settings = field(default_factory=dict)
+    environment: list[Stretch] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> "Run":
-        """Read a run folder; layers.csv, curves/ and config.yaml may be missing.
+        """Read a run folder; layers.csv, curves/, config.yaml and environment.json may be missing.
 
         Raises:
             SettingError: there is no results.csv with at least one network, or a file cannot be read.
@@ -58,6 +61,7 @@ class Run:
             in_order(read_layers(layers)) if layers.is_file() else [],
             read_curves(path / "curves"),
             _read_settings(config) if config.is_file() else {},
+            read_environment(path / ENVIRONMENT),
         )
 
     @property
@@ -122,9 +126,11 @@ def short(value: Any) -> str | None:
 
 
 def facts(runs: Sequence[Run]) -> dict[str, str]:
-    """What the runs' settings say of `SHOWN`, each value once: `seed: 0, 1, 2`."""
+    """What the runs' settings say of `SHOWN`, each value once: `seed: 0, 1, 2`; and what the runs were computed on."""
     found = {label: list(dict.fromkeys(run.facts.get(label, "?") for run in runs)) for label in SHOWN}
-    return {label: ", ".join(values) for label, values in found.items() if values != ["?"]}
+    said = {label: ", ".join(values) for label, values in found.items() if values != ["?"]}
+    computed_on = described([(run.name, run.environment) for run in runs])
+    return said | ({"computed on": computed_on} if computed_on else {})
 
 
 def title_of(runs: Sequence[Run]) -> str:

@@ -363,6 +363,9 @@ def test_the_header_tells_source_command_cost_and_figures(config: Path) -> None:
     assert f"python train.py fit --config configs/{config.name}\n" in header
     assert "arXiv:" in header or "Ours: " in header
     assert "\n# Measured here" in header
+    measured = " ".join(header.split("\n# Measured here")[1].split())
+    assert " %" not in measured or re.search(r"\([^)]*\bthreads?\b[^)]*\)", measured), "figures say on how many threads"
+    assert " %" not in measured or re.search(r"\bcommits? [0-9a-f]{7}\b", measured), "and of which commit"
     expected = PUBLISHED[config.stem]
     trained = [control for control in expected.controls if control != "pruned_only"]
     tickets, controls = expected.rounds + 1, len(expected.control_rounds or range(expected.rounds)) * len(trained)

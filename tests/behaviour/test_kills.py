@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import HANGS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -30,7 +31,6 @@ from lth_lightning.runs.lock import LOCK
 
 KILLS = int(os.environ.get("LTH_KILLS", "3"))  # at random moments, of each experiment and seed
 SEEDS = int(os.environ.get("LTH_SEEDS", "1"))
-PATIENCE = 120  # seconds until a process counts as hanging
 
 
 class Dropping(nn.Module):
@@ -263,13 +263,13 @@ class Experiment:
         self.starts += 1
         process = FORKSERVER.Process(target=child, args=(args, self.run, self.log, self.starts, moment, record))
         process.start()
-        process.join(seconds or PATIENCE)
+        process.join(seconds or HANGS)
         if process.exitcode is None:
             assert process.pid is not None
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
             process.join()
-            assert seconds, f"still running after {PATIENCE} s:\n{self.log.read_text()}"
+            assert seconds, f"still running after {HANGS} s:\n{self.log.read_text()}"
         killed = process.exitcode in (-signal.SIGKILL, -signal.SIGXFSZ)
         assert killed or process.exitcode == 0, f"exit code {process.exitcode}:\n{self.log.read_text()}"
         self.kills += killed
@@ -291,7 +291,7 @@ FORKSERVER.set_forkserver_preload(
             "sklearn.datasets",
             "torch.utils.tensorboard",
         ),
-        *("pytest", "tensorboard.backend.event_processing.event_accumulator"),
+        *("pytest", "hypothesis", "tensorboard.backend.event_processing.event_accumulator"),
     ]
 )
 

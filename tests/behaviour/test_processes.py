@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import (
     ARCHITECTURES,
+    HANGS,
     ForeignData,
     ForeignModule,
     assert_same,
@@ -46,7 +47,9 @@ CONTROLS = ["random_reinit", "random_mask", "pruned_only"]
 
 # A server that has imported everything, and forks: a process then starts in a tenth of a second.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lth_lightning.cli.lightning_cli", "lightning.pytorch", "pytest", "sklearn.datasets"])
+FORKS.set_forkserver_preload(
+    ["lth_lightning.cli.lightning_cli", "lightning.pytorch", "pytest", "hypothesis", "sklearn.datasets"]
+)
 
 
 # ------------------------------------------------------------------------ processes
@@ -72,9 +75,9 @@ def _enter(variables: dict[str, str], job: Callable[..., None], args: tuple[Any,
     job(*args)
 
 
-def end(processes: list[BaseProcess], within: float = 60) -> list[int | None]:
-    """Exit codes of the processes; None for one that had to be killed."""
-    until = time.monotonic() + within
+def end(processes: list[BaseProcess]) -> list[int | None]:
+    """Exit codes of the processes; None for one that hung."""
+    until = time.monotonic() + HANGS
     for process in processes:
         process.join(max(0.0, until - time.monotonic()))
     codes = [process.exitcode for process in processes]
@@ -229,7 +232,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         assert end(start(command_line, root / "one", [*FLAGS, "--data.batch_size=40"], world_size=1)) == [0]
         found["one"] = root / "one", (root / "one.0.log").read_text()
         for name, process in launches.items():
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=HANGS)
             assert process.returncode == 0, err
             found[name] = root / name, out
     finally:
@@ -494,7 +497,7 @@ class Fails(Magnitude):
 @pytest.mark.parametrize("criterion", [ByRank(), Fails(0), Fails(1)], ids=["masks differ", "0 fails", "1 fails"])
 def test_what_fails_on_one_process_ends_all(tmp_path: Path, criterion: Magnitude) -> None:
     settings = {"pruning": Pruning(criterion=criterion)}
-    assert end(start(_fail, tmp_path, settings), within=20) == [1, 1]
+    assert end(start(_fail, tmp_path, settings)) == [1, 1]
     said = "".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert ("start with different masks" if isinstance(criterion, ByRank) else "no memory left") in said
 
@@ -505,20 +508,36 @@ def _fail(folder: Path, settings: dict[str, Any]) -> None:
     experiment(folder, **settings)
 
 
+class WaitAt(L.Callback):
+    """Makes process 0 wait at its n-th batch, so that the other waits for it in the midst of a collective."""
+
+    def __init__(self, batch: int, reached: Path) -> None:
+        self.left, self.reached = batch, reached
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.reached.with_suffix(f".{trainer.global_rank}").touch()
+            if trainer.is_global_zero:
+                time.sleep(HANGS)
+
+
 @pytest.mark.parametrize("ranks", [(0, 1), (0,)], ids=["both", "0"])
 def test_sigterm_ends_all_processes_and_the_run_goes_on_from_there(tmp_path: Path, ranks: tuple[int, ...]) -> None:
     """Lightning's own handler broadcasts in the midst of other collectives, and both processes may hang for ever."""
-    settings = {"train_for": "120it", "rounds": 2}
-    processes = start(_experiment, tmp_path, settings)
-    until = time.monotonic() + 30
-    while not (tmp_path / "results.csv").exists() and time.monotonic() < until:
+    settings: dict[str, Any] = {"train_for": "20it", "rounds": 2}
+    reached = [tmp_path / "reached.0", tmp_path / "reached.1"]
+    wait = WaitAt(batch=25, reached=tmp_path / "reached")
+    processes = start(_experiment, tmp_path, {**settings, "callbacks": (wait,)})
+    until = time.monotonic() + HANGS
+    while not all(path.exists() for path in reached) and time.monotonic() < until:
         time.sleep(0.02)
     for rank in ranks:
         os.kill(processes[rank].pid, signal.SIGTERM)
-    codes = end(processes, within=10)
+    codes = end(processes)
     assert all(code not in (0, None) for code in codes), codes
     rows = read(tmp_path / "results.csv")
-    assert len(rows) < 3
+    assert len(rows) == 1
     run(tmp_path, **settings, resume=True)
     again = read(tmp_path / "results.csv")
     assert again[: len(rows)] == rows

@@ -36,8 +36,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 def examples(count: int) -> settings:
-    """The same examples in every run."""
-    return settings(max_examples=count, deadline=None, derandomize=True)
+    return settings(max_examples=count)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from conftest import HANGS
 
 from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning
 from lth_lightning.cli.main import main
@@ -670,7 +671,7 @@ def test_every_flag_of_ours_has_a_sentence_and_a_default_and_the_examples_work(
 def test_the_program_says_no_more_than_it_must_and_exits_as_it_should(folder: Path) -> None:
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, REPOSITORY / "train.py", *args], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, REPOSITORY / "train.py", *args], capture_output=True, text=True, check=False, timeout=HANGS
         )
 
     good, bad = run(*SHORT), run("fti")

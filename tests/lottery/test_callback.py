@@ -504,20 +504,6 @@ def test_the_module_is_left_with_the_last_ticket_and_can_be_tested(experiment: E
     assert metrics[run.lottery.metrics["test_acc"]] == run.rows[-2].test_acc
 
 
-def test_max_time_ends_the_fit_and_a_resumed_one_goes_on(tmp_path: Path) -> None:
-    class Slow(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            import time
-
-            time.sleep(0.05)
-
-    run = fit(mlp(), digits(), tmp_path, train_for="30it", trainer={"max_time": {"seconds": 1}}, callbacks=(Slow(),))
-    assert len(run.rows) < 3
-    hour = {"max_time": {"hours": 1}}
-    done = fit(mlp(), digits(), tmp_path, train_for="30it", ckpt_path=run.lottery.folder.checkpoint, trainer=hour)
-    assert [row.steps for row in done.rows] == [30, 30, 30]
-
-
 def test_own_rule_of_what_may_be_pruned(tmp_path: Path) -> None:
     def only_the_first(module: nn.Module) -> dict[str, nn.Parameter]:
         return dict(list(prunable_weights(module).items())[:1])

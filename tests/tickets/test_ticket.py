@@ -33,7 +33,7 @@ def test_a_ticket_comes_back_bit_for_bit(make: type, tmp_path: Path) -> None:
     assert (back.info["round"], back.info["seed"], back.density) == (3, 1, ticket.density)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), density=st.floats(0, 1), seed=st.integers(0, 99))
 def test_masks_of_any_size_survive_their_packing(rows: int, columns: int, density: float, seed: int) -> None:
     import tempfile
