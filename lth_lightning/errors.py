@@ -16,6 +16,10 @@ class DivergedError(RuntimeError):
     """A loss or a weight that is NaN or infinite. The command line prints it without a traceback."""
 
 
+class DataError(RuntimeError):
+    """Data that hold NaN or infinite values. The command line prints it without a traceback."""
+
+
 class WriteError(SettingError):
     """A file that cannot be written: the disk is full, the folder is gone, or nobody may write there."""
 

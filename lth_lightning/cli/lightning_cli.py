@@ -215,6 +215,7 @@ class LotteryCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data say how many classes there are, and of what shape an image is."""
         parser.set_defaults({"lottery.pruning.criterion": {"class_path": "lth_lightning.Magnitude"}})
+        parser.set_defaults({"model.init": "glorot_normal"})  # here a network is a class, which has no weights yet
         parser.link_arguments("run_dir", "lottery.run_dir")
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")

@@ -44,7 +44,7 @@ from lth_lightning.runs.rows import Evaluation, LayerRow, Row, write_curve, writ
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.tickets.ticket import Ticket
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import evaluation, fast_step, fit, processes, restart, resume
+from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, restart, resume
 from lth_lightning.trainer.sub_runs import enter_sub_run, leave_sub_run
 
 log = logging.getLogger(__name__)
@@ -189,6 +189,7 @@ class LotteryTicket(L.Callback):
         self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable = prunable
         self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
+        self._asked_metrics = frozenset(metrics or ())
         self.evaluate_test = evaluate_test
         if (every := checkpoint_every_n_train_steps) is not None and every < 1:
             raise SettingError(f"lottery.checkpoint_every_n_train_steps: {every}; give 1 or more steps, or null.")
@@ -213,7 +214,7 @@ class LotteryTicket(L.Callback):
         self.seed_in_use = 0
         self._lineage = Lineage({})
         self.masks_in_force: Masks = {}
-        self._scores = Recorder(self.metrics)
+        self._scores = Recorder(self.metrics, self._asked_metrics)
         self._watch = LossWatch()
         self._moment: list[resume.Moment] | None = None  # while one is written, or to go on from
         self._resumed = False
@@ -231,7 +232,9 @@ class LotteryTicket(L.Callback):
             return
         self._forget()
         self._length = fit.length(trainer)
+        self._accumulate = trainer.accumulate_grad_batches
         fit.refuse_what_cannot_work(trainer)
+        lengths.refuse_rehearsals(trainer)
         if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
             raise SettingError(
                 f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
@@ -244,12 +247,13 @@ class LotteryTicket(L.Callback):
         ]
         trainer.callbacks = [_First(self), *others, self]
         self._fresh = restart.FreshFit(trainer)
+        fit.show_length(trainer, fit.ENDLESS)
         whole, in_steps = int(self.train_for.amount), self.train_for.unit == "it"
-        fit.show_length(trainer, fit.FitLength(*((-1, whole) if in_steps else (whole, -1))))
+        lengths.show_round(trainer, epochs=None if in_steps else whole, steps=whole if in_steps else None)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
-        fit.show_length(trainer, fit.ENDLESS)
+        lengths.refuse_no_optimizer(trainer)
         self._fresh.capture(trainer)
         self._weights = self.prunable(pl_module)
         self._hooks = MaskHooks(self._weights, trainer.optimizers)
@@ -270,16 +274,15 @@ class LotteryTicket(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn lengths into steps, now that the length of an epoch is known."""
         processes.end_on_sigterm(trainer)
-        per_epoch = fit.steps_per_epoch(trainer)
-        if per_epoch is None and (self.train_for.unit, self.rewind_to.unit) != ("it", "it"):
+        self._epochs = lengths.epochs_of(trainer)
+        if self._epochs.batches is None and "ep" in (self.train_for.unit, self.rewind_to.unit):
             raise SettingError(
                 f"lottery.train_for is {self.train_for} and lottery.rewind_to {self.rewind_to}, but the training "
                 "loader has no length to count epochs by; give both in steps, e.g. 5000it."
             )
-        self._steps_per_epoch = per_epoch or fit.NEVER
-        self.round_steps = self.train_for.steps(self._steps_per_epoch)
+        self.round_steps = self.train_for.steps(self._epochs.steps)
         self._settle("loaders", fit.loader_facts(trainer))
-        self._rewind_step = self.rewind_to.steps(self._steps_per_epoch, self.round_steps)
+        self._rewind_step = self.rewind_to.steps(self._epochs.steps, self.round_steps)
         latest = max(self._rewind_step, self.given.latest_rewind_step if self.given else 0)
         if latest >= self.round_steps:
             raise SettingError(
@@ -306,6 +309,8 @@ class LotteryTicket(L.Callback):
         time_is_up = self._time_is_up(trainer)
         if self._begun:
             self._watch.check(trainer)
+            if fit.steps_done(trainer) > self._epoch_start:  # and not resumed here
+                self._scores.look_at_training(trainer)
             self._stopped |= trainer.should_stop and not time_is_up
         if self._begun and self._network_is_over(trainer):
             self._finish_network(trainer, pl_module)
@@ -320,10 +325,14 @@ class LotteryTicket(L.Callback):
             raise StopIteration
         self._enter_epoch(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         """Look at the loss, take the rewind point when its step is done, and a wish to stop as this network's end."""
-        self._watch.see(outputs, fit.steps_done(trainer))
+        lengths.check_accumulation(trainer, self._epochs.batches_per_step(trainer.current_epoch))
+        self._watch.see(outputs, batch, fit.steps_done(trainer))
         if self._lineage.rewind_point is None and fit.steps_done(trainer) == self._rewind_step:
+            lengths.check_place(trainer, self._epochs.place(self._rewind_step), self._rewind_step)
             processes.share_buffers(trainer)
             self._lineage.set_rewind_point(pl_module, self._rewind_step)
         self._hear_stop(trainer)
@@ -337,6 +346,10 @@ class LotteryTicket(L.Callback):
             with self._fresh.averaged_weights(trainer):
                 self._scores.record(trainer)
             self._hear_stop(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where there was nothing to train on."""
+        lengths.refuse_no_data(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """A scheduler that ends the job (SIGTERM) finds everything saved, where Lightning stops between two batches.
@@ -358,7 +371,9 @@ class LotteryTicket(L.Callback):
         if not self._fitting:
             return
         trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _First)]
+        lengths.show_fit(trainer)
         fit.show_length(trainer, self._length)
+        trainer.accumulate_grad_batches = self._accumulate  # which a GradientAccumulationScheduler sets by the epoch
         evaluation.unguard_validation(trainer)
         resume.let_go(trainer)
         fast_step.remove(trainer)
@@ -395,8 +410,8 @@ class LotteryTicket(L.Callback):
         masks = self.masks_in_force = self._lineage.masks_of(network)
         load_state(module, masked(self._lineage.start_of(network, module), masks))
         step = self.first_step(network)
-        epoch = step // self._steps_per_epoch
-        self._fresh.restore(trainer, step, epoch, step * fit.batches_per_step(trainer))
+        epoch, _ = self._epochs.place(step)
+        self._fresh.restore(trainer, step, epoch, self._epochs.batches_before(step))
         self._fresh.advance_schedulers(trainer, step, epoch)
         self._scores.start_over()
         self._stopped, self._begun = False, True
@@ -474,7 +489,9 @@ class LotteryTicket(L.Callback):
                 )
 
     def _network_is_over(self, trainer: L.Trainer) -> bool:
-        return self._stopped or fit.steps_done(trainer) >= self.round_steps
+        # A pass over the data is one, of however many steps: `on_train_batch_start` may leave it early.
+        passed = self.train_for.unit == "ep" and trainer.current_epoch >= self.train_for.amount
+        return self._stopped or passed or fit.steps_done(trainer) >= self.round_steps
 
     def _finish_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
@@ -564,9 +581,11 @@ class LotteryTicket(L.Callback):
         seed_global_generators(
             derive_seed(lineage.seed, "epoch", lineage.order, epoch, *processes.draws_of_rank(trainer))
         )
-        per_step = fit.batches_per_step(trainer)
+        # For a resumed epoch too, in which a GradientAccumulationScheduler does not hear of its start.
+        per_step = self._epochs.batches_per_step(epoch)
+        trainer.accumulate_grad_batches = per_step
         # Only a network that starts at a rewind point starts inside an epoch.
-        before = (step - epoch * self._steps_per_epoch) * per_step if step == self.first_step(self.network) else 0
+        before = self._epochs.place(step).batch if step == self.first_step(self.network) else 0
         loaders = fit.train_loaders(trainer)
         seekable = [loader for loader in loaders if isinstance(loader, SeekableLoader)]
         to_skip = 0 if len(loaders) == len(seekable) == 1 else resumed_after  # several take turns in ways of their own

@@ -1,7 +1,7 @@
 """The plan of an experiment: which networks are trained, in which order."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -35,12 +35,17 @@ class Length:
             raise SettingError(f"{setting}: {text!r} is not a length; write a number and its unit: {allowed}.")
         return cls(Fraction(amount), unit)
 
-    def steps(self, steps_per_epoch: int, round_steps: int | None = None) -> int:
-        """This length in optimizer steps; `round_steps` is the length of a round, which `%` refers to."""
+    def steps(self, of_epochs: Callable[[int], int], round_steps: int | None = None) -> int:
+        """This length in optimizer steps.
+
+        Args:
+            of_epochs: the steps of the first so many epochs, which need not all have as many.
+            round_steps: the length of a round, which `%` refers to.
+        """
         if self.unit == "it":
             return int(self.amount)
         if self.unit == "ep":
-            return int(self.amount) * steps_per_epoch
+            return of_epochs(int(self.amount))
         assert round_steps is not None
         return int(self.amount * round_steps / 100)
 
