@@ -274,6 +274,8 @@ class LotteryTicket(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn lengths into steps, now that the length of an epoch is known."""
         processes.end_on_sigterm(trainer)
+        seekable = any(isinstance(loader, SeekableLoader) for loader in fit.train_loaders(trainer))
+        lengths.refuse_overfitting(trainer, shuffles_anew=seekable)
         self._epochs = lengths.epochs_of(trainer)
         if self._epochs.batches is None and "ep" in (self.train_for.unit, self.rewind_to.unit):
             raise SettingError(

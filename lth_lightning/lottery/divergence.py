@@ -104,7 +104,7 @@ def bad_entries(batch: Any) -> str | None:
     """Where a batch holds values that are NaN or infinite: `entry 0: 3 of 40 examples`; None where all are finite."""
     found = []
     for name, part in _numbers(batch):
-        bad = ~part.isfinite().flatten(start_dim=1).all(dim=1) if part.ndim else ~part.isfinite().reshape(1)
+        bad = ~part.isfinite().reshape(len(part) if part.ndim else 1, -1).all(dim=1)
         if bool(bad.any()):
             found.append(f"entry {name or 'of all'}: {int(bad.sum())} of {len(bad)} examples")
     return "; ".join(found) or None

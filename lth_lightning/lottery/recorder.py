@@ -52,11 +52,12 @@ class Recorder:
         """
         self._test_loop = TestLoop(trainer) if with_test else None
         if not trainer.enable_validation:
-            self._tell_of_no_evaluation(
-                trainer, "val", "no validation: no validation_step, no data for it, or trainer.limit_val_batches is 0"
+            self._tell_of_no_validation(
+                trainer, "no validation_step, no data for it, or trainer.limit_val_batches is 0"
             )
-        if self._test_loop is not None and not self._test_loop.available and "test" in self._asked_kinds:
-            self._tell_of_no_evaluation(trainer, "test", "no test: no test_step, or no data for it")
+        asked = sorted(name for name in self._asked if _kind(name) == "test")
+        if asked and self._test_loop is not None and not self._test_loop.available:
+            _tell(trainer, f"lottery.metrics names {', '.join(asked)}, but there is no test_step or no data for it.")
 
     def record(self, trainer: L.Trainer) -> None:
         """Add a point to the learning curve, from what validation has just logged and the test data.
@@ -105,17 +106,12 @@ class Recorder:
                 _tell(trainer, words)
             self._looked_at.add(kind)
 
-    @property
-    def _asked_kinds(self) -> set[str]:
-        return {_kind(name) for name in self._asked}
-
-    def _tell_of_no_evaluation(self, trainer: L.Trainer, kind: str, why: str) -> None:
-        if kind in self._asked_kinds:
-            asked = ", ".join(sorted(name for name in self._asked if _kind(name) == kind))
-            raise SettingError(f"lottery.metrics: it names {asked}, but there is {why}.")
-        if kind not in self._looked_at:
-            self._looked_at.add(kind)
-            _tell(trainer, f"there is {why}. The columns {kind}_loss, {kind}_acc and early_stop_* stay empty.")
+    def _tell_of_no_validation(self, trainer: L.Trainer, why: str) -> None:
+        if asked := sorted(name for name in self._asked if _kind(name) == "val"):
+            raise SettingError(f"lottery.metrics: it names {', '.join(asked)}, but there is no validation: {why}.")
+        if "val" not in self._looked_at:
+            self._looked_at.add("val")
+            _tell(trainer, f"there is no validation: {why}. results.csv leaves val_* and early_stop_* empty.")
 
     @property
     def last(self) -> Evaluation | None:
@@ -130,7 +126,7 @@ class Recorder:
         validate(trainer)  # records by itself, in the callback's `on_validation_end`
         if len(self._curve) == points:
             if trainer.enable_validation:
-                self._tell_of_no_evaluation(trainer, "val", "no validation: its data have no batch")
+                self._tell_of_no_validation(trainer, "its data have no batch")
             with preserved_generators():
                 self.record(trainer)
 

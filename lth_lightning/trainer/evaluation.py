@@ -25,7 +25,14 @@ def validate(trainer: L.Trainer) -> None:
 
 def just_logged(trainer: L.Trainer) -> dict[str, Tensor]:
     """What the evaluation that has just ended has logged: `callback_metrics` hold what earlier ones did too."""
-    return dict(trainer._logger_connector.metrics["callback"])
+    results = trainer._results
+    assert results is not None
+    logged: dict[str, Tensor] = {}
+    for loader in {result.meta.dataloader_idx for result in results.values()}:
+        results.dataloader_idx = loader  # of several loaders it gives the metrics of one
+        logged |= results.metrics(on_step=False)["callback"]
+    results.dataloader_idx = None
+    return logged
 
 
 def guard_validation(trainer: L.Trainer) -> None:

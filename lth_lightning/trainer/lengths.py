@@ -203,6 +203,19 @@ def refuse_no_optimizer(trainer: L.Trainer) -> None:
         )
 
 
+def refuse_overfitting(trainer: L.Trainer, *, shuffles_anew: bool) -> None:
+    """Name `overfit_batches` where loaders would give other batches in each epoch; Lightning knows stock loaders only.
+
+    Raises:
+        SettingError: it is so.
+    """
+    if trainer.overfit_batches and shuffles_anew:
+        raise SettingError(
+            f"trainer.overfit_batches: {trainer.overfit_batches}, but this loader gives other batches in each epoch. "
+            "To overfit, train on few examples: data.train_size."
+        )
+
+
 def refuse_no_data(trainer: L.Trainer) -> None:
     """Name training data of no batches; call it in `on_fit_end`, for Lightning then ends a fit without a word.
 

@@ -17,7 +17,9 @@ What was tried, and what comes of it:
 | val_check_interval longer than a cut epoch, check_val_every_n_epoch than a round | right: evaluated at the end |
 | limit_train_batches=0, training data without a batch | refused; Lightning would end the fit without a word |
 | limit_val_batches=0, no validation_step, no validation data | said once; refused if a val_ metric is asked for |
-| overfit_batches, inference_mode, reload_dataloaders_every_n_epochs | right |
+| overfit_batches with a DataLoader | right |
+| overfit_batches with ImageDataModule, whose loader shuffles anew | refused in `on_train_start` |
+| inference_mode, reload_dataloaders_every_n_epochs | right |
 | reloaded training data of another size | right in steps; a rewind point behind it is refused when reached |
 | configure_optimizers gives None or [], manual optimization too | refused in `on_fit_start` |
 | fast_dev_run, barebones | refused in `setup` |
@@ -300,7 +302,7 @@ def test_settings_without_whole_rounds_are_refused_before_training(
     assert not (tmp_path / "results.csv").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*`configure_optimizers` returned `None`")
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers` returned `None`")
 @pytest.mark.parametrize(("automatic", "given"), list(itertools.product([True, False], [None, []])))
 def test_a_module_without_optimizers_is_refused(tmp_path: Path, automatic: bool, given: Any) -> None:
     class Still(ForeignModule):
@@ -313,7 +315,7 @@ def test_a_module_without_optimizers_is_refused(tmp_path: Path, automatic: bool,
         fit(module, ForeignData(), tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `DataLoader`")
+@pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
 def test_training_data_without_a_batch_are_an_error(tmp_path: Path) -> None:
     class Empty(ForeignData):
         def train_dataloader(self) -> DataLoader[Any]:
@@ -344,6 +346,11 @@ def test_rounds_are_whole_and_evaluated_when_they_end(tmp_path: Path, name: str)
     assert [row.steps for row in run.rows] == steps
     assert all(row.val_acc is not None and row.test_acc is not None for row in run.rows)
     assert [len(path.read_text().splitlines()) - 1 for path in sorted((tmp_path / "curves").iterdir())] == [points] * 2
+
+
+def test_overfitting_is_refused_where_batches_would_change_with_the_epoch(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"overfit_batches: .* data\.train_size"):
+        fit(mlp(), digits(), tmp_path, trainer={"overfit_batches": 2})
 
 
 FOREIGN = {"val_loss": "valid/ce", "val_acc": "valid/accuracy", "test_acc": "test/accuracy"}
