@@ -79,6 +79,8 @@ WEIGHTS_HELP = (
     "those of the `last` checkpoint of this config."
 )
 CURVES = "tensorboard"
+# What torchvision, timm and others call the argument that brings trained weights.
+PRETRAINED = ("weights", "pretrained", "weights_backbone", "pretrained_backbone", "checkpoint_path")
 
 # With more than 40 sub-runs TensorBoard opens this page with none ticked, and it smooths what has a point a round.
 OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
@@ -247,12 +249,22 @@ class LotteryCLI(LightningCLI):
         for name in ("num_classes", "input_shape"):
             if name in network:
                 network[name] = getattr(data, name)
+        self._refuse_to_wipe(network)
         if self.subcommand == "fit":
             self._refuse_rehearsals()
             self._settle_run_dir()
         else:
             self._find_weights()
             self._leave_out_the_lottery()
+
+    def _refuse_to_wipe(self, network: Namespace) -> None:
+        """Weights that were asked for and drawn over would be lost without a word."""
+        for name in PRETRAINED:
+            if network.get(name) and self.settings.model.init is not None:
+                raise SettingError(
+                    f"model.net.{name} is {network[name]}, and model.init {self.settings.model.init} would draw other "
+                    "weights over it. Keep them with --model.init null, or leave them out."
+                )
 
     def _refuse_rehearsals(self) -> None:
         for name in ("fast_dev_run", "barebones"):

@@ -113,7 +113,7 @@ def bad_entries(batch: Any) -> str | None:
 def _numbers(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors of a batch that can hold NaN, each with the path to it: `0`, `pixels.1`."""
     if isinstance(batch, Tensor):
-        if (batch.is_floating_point() or batch.is_complex()) and batch.layout == torch.strided:
+        if (batch.is_floating_point() or batch.is_complex()) and batch.layout == torch.strided and batch.numel():
             yield name, batch.detach()
         return
     parts: Any = ()
