@@ -98,7 +98,7 @@ class Recorder:
     ) -> None:
         for name, value in known.items():
             check_accuracy(name, self._names[name], value)
-        for kind in logged.keys() - self._looked_at:
+        for kind in sorted(logged.keys() - self._looked_at):  # in one order on all processes
             missing = {name: self._names[name] for name in known if _kind(name) == kind and known[name] is None}
             names = set().union(*gathered(trainer, set(logged[kind]))) if missing else ()
             words = check_logged(missing, names, self._asked, _WHERE[kind])

@@ -313,7 +313,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "trained weights that would be wiped": (
         [*FIT, "--model.net", "torchvision.models.resnet18", "--model.net.weights", "IMAGENET1K_V1"],
-        ["model.net.weights is IMAGENET1K_V1", "model.init glorot_normal", "--model.init null"],
+        ["model.net.weights is ResNet18_Weights.IMAGENET1K_V1", "model.init glorot_normal", "--model.init null"],
     ),
     "network for larger images": ([*FIT, "--model.net", "VGG"], ["VGG needs images of at least 16 x 16"]),
     "network that is none": ([*FIT, "--model.net", "my_module.Colours"], ["model.net: my_module.Colours is no Module"]),
