@@ -107,6 +107,22 @@ def check_accumulation(trainer: L.Trainer, expected: int) -> None:
         )
 
 
+def check_reloaded(trainer: L.Trainer, expected: Epochs) -> None:
+    """Look whether training data that have just been loaded anew are as many; call it where an epoch is entered.
+
+    Raises:
+        SettingError: they are not.
+    """
+    batches = trainer.fit_loop.max_batches
+    just_now = trainer.fit_loop._last_train_dl_reload_epoch == trainer.current_epoch
+    if trainer.reload_dataloaders_every_n_epochs and just_now and batches != (expected.batches or math.inf):
+        raise SettingError(
+            f"trainer.reload_dataloaders_every_n_epochs: the training data have {batches} batches in epoch "
+            f"{trainer.current_epoch}, and had {expected.batches} when they were loaded first. A round is "
+            "counted in epochs of one size: let each reload give as many, e.g. by trainer.limit_train_batches."
+        )
+
+
 def check_place(trainer: L.Trainer, expected: Place, step: int) -> None:
     """Look whether the rewind point lies where later rounds will start; call it at the end of its batch.
 

@@ -20,7 +20,7 @@ What was tried, and what comes of it:
 | overfit_batches with a DataLoader | right |
 | overfit_batches with ImageDataModule, whose loader shuffles anew | refused in `on_train_start` |
 | inference_mode, reload_dataloaders_every_n_epochs | right |
-| reloaded training data of another size | right in steps; a rewind point behind it is refused when reached |
+| reload_dataloaders_every_n_epochs with training data of another size | refused where it is reloaded |
 | configure_optimizers gives None or [], manual optimization too | refused in `on_fit_start` |
 | fast_dev_run, barebones | refused in `setup` |
 | max_time shorter than a round | right: saved, to be resumed |
@@ -346,6 +346,19 @@ def test_rounds_are_whole_and_evaluated_when_they_end(tmp_path: Path, name: str)
     assert [row.steps for row in run.rows] == steps
     assert all(row.val_acc is not None and row.test_acc is not None for row in run.rows)
     assert [len(path.read_text().splitlines()) - 1 for path in sorted((tmp_path / "curves").iterdir())] == [points] * 2
+
+
+@pytest.mark.parametrize("train_for", ["3ep", "12it"])
+def test_training_data_that_grow_with_a_reload_are_refused(tmp_path: Path, train_for: str) -> None:
+    class Grows(ForeignData):
+        loads = 0
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            self.loads += 1
+            return DataLoader(self.splits["train"], batch_size=80 if self.loads < 3 else 40, shuffle=True)
+
+    with pytest.raises(SettingError, match="have 7 batches in epoch 1, and had 4 when they were loaded first"):
+        fit(ForeignModule(), Grows(), tmp_path, train_for=train_for, trainer={"reload_dataloaders_every_n_epochs": 1})
 
 
 def test_overfitting_is_refused_where_batches_would_change_with_the_epoch(tmp_path: Path) -> None:
