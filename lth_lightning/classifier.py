@@ -31,8 +31,8 @@ class ImageClassifier(L.LightningModule):
             config they stand in `init_args`.
         lr_scheduler: the learning-rate schedule, a class of torch.optim.lr_scheduler; by default the rate stays.
         lr_scheduler_interval: whether the schedule counts `epoch` or `step`.
-        init: how weights are drawn: `glorot_normal` (Frankle & Carbin 2019), `kaiming_normal`, or null for the
-            network's own.
+        init: how weights are drawn anew: `glorot_normal` (Frankle & Carbin 2019; the command line's default), or
+            `kaiming_normal`; null keeps the network's weights as they are, pretrained ones for example.
         num_classes: how many classes there are; on the command line the data say so.
         input_shape: (channels, height, width) of an image; on the command line the data say so. Given, the network
             is tried on such an image before training.
@@ -48,7 +48,7 @@ class ImageClassifier(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_scheduler_interval: str = "epoch",
-        init: str | None = "glorot_normal",
+        init: str | None = None,
         num_classes: int = 10,
         input_shape: tuple[int, int, int] | None = None,
     ) -> None:

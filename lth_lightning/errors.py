@@ -20,6 +20,10 @@ class RevivedError(RuntimeError):
     """A pruned weight that is no longer 0. The command line prints it without a traceback."""
 
 
+class DataError(RuntimeError):
+    """Data that hold NaN or infinite values. The command line prints it without a traceback."""
+
+
 class WriteError(SettingError):
     """A file that cannot be written: the disk is full, the folder is gone, or nobody may write there."""
 

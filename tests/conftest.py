@@ -121,6 +121,7 @@ def _as_dataset(loader: Any) -> TensorDataset:
 def mlp(**settings: Any) -> ImageClassifier:
     """A fully connected classifier of Digits."""
     settings.setdefault("optimizer", lambda parameters: torch.optim.Adam(parameters, lr=2e-3))
+    settings.setdefault("init", "glorot_normal")
     return ImageClassifier(MLP([40, 20], **DIGITS), **DIGITS, **settings)
 
 
@@ -129,6 +130,7 @@ def resnet(**settings: Any) -> ImageClassifier:
     settings.setdefault(
         "optimizer", lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
     )
+    settings.setdefault("init", "glorot_normal")
     settings.setdefault("lr_scheduler", lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5))
     return ImageClassifier(ResNet(depth=8, width=4, **DIGITS), **DIGITS, **settings)
 

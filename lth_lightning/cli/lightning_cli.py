@@ -80,6 +80,8 @@ WEIGHTS_HELP = (
     "those of the `last` checkpoint of this config."
 )
 TENSORBOARD = "tensorboard"
+# What torchvision, timm and others call the argument that brings trained weights.
+PRETRAINED = ("weights", "pretrained", "weights_backbone", "pretrained_backbone", "checkpoint_path")
 
 # With more than 40 sub-runs TensorBoard opens this page with none ticked, and it smooths what has a point a round.
 OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
@@ -216,6 +218,7 @@ class LotteryCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data say how many classes there are, and of what shape an image is."""
         parser.set_defaults({"lottery.pruning.criterion": {"class_path": "lth_lightning.Magnitude"}})
+        parser.set_defaults({"model.init": "glorot_normal"})  # here a network is a class, which has no weights yet
         parser.link_arguments("run_dir", "lottery.run_dir")
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -247,12 +250,22 @@ class LotteryCLI(LightningCLI):
         for name in ("num_classes", "input_shape"):
             if name in network:
                 network[name] = getattr(data, name)
+        self._refuse_to_wipe(network)
         if self.subcommand == "fit":
             self._refuse_rehearsals()
             self._settle_run_dir()
         else:
             self._find_weights()
             self._leave_out_the_lottery()
+
+    def _refuse_to_wipe(self, network: Namespace) -> None:
+        """Weights that were asked for and drawn over would be lost without a word."""
+        for name in PRETRAINED:
+            if network.get(name) and self.settings.model.init is not None:
+                raise SettingError(
+                    f"model.net.{name} is {network[name]}, and model.init {self.settings.model.init} would draw other "
+                    "weights over it. Keep them with --model.init null, or leave them out."
+                )
 
     def _refuse_rehearsals(self) -> None:
         for name in ("fast_dev_run", "barebones"):

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from lth_lightning import __version__
-from lth_lightning.errors import DivergedError, RevivedError, SettingError, unknown_name
+from lth_lightning.errors import DataError, DivergedError, RevivedError, SettingError, unknown_name
 
 COMMANDS = ("fit", "validate", "test", "predict", "report")
 HELP = """\
@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     try:
         return _run(given)
-    except (SettingError, DivergedError, RevivedError) as error:
+    except (SettingError, DivergedError, RevivedError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
 

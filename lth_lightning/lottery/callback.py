@@ -33,7 +33,7 @@ from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import Evaluation, LayerRow, Row
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import evaluation, fast_step, fit, processes, restart, resume, sub_runs
+from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, restart, resume, sub_runs
 
 
 class LotteryTicket(L.Callback):
@@ -120,6 +120,7 @@ class LotteryTicket(L.Callback):
         self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable = prunable
         self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
+        self.asked_metrics = frozenset(metrics or ())
         self.evaluate_test = evaluate_test
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps
         self.given_seed, self.given_run_dir = seed, run_dir
@@ -139,13 +140,15 @@ class LotteryTicket(L.Callback):
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         fit.refuse_what_cannot_work(trainer)
+        lengths.refuse_rehearsals(trainer)
         fit.call_first_and_last(trainer, self, self.between_epochs)
         self._fresh = restart.FreshFit(trainer)
-        fit.show_length(trainer, fit.one_round(self.train_for))
+        fit.show_length(trainer, fit.ENDLESS)
+        lengths.show_round(trainer, epochs=self.train_for.epochs, steps=self.train_for.own_steps)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
-        fit.show_length(trainer, fit.ENDLESS)
+        lengths.refuse_no_optimizer(trainer)
         self._fresh.capture(trainer)
         self._experiment = Experiment(self, trainer, self._progress, self._fresh)
         self._experiment.take_initial_weights()
@@ -170,7 +173,8 @@ class LotteryTicket(L.Callback):
         time_is_up = fit.time_is_up(trainer)
         if progress.begun:
             progress.stopped |= trainer.should_stop and not time_is_up
-            if progress.stopped or fit.steps_done(trainer) >= self.round_steps:
+            experiment.after_epoch()
+            if experiment.network_is_over:
                 experiment.finish_network()
         while not progress.begun and progress.position < len(self.plan):
             experiment.begin_network()
@@ -183,9 +187,11 @@ class LotteryTicket(L.Callback):
             raise StopIteration
         experiment.enter_epoch()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         """Take the rewind point when its step is done, and a wish to stop as this network's end."""
-        self.experiment.after_batch(outputs)
+        self.experiment.after_batch(outputs, batch)
         self._take_stop(trainer)
         if fit.time_is_up(trainer):
             fit.leave_out_validation(trainer)
@@ -200,6 +206,10 @@ class LotteryTicket(L.Callback):
         if self._fitting and not trainer.sanity_checking:
             self.experiment.record()
             self._take_stop(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where there was nothing to train on."""
+        lengths.refuse_no_data(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """A scheduler that ends the job (SIGTERM) finds everything saved, where Lightning stops between two batches.
@@ -221,6 +231,7 @@ class LotteryTicket(L.Callback):
         if not self._fitting:
             return
         fit.call_as_before(trainer)
+        lengths.show_fit(trainer)
         fit.show_length(trainer, self._length)
         evaluation.unguard_validation(trainer)
         resume.let_go(trainer)

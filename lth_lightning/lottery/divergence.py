@@ -1,13 +1,15 @@
 """Training that diverges is stopped where it happens, before a ticket is made of numbers that mean nothing."""
 
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lth_lightning.errors import DivergedError
+from lth_lightning.errors import DataError, DivergedError
 from lth_lightning.lottery.plan import TrainedNetwork
 
 NONE = torch.iinfo(torch.int64).max  # a step that none is
@@ -18,6 +20,7 @@ class LossWatch:
 
     One process on a CPU stops at once. Otherwise the first bad step is noted on the device, without waiting
     for it, and told at the next `check`: by all processes together, so that none is left waiting for another.
+    A loss that is bad because the batch is (a NaN pixel) is an error of its own: there no learning rate helps.
     """
 
     def start_over(self, trainer: L.Trainer, network: TrainedNetwork) -> None:
@@ -26,33 +29,48 @@ class LossWatch:
         self._network = network
         self._at_once = device.type == "cpu" and trainer.world_size == 1
         self._first_bad = torch.full((), NONE, device=device)
+        self._first_bad_data = self._first_bad.clone()
 
-    def see(self, outputs: Any, step: int) -> None:
+    def see(self, outputs: Any, batch: Any, step: int) -> None:
         """Look at what `training_step` gave in step `step`: a loss, or a mapping with one; all else says nothing.
 
+        Args:
+            outputs: what it gave.
+            batch: what it was given: looked at where the loss is bad.
+            step: optimizer steps since the network started, this one included.
+
         Raises:
-            DivergedError: it is NaN or infinite.
+            DivergedError: the loss is NaN or infinite.
+            DataError: so is the batch.
         """
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):
             return
         if self._at_once:
             if bad := [value for value in loss.flatten().tolist() if not math.isfinite(value)]:
+                if (where := bad_entries(batch)) is not None:
+                    raise self._data_error(step, where)
                 raise self._error(step, f"the training loss is {bad[0]}")
             return
-        noted = torch.where(loss.detach().isfinite().all(), NONE, step)
-        self._first_bad = torch.minimum(self._first_bad, noted)
+        is_bad = ~loss.detach().isfinite().all()
+        self._first_bad = torch.minimum(self._first_bad, torch.where(is_bad, step, NONE))
+        for _, part in _numbers(batch):
+            data_are_bad = is_bad & ~part.isfinite().all().to(is_bad.device)
+            self._first_bad_data = torch.minimum(self._first_bad_data, torch.where(data_are_bad, step, NONE))
 
     def check(self, trainer: L.Trainer) -> None:
         """Tell of a bad loss that was noted.
 
         Raises:
             DivergedError: there was one.
+            DataError: its batch was bad too.
         """
         if self._at_once:
             return
-        step = int(trainer.strategy.all_gather(self._first_bad).min())
+        step, of_data = (int(trainer.strategy.all_gather(one).min()) for one in (self._first_bad, self._first_bad_data))
         if step != NONE:
+            if of_data == step:
+                raise self._data_error(step, "in its tensors")
             raise self._error(step, "the training loss is not finite")
 
     def check_weights(self, module: nn.Module, step: int) -> None:
@@ -63,11 +81,47 @@ class LossWatch:
         """
         for name, weight in module.named_parameters():
             if not bool(weight.isfinite().all()):
-                raise self._error(step, f"{name} holds weights that are not finite")
+                raise self._error(step, f"{name} holds weights that are not finite", "Or the data hold such values. ")
 
-    def _error(self, step: int, what: str) -> DivergedError:
+    def _error(self, step: int, what: str, more: str = "") -> DivergedError:
         return DivergedError(
-            f"round {self._network.round}, {self._network.name}, step {step}: {what}. Training has diverged, and the "
-            "run is stopped; its results and tickets so far are intact. A lower learning rate or gradient clipping "
-            "may help."
+            f"{self._place(step)}: {what}. Training has diverged, and the run is stopped; its results and tickets so "
+            f"far are intact. {more}A lower learning rate or gradient clipping may help."
         )
+
+    def _data_error(self, step: int, where: str) -> DataError:
+        return DataError(
+            f"{self._place(step)}: the training loss is not finite because the batch holds values that are NaN or "
+            f"infinite ({where}). The run is stopped; its results and tickets so far are intact. Look at the data and "
+            "their transforms (a division by 0, say)."
+        )
+
+    def _place(self, step: int) -> str:
+        return f"round {self._network.round}, {self._network.name}, step {step}"
+
+
+def bad_entries(batch: Any) -> str | None:
+    """Where a batch holds values that are NaN or infinite: `entry 0: 3 of 40 examples`; None where all are finite."""
+    found = []
+    for name, part in _numbers(batch):
+        bad = ~part.isfinite().reshape(len(part) if part.ndim else 1, -1).all(dim=1)
+        if bool(bad.any()):
+            found.append(f"entry {name or 'of all'}: {int(bad.sum())} of {len(bad)} examples")
+    return "; ".join(found) or None
+
+
+def _numbers(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a batch that can hold NaN, each with the path to it: `0`, `pixels.1`."""
+    if isinstance(batch, Tensor):
+        if (batch.is_floating_point() or batch.is_complex()) and batch.layout == torch.strided and batch.numel():
+            yield name, batch.detach()
+        return
+    parts: Any = ()
+    if isinstance(batch, Mapping):
+        parts = batch.items()
+    elif isinstance(batch, list | tuple):
+        parts = enumerate(batch)
+    elif is_dataclass(batch):
+        parts = vars(batch).items()
+    for key, part in parts:
+        yield from _numbers(part, f"{name}.{key}" if name else str(key))

@@ -19,6 +19,11 @@ class SeekableLoader(Protocol):
         """Let the next iteration give this epoch's batches, from `batch` on."""
 
 
+def loads_anew(trainer: L.Trainer) -> bool:
+    """Whether a training loader gives another order in each epoch by itself."""
+    return any(isinstance(loader, SeekableLoader) for loader in fit.train_loaders(trainer))
+
+
 def enter_epoch(trainer: L.Trainer, seed: int, order: int, before: int, resumed_after: int) -> None:
     """Seed the epoch that starts now, or bring a resumed fit to its place in it.
 

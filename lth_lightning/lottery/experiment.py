@@ -13,7 +13,7 @@ from lth_lightning.lottery import checkpoint
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
-from lth_lightning.lottery.epochs import enter_epoch, pruning_batches
+from lth_lightning.lottery.epochs import enter_epoch, loads_anew, pruning_batches
 from lth_lightning.lottery.plan import TrainedNetwork, steps_of_lengths
 from lth_lightning.lottery.provenance import note_environment, ticket_info
 from lth_lightning.lottery.recorder import Recorder, layer_rows
@@ -27,7 +27,7 @@ from lth_lightning.pruning.state import copied, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
 from lth_lightning.tickets.ticket import Ticket
-from lth_lightning.trainer import fit, processes, restart, resume, sub_runs
+from lth_lightning.trainer import fit, lengths, processes, restart, resume, sub_runs
 
 if TYPE_CHECKING:
     from lth_lightning.lottery.callback import LotteryTicket
@@ -63,9 +63,13 @@ class Experiment:
         self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=fit.others_act_between_steps(trainer))
         self.masks: Masks = {}
         self.watch = LossWatch()
+        self.recorder = Recorder(lottery.metrics, lottery.asked_metrics)
+        if progress.recorder is not None:
+            self.recorder.load_state_dict(progress.recorder)
         self.summary: SummaryCurves | None = None
         self._lock: FolderLock | None = None
         self._environment_noted = False
+        self._accumulated = trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------------ before the first network
 
@@ -109,9 +113,7 @@ class Experiment:
     def claim_folder(self) -> None:
         """Be the one run that writes to its folder, and get ready to record."""
         lottery, progress = self.lottery, self.progress
-        self.recorder = Recorder(self.trainer, lottery.metrics, with_test=lottery.evaluate_test)
-        if progress.recorder is not None:
-            self.recorder.load_state_dict(progress.recorder)
+        self.recorder.attach(self.trainer, with_test=lottery.evaluate_test)
         self.folder, self._lock = claim(self.trainer, progress, lottery.given_run_dir, lottery.folder_is_locked)
         progress.folder = str(self.folder.path)
         fit.refuse_to_share(self.trainer, self.folder.checkpoint)
@@ -120,11 +122,12 @@ class Experiment:
     def settle_lengths(self) -> None:
         """Turn lengths into steps."""
         lottery = self.lottery
-        per_epoch = fit.steps_per_epoch(self.trainer)
+        lengths.refuse_overfitting(self.trainer, shuffles_anew=loads_anew(self.trainer))
+        self.epochs = lengths.epochs_of(self.trainer)
+        latest = lottery.given.latest_rewind_step if lottery.given else 0
         self.round_steps, self.rewind_step = steps_of_lengths(
-            lottery.train_for, lottery.rewind_to, per_epoch, lottery.given.latest_rewind_step if lottery.given else 0
+            lottery.train_for, lottery.rewind_to, self.epochs.steps, latest
         )
-        self.steps_per_epoch = per_epoch or fit.NEVER
         self.progress.settle("loaders", fit.loader_facts(self.trainer))
 
     def rehearse_or_resume(self) -> None:
@@ -166,8 +169,8 @@ class Experiment:
         self.masks = progress.lineage.masks_of(network)
         load_state(self.module, masked(progress.lineage.start_of(network, self.module), self.masks))
         step = self.first_step(network)
-        epoch = step // self.steps_per_epoch
-        self.fresh.restore(self.trainer, step, epoch, step * fit.batches_per_step(self.trainer))
+        epoch, _ = self.epochs.place(step)
+        self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step))
         self.fresh.advance_schedulers(self.trainer, step, epoch)
         self.recorder.start_over()
         progress.stopped, progress.begun = False, True
@@ -218,9 +221,9 @@ class Experiment:
         self.watch.check(trainer)
         self.check_pruned()
         self.watch.check_weights(self.module, fit.steps_done(trainer))
-        self.recorder.complete()
+        self.recorder.complete(trainer)
         self.fresh.settle_averages(trainer)
-        row = self.recorder.row(network, self.masks, self.first_step(network))
+        row = self.recorder.row(trainer, network, self.masks, self.first_step(network))
         progress.results.append(row)
         progress.layers += layer_rows(network, self.masks)
         if network.variant == "ticket":
@@ -277,21 +280,37 @@ class Experiment:
             resumed_after: batches of it that are done; the next is the one after.
         """
         trainer, lineage, step = self.trainer, self.progress.lineage, self.progress.epoch_start
-        per_step = fit.batches_per_step(trainer)
+        lengths.check_reloaded(trainer, self.epochs)
+        # For a resumed epoch too, in which a GradientAccumulationScheduler does not hear of its start.
+        per_step = trainer.accumulate_grad_batches = self.epochs.batches_per_step(trainer.current_epoch)
         # Only a network that starts at a rewind point starts inside an epoch.
-        inside = (step - trainer.current_epoch * self.steps_per_epoch) * per_step
-        before = inside if step == self.first_step(self.network) else 0
+        before = self.epochs.place(step).batch if step == self.first_step(self.network) else 0
         self.fresh.limit_epoch(trainer, already=before, batches=(self.round_steps - step) * per_step)
         enter_epoch(trainer, lineage.seed, lineage.order, before, resumed_after)
 
-    def after_batch(self, outputs: Any) -> None:
+    def after_batch(self, outputs: Any, batch: Any) -> None:
         """Look at the loss, and take the rewind point when its step is done."""
+        lengths.check_accumulation(self.trainer, self.epochs.batches_per_step(self.trainer.current_epoch))
         self.hooks.settle()  # what another callback has just written
         step, lineage = fit.steps_done(self.trainer), self.progress.lineage
-        self.watch.see(outputs, step)
+        self.watch.see(outputs, batch, step)
         if lineage.rewind_point is None and step == self.rewind_step:
+            lengths.check_place(self.trainer, self.epochs.place(step), step)
             processes.share_buffers(self.trainer)
             lineage.set_rewind_point(self.module, self.rewind_step)
+
+    def after_epoch(self) -> None:
+        """Look at what the epoch's end has logged."""
+        if fit.steps_done(self.trainer) > self.progress.epoch_start:  # and not resumed here
+            self.recorder.look_at_training(self.trainer)
+
+    @property
+    def network_is_over(self) -> bool:
+        """Whether a round is done, or another callback has ended it."""
+        # A pass over the data is one, of however many steps: `on_train_batch_start` may leave it early.
+        epochs = self.lottery.train_for.epochs
+        passed = epochs is not None and self.trainer.current_epoch >= epochs
+        return self.progress.stopped or passed or fit.steps_done(self.trainer) >= self.round_steps
 
     def check_pruned(self) -> None:
         """Make sure that what is pruned is 0.
@@ -309,7 +328,7 @@ class Experiment:
         """Add a point to the learning curve, from what validation has just logged and the test data."""
         self.watch.check(self.trainer)
         with self.fresh.averaged_weights(self.trainer):
-            self.recorder.record()
+            self.recorder.record(self.trainer)
 
     def save_checkpoint(self, inside_epoch: bool = False) -> None:
         """Everything a resumed fit needs to start from here, as a whole or not at all."""
@@ -327,5 +346,6 @@ class Experiment:
             self._lock.release()
             self._lock = None
         self.hooks.remove()
+        self.trainer.accumulate_grad_batches = self._accumulated  # a GradientAccumulationScheduler sets it by the epoch
         if self.summary is not None:
             self.summary.close()

@@ -1,7 +1,7 @@
 """The plan of an experiment: which networks are trained, in which order."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -35,14 +35,29 @@ class Length:
             raise SettingError(f"{setting}: {text!r} is not a length; write a number and its unit: {allowed}.")
         return cls(Fraction(amount), unit)
 
-    def steps(self, steps_per_epoch: int, round_steps: int | None = None) -> int:
-        """This length in optimizer steps; `round_steps` is the length of a round, which `%` refers to."""
+    def steps(self, of_epochs: Callable[[int], int], round_steps: int | None = None) -> int:
+        """This length in optimizer steps.
+
+        Args:
+            of_epochs: the steps of the first so many epochs, which need not all have as many.
+            round_steps: the length of a round, which `%` refers to.
+        """
         if self.unit == "it":
             return int(self.amount)
         if self.unit == "ep":
-            return int(self.amount) * steps_per_epoch
+            return of_epochs(int(self.amount))
         assert round_steps is not None
         return int(self.amount * round_steps / 100)
+
+    @property
+    def epochs(self) -> int | None:
+        """How many, where it is given in epochs."""
+        return int(self.amount) if self.unit == "ep" else None
+
+    @property
+    def own_steps(self) -> int | None:
+        """How many, where it is given in steps."""
+        return int(self.amount) if self.unit == "it" else None
 
     def __str__(self) -> str:
         amount = Decimal(self.amount.numerator) / self.amount.denominator  # exact: `parse` takes 27 digits at most
@@ -176,26 +191,21 @@ def check_lengths(train_for: Length, rewind_to: Length) -> None:
 
 
 def steps_of_lengths(
-    train_for: Length, rewind_to: Length, steps_per_epoch: int | None, latest_rewind_step: int
+    train_for: Length, rewind_to: Length, of_epochs: Callable[[int], int], latest_rewind_step: int
 ) -> tuple[int, int]:
     """A round and its rewind point in optimizer steps.
 
     Args:
         train_for: a round.
         rewind_to: the rewind point.
-        steps_per_epoch: None where the training loader has no length.
+        of_epochs: the steps of the first so many epochs.
         latest_rewind_step: of tickets from files.
 
     Raises:
         SettingError: epochs cannot be counted, or the rewind point is not before the end of a round.
     """
-    if steps_per_epoch is None and (train_for.unit, rewind_to.unit) != ("it", "it"):
-        raise SettingError(
-            f"lottery.train_for is {train_for} and lottery.rewind_to {rewind_to}, but the training "
-            "loader has no length to count epochs by; give both in steps, e.g. 5000it."
-        )
-    round_steps = train_for.steps(steps_per_epoch or 0)
-    rewind_step = rewind_to.steps(steps_per_epoch or 0, round_steps)
+    round_steps = train_for.steps(of_epochs)
+    rewind_step = rewind_to.steps(of_epochs, round_steps)
     if (latest := max(rewind_step, latest_rewind_step)) >= round_steps:
         raise SettingError(
             f"lottery.rewind_to: the rewind point is step {latest}, not before the end of a round of "

@@ -1,75 +1,148 @@
 """Scores of the network in training: its evaluations, as the module logs them, its time, and its row in the end."""
 
+import logging
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
+from lth_lightning.errors import SettingError
+from lth_lightning.lottery.metrics import METRICS, check_accuracy, check_logged, not_numbers, number
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.pruning.masks import Masks, count_kept, count_prunable
 from lth_lightning.runs.rows import CurveRow, Evaluation, LayerRow, Row, early_stop
 from lth_lightning.seeding import preserved_generators
 from lth_lightning.trainer import fit
-from lth_lightning.trainer.evaluation import TestLoop, validate
-from lth_lightning.trainer.processes import mean_over_processes
+from lth_lightning.trainer.evaluation import TestLoop, just_logged, validate
+from lth_lightning.trainer.processes import gathered, mean_over_processes
 
-METRICS = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc")
+log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """The evaluations of one network after the other.
+    """Of one network after the other.
 
     Args:
-        trainer: its fit has started.
         names: the module's name for each of METRICS.
-        with_test: whether to evaluate the test data too.
+        asked: those of METRICS whose names somebody has given; without them a run is not worth its time.
     """
 
-    def __init__(self, trainer: L.Trainer, names: dict[str, str], with_test: bool) -> None:
-        self._trainer = trainer
-        self._names = names
-        self._test_loop = TestLoop(trainer) if with_test else None
+    def __init__(self, names: dict[str, str], asked: Collection[str] = ()) -> None:
+        self._names, self._asked = names, asked
+        self._looked_at: set[str] = set()  # `train`, `val`, `test`: whose metrics' names are settled
+        self._evaluated: set[str] = set()  # what validation and test log
+        self._test_loop: TestLoop | None = None
         self.start_over()
 
     def start_over(self) -> None:
         """Begin a new network."""
         self._curve: list[Evaluation] = []
+        self._told_of_nan = False
         self._seconds = 0.0
         self._since = time.monotonic()
 
-    def record(self) -> None:
-        """Add a point to the learning curve, from what validation has just logged and the test data."""
-        if self._test_loop is not None:
-            self._test_loop.run(self._trainer)
-        known = mean_over_processes(self._trainer, [self._metric(name) for name in METRICS[1:]])
-        self._curve.append(Evaluation(fit.steps_done(self._trainer), *known))
+    def attach(self, trainer: L.Trainer, with_test: bool) -> None:
+        """Get ready for a fit; `with_test`: evaluate the test data too.
+
+        Raises:
+            SettingError: a metric was asked for that nothing will evaluate.
+        """
+        self._test_loop = TestLoop(trainer) if with_test else None
+        if not trainer.enable_validation:
+            self._tell_of_no_validation(
+                trainer, "no validation_step, no data for it, or trainer.limit_val_batches is 0"
+            )
+        asked = sorted(name for name in self._asked if _kind(name) == "test")
+        if asked and self._test_loop is not None and not self._test_loop.available:
+            _tell(trainer, f"lottery.metrics names {', '.join(asked)}, but there is no test_step or no data for it.")
+
+    def record(self, trainer: L.Trainer) -> None:
+        """Add a point to the learning curve, from what validation has just logged and the test data.
+
+        Only from that: what an earlier evaluation has logged, or training, is not this network's at this step.
+
+        Raises:
+            SettingError: a metric is not logged that was asked for, or cannot be what it is taken for.
+        """
+        logged: dict[str, Mapping[str, Tensor]] = {}
+        if trainer.validating:
+            logged["val"] = just_logged(trainer)
+        if self._test_loop is not None and (tested := self._test_loop.run(trainer)) is not None:
+            logged["test"] = tested
+        self._evaluated |= set().union(*logged.values())
+        own = [self._number(name, logged.get(_kind(name), {})) for name in METRICS[1:]]
+        known = dict(zip(METRICS[1:], mean_over_processes(trainer, own), strict=True))
+        self._look_at(trainer, known, logged)
+        step = fit.steps_done(trainer)
+        if not self._told_of_nan and (odd := not_numbers(step, known)) is not None:
+            self._told_of_nan = True
+            _tell(trainer, odd)
+        self._curve.append(Evaluation(step, **known))
+
+    def look_at_training(self, trainer: L.Trainer) -> None:
+        """Settle the name of `train_loss`; call it after an epoch, whose end may log it.
+
+        Raises:
+            SettingError: it was asked for, and is not logged.
+        """
+        if "train" not in self._looked_at:
+            (train_loss,) = mean_over_processes(trainer, [self._metric(trainer, "train_loss")])
+            logged = {name: value for name, value in trainer.callback_metrics.items() if name not in self._evaluated}
+            self._look_at(trainer, {"train_loss": train_loss}, {"train": logged})
+
+    def _look_at(
+        self, trainer: L.Trainer, known: Mapping[str, float | None], logged: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        for name, value in known.items():
+            check_accuracy(name, self._names[name], value)
+        for kind in sorted(logged.keys() - self._looked_at):  # in one order on all processes
+            missing = {name: self._names[name] for name in known if _kind(name) == kind and known[name] is None}
+            names = set().union(*gathered(trainer, set(logged[kind]))) if missing else ()
+            words = check_logged(missing, names, self._asked, _WHERE[kind])
+            if words is not None:
+                _tell(trainer, words)
+            self._looked_at.add(kind)
+
+    def _tell_of_no_validation(self, trainer: L.Trainer, why: str) -> None:
+        if asked := sorted(name for name in self._asked if _kind(name) == "val"):
+            raise SettingError(f"lottery.metrics: it names {', '.join(asked)}, but there is no validation: {why}.")
+        if "val" not in self._looked_at:
+            self._looked_at.add("val")
+            _tell(trainer, f"there is no validation: {why}. results.csv leaves val_* and early_stop_* empty.")
 
     @property
     def last(self) -> Evaluation | None:
         """The last point of the learning curve."""
         return self._curve[-1] if self._curve else None
 
-    def complete(self) -> None:
+    def complete(self, trainer: L.Trainer) -> None:
         """Evaluate the weights as they are, between epochs, unless the last evaluation saw them."""
-        if self._curve and self._curve[-1].step == fit.steps_done(self._trainer):
+        if self._curve and self._curve[-1].step == fit.steps_done(trainer):
             return
         points = len(self._curve)
-        validate(self._trainer)  # records by itself, in the callback's `on_validation_end`
+        validate(trainer)  # records by itself, in the callback's `on_validation_end`
         if len(self._curve) == points:
+            if trainer.enable_validation:
+                self._tell_of_no_validation(trainer, "its data have no batch")
             with preserved_generators():
-                self.record()
+                self.record(trainer)
 
-    def _metric(self, name: str) -> float | None:
-        value = self._trainer.callback_metrics.get(self._names[name])
-        return None if value is None else float(value)
+    def _metric(self, trainer: L.Trainer, name: str) -> float | None:
+        return self._number(name, trainer.callback_metrics)
 
-    def row(self, network: TrainedNetwork, masks: Masks, first_step: int) -> Row:
+    def _number(self, name: str, logged: Mapping[str, Tensor]) -> float | None:
+        value = logged.get(self._names[name])
+        return None if value is None else number(name, self._names[name], value)
+
+    def row(self, trainer: L.Trainer, network: TrainedNetwork, masks: Masks, first_step: int) -> Row:
         """The network's line in results.csv; `first_step` is the step it started at."""
         last = self._curve[-1]
-        steps = fit.steps_done(self._trainer) - first_step
+        steps = fit.steps_done(trainer) - first_step
         best = early_stop(self._curve) if steps else None
-        (train_loss,) = mean_over_processes(self._trainer, [self._metric("train_loss")])
+        (train_loss,) = mean_over_processes(trainer, [self._metric(trainer, "train_loss")])
         kept, prunable = count_kept(masks), count_prunable(masks)
         return Row(
             round=network.round,
@@ -115,3 +188,15 @@ def layer_rows(network: TrainedNetwork, masks: Masks) -> list[LayerRow]:
         for name, mask in masks.items()
         for kept in [int(mask.sum())]
     ]
+
+
+_WHERE = {"train": "training, in its first epoch,", "val": "the first validation", "test": "the first test"}
+
+
+def _kind(metric: str) -> str:
+    return metric.partition("_")[0]
+
+
+def _tell(trainer: L.Trainer, words: str) -> None:
+    if trainer.is_global_zero:
+        log.warning("%s", words)

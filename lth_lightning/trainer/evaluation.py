@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.loops import _EvaluationLoop
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from lth_lightning.seeding import preserved_generators
 
@@ -20,6 +21,18 @@ def validate(trainer: L.Trainer) -> None:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
+
+
+def just_logged(trainer: L.Trainer) -> dict[str, Tensor]:
+    """What the evaluation that has just ended has logged: `callback_metrics` hold what earlier ones did too."""
+    results = trainer._results
+    assert results is not None
+    logged: dict[str, Tensor] = {}
+    for loader in {result.meta.dataloader_idx for result in results.values()}:
+        results.dataloader_idx = loader  # of several loaders it gives the metrics of one
+        logged |= results.metrics(on_step=False)["callback"]
+    results.dataloader_idx = None
+    return logged
 
 
 def guard_validation(trainer: L.Trainer) -> None:
@@ -63,6 +76,16 @@ def unguard_validation(trainer: L.Trainer) -> None:
     trainer.fit_loop.epoch_loop.val_loop.__dict__.pop("run", None)
 
 
+class _KeepingLoop(_EvaluationLoop):
+    """Keeps what it has logged, which Lightning drops at the end of a run."""
+
+    logged: dict[str, Tensor] | None = None
+
+    def _on_evaluation_end(self, *args: Any, **kwargs: Any) -> None:
+        self.logged = just_logged(self.trainer)
+        super()._on_evaluation_end(*args, **kwargs)
+
+
 class TestLoop:
     """Runs Lightning's test loop inside a fit, which `Trainer.test` cannot do without destroying its state.
 
@@ -82,20 +105,20 @@ class TestLoop:
         if trainer.datamodule is not None:
             trainer.datamodule.setup("test")
         # Fitting, not testing: loaders are made once and kept. No inference mode: its tensors cannot train.
-        self._loop = _EvaluationLoop(
-            trainer, TrainerFn.FITTING, RunningStage.TESTING, verbose=False, inference_mode=False
-        )
+        self._loop = _KeepingLoop(trainer, TrainerFn.FITTING, RunningStage.TESTING, verbose=False, inference_mode=False)
         self._loop._data_source = source
 
-    def run(self, trainer: L.Trainer) -> None:
-        """Evaluate on the test data; the metrics are in `trainer.callback_metrics` afterwards."""
+    def run(self, trainer: L.Trainer) -> dict[str, Tensor] | None:
+        """Evaluate on the test data; gives the metrics, which `trainer.callback_metrics` have afterwards too, or None
+        where there are no such data."""
         if not self.available:
-            return
+            return None
         function, stage = trainer.state.fn, trainer.state.stage
         trainer.test_loop = self._loop
         trainer.state.fn, trainer.state.stage = TrainerFn.TESTING, RunningStage.TESTING
         try:
             self._loop.run()
+            return self._loop.logged  # None if there was no batch
         finally:
             trainer.test_loop = self._outer
             trainer.state.fn, trainer.state.stage = function, stage

@@ -1,7 +1,6 @@
 """A fit as the lottery sees it: how long it is, where it stands, what its loaders give, and what cannot work in one."""
 
 import itertools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
     ModelCheckpoint,
     StochasticWeightAveraging,
     Timer,
@@ -19,6 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lth_lightning.errors import SettingError
 from lth_lightning.seeding import derive_seed
+from lth_lightning.trainer.lengths import epochs_of
 
 NEVER = 10**12  # a number of epochs that no fit reaches
 
@@ -69,7 +70,7 @@ def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
 
 
 class FitLength(NamedTuple):
-    """How long a fit is; -1 is no limit. `configure_optimizers` sees it: OneCycle and others plan by it."""
+    """How long the loops of a fit run; -1 is no limit. What people plan by is shown by `lengths.show_round`."""
 
     epochs: int | None
     steps: int
@@ -86,7 +87,7 @@ def length(trainer: L.Trainer) -> FitLength:
 
 
 def show_length(trainer: L.Trainer, length: FitLength) -> None:
-    """Let the trainer's fit be, or seem, so long."""
+    """Let the trainer's loops run so long."""
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.min_epochs = length
 
 
@@ -127,25 +128,17 @@ def train_loaders(trainer: L.Trainer) -> list[Any]:
     return list(loader.flattened)
 
 
-def steps_per_epoch(trainer: L.Trainer) -> int | None:
-    """Optimizer steps in a whole epoch, None for loaders without a length. Lightning steps on the last batch too."""
-    batches = trainer.fit_loop.max_batches
-    return None if math.isinf(batches) else math.ceil(batches / batches_per_step(trainer))
-
-
 def loader_facts(trainer: L.Trainer) -> dict[str, str]:
     """How the training data are divided into steps, over all processes, in words: see `FreshFit.facts`."""
     sizes = [getattr(loader, "batch_size", None) for loader in train_loaders(trainer)]
     together = [size * trainer.world_size for size in sizes if isinstance(size, int)]
-    return {
+    facts = {
         "batches an epoch": str(trainer.fit_loop.max_batches),
         "examples a batch (batch size x processes)": str(together),
     }
-
-
-def batches_per_step(trainer: L.Trainer) -> int:
-    """Batches that make one optimizer step; in manual optimization every batch counts as a step."""
-    return trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+        facts["batches a step, by first epoch"] = str(epochs_of(trainer).per_step)
+    return facts
 
 
 def steps_done(trainer: L.Trainer) -> int:
@@ -244,12 +237,6 @@ def call_first_and_last(
 def call_as_before(trainer: L.Trainer) -> None:
     """Undo the first half of `call_first_and_last`."""
     trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _First)]
-
-
-def one_round(train_for: Any) -> FitLength:
-    """A fit as long as one round, `train_for` (a `Length` in steps or epochs)."""
-    amount = int(train_for.amount)
-    return FitLength(-1, amount) if train_for.unit == "it" else FitLength(amount, -1)
 
 
 def time_is_up(trainer: L.Trainer) -> bool:

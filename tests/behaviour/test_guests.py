@@ -30,10 +30,11 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lth_lightning import LotteryTicket, Pruning, SettingError, Ticket
-from lth_lightning.errors import DivergedError
+from lth_lightning.errors import DataError, DivergedError
+from lth_lightning.lottery.divergence import LossWatch, bad_entries
 from lth_lightning.pruning.state import load_state
 from lth_lightning.seeding import derive_seed
 
@@ -297,6 +298,42 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_tickets(tmp_path:
         ForeignModule(), ForeignData(), tmp_path / "run", ckpt_path=tmp_path / "run/checkpoints/last.ckpt", **settings
     )
     assert len(done.rows) == 5, "mended, the run goes on"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_data_that_are_no_numbers_are_not_taken_for_training_that_diverges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """A learning rate would be looked for in vain. Where a loss is not read at once, the batch is not there later."""
+
+    class Broken(ForeignData):
+        def train_dataloader(self) -> DataLoader[Any]:
+            images, targets = self.splits["train"].tensors
+            images = images.clone()
+            images[90, 0, 3, 3], images[91, 0, 0, 0] = float("nan"), float("inf")  # in the third batch
+            return DataLoader(TensorDataset(images, targets), batch_size=40)
+
+    start_over = LossWatch.start_over
+
+    def as_chosen(self: LossWatch, *args: Any) -> None:
+        start_over(self, *args)
+        self._at_once = at_once
+
+    monkeypatch.setattr(LossWatch, "start_over", as_chosen)
+    where = r"\(entry 0: 2 of 40 examples\)" if at_once else r"\(in its tensors\)"
+    words = f"round 0, ticket, step 3: the training loss is not finite because the batch holds .* {where}"
+    with pytest.raises(DataError, match=words):
+        fit(ForeignModule(), Broken(), tmp_path / "data", metrics=FOREIGN_METRICS)
+    with pytest.raises(DivergedError, match="round 0, ticket, step 3: the training loss"):
+        fit(Diverging(float("nan"), 2), ForeignData(), tmp_path / "training", metrics=FOREIGN_METRICS)
+
+
+def test_what_is_bad_in_a_batch_is_named() -> None:
+    bad = torch.tensor([1.0, float("nan"), float("-inf")])
+    assert bad_entries((torch.ones(3, 2), torch.arange(3))) is None
+    assert bad_entries({"pixels": [torch.ones(3), bad], "label": "text", "scale": bad[1]}) == (
+        "entry pixels.1: 2 of 3 examples; entry scale: 1 of 1 examples"
+    )
 
 
 def test_weights_that_are_no_numbers_make_no_ticket(tmp_path: Path) -> None:

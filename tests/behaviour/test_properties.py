@@ -410,7 +410,7 @@ def test_lengths_are_read_exactly_rounded_down_and_written_as_they_are_read(
         "ep": int(whole) * per_epoch,
         "%": scaled * round_steps // (100 * ten_to),
     }[unit]
-    assert length.steps(per_epoch, round_steps) == expected
+    assert length.steps(lambda epochs: epochs * per_epoch, round_steps) == expected
     assert (length.amount * ten_to, length.unit) == (scaled, unit)
     assert Length.parse(str(length), "lottery.rewind_to", UNITS) == length
     assert str(Length.parse(f"{int(whole)}{unit}", "", UNITS)) == f"{int(whole)}{unit}"

@@ -321,6 +321,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*FIT, "--model.net", "torchvision.models.resnet18"],
         ["model.net: ResNet", "(1, 8, 8)", "3 channels"],
     ),
+    "trained weights that would be wiped": (
+        [*FIT, "--model.net", "torchvision.models.resnet18", "--model.net.weights", "IMAGENET1K_V1"],
+        ["model.net.weights is ResNet18_Weights.IMAGENET1K_V1", "model.init glorot_normal", "--model.init null"],
+    ),
     "network for larger images": ([*FIT, "--model.net", "VGG"], ["VGG needs images of at least 16 x 16"]),
     "network that is none": (
         [*FIT, "--model.net", "my_module.Colours"],
