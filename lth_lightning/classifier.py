@@ -13,7 +13,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.models import Network, initialise, reset
 from lth_lightning.pruning.mask_hooks import MaskHooks
-from lth_lightning.pruning.masks import Masks, prunable_weights
+from lth_lightning.pruning.masks import Masks
+from lth_lightning.pruning.prunable import prunable_weights
 
 INTERVALS = ("epoch", "step")
 

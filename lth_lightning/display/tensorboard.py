@@ -13,6 +13,7 @@ from lth_lightning.cli.run_dir import CONFIG
 from lth_lightning.errors import SettingError
 from lth_lightning.lottery.callback import LotteryTicket, architecture, data_name
 from lth_lightning.lottery.plan import TrainedNetwork
+from lth_lightning.pruning.state import parameters_by_name
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.sheet import markdown
 from lth_lightning.report.table import results_sheet
@@ -151,7 +152,7 @@ class LotteryBoard(L.Callback):
         writer = curves.of_variant(row.variant) if curves else None
         if writer is None:
             return
-        for name, weight in self._lottery.prunable(module).items():
+        for name, weight in parameters_by_name(module, masks).items():
             survivors = weight.detach()[masks[name].to(weight.device)]
             if len(survivors):  # pruning may take a layer's last weight
                 writer.add_histogram(f"surviving weights/{name}", survivors.float().cpu().numpy(), row.round, bins=BINS)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -34,15 +35,17 @@ from lth_lightning.lottery.recorder import METRICS, Recorder, layer_rows
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.mask_hooks import MaskHooks
-from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, prunable_weights
+from lth_lightning.pruning.masks import Masks, dense_masks, density, masked
 from lth_lightning.pruning.network_function import Batch
+from lth_lightning.pruning.prunable import check_norms, chosen, left_out, prunable_weights
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state
 from lth_lightning.runs.folder import RunFolder, free_folder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Evaluation, LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
-from lth_lightning.tickets.ticket import Ticket
+from lth_lightning.tickets.packed_file import prunable_share
+from lth_lightning.tickets.ticket import Ticket, check_storable
 from lth_lightning.tickets.transfer import GivenTickets
 from lth_lightning.trainer import evaluation, fast_step, fit, processes, restart, resume
 from lth_lightning.trainer.sub_runs import enter_sub_run, leave_sub_run
@@ -251,8 +254,13 @@ class LotteryTicket(L.Callback):
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
         fit.show_length(trainer, fit.ENDLESS)
         self._fresh.capture(trainer)
-        self._weights = self.prunable(pl_module)
+        rule = self.prunable if self.given is None or self.prunable is not prunable_weights else self.given.weights
+        self._weights = chosen(pl_module, rule)
         self._hooks = MaskHooks(self._weights, trainer.optimizers)
+        self._share = {
+            "parameters": sum(weight.numel() for weight in pl_module.parameters()),
+            "left_out": left_out(pl_module, self._weights),
+        }
         if not self._resumed:
             self.seed_in_use = trainer.strategy.broadcast(self._wanted_seed(otherwise=torch.initial_seed()))
         self._settle("settings", self._settings(trainer))
@@ -261,6 +269,7 @@ class LotteryTicket(L.Callback):
             if self.rewind_to.amount == 0:
                 self._lineage.set_rewind_point(pl_module, step=0)
         self._check_plan(trainer, pl_module)
+        self._tell_share(trainer)
         evaluation.guard_validation(trainer)
         self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
@@ -457,6 +466,7 @@ class LotteryTicket(L.Callback):
         self._compare_processes(trainer, module)
         self._watch.start_over(trainer, network)
         assert self._hooks is not None
+        check_norms(module, masks)
         self._hooks.enforce(masks)
         if self._lineage.rates is not None:
             self._fresh.hold_learning_rates(trainer, self._lineage.rates)
@@ -546,6 +556,7 @@ class LotteryTicket(L.Callback):
             "transfer": self.given.transfer if self.given else None,
             "reinitialised": list(self.given.reinitialised) if self.given else [],
             "learning_rates": self._lineage.rates,
+            **self._share,
             "val_acc": row.val_acc,
             "test_acc": row.test_acc,
         }
@@ -622,8 +633,10 @@ class LotteryTicket(L.Callback):
     def _check_plan(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Find out now what would otherwise fail rounds later."""
         sizes = {name: weight.numel() for name, weight in self._weights.items()}
-        self.pruning.check(sizes, 0 if self.given is not None else self.plan[-1].round)
-        if self.given is not None:
+        check_storable(full_state(module))
+        if self.given is None:
+            self.pruning.check(sizes, self.plan[-1].round)
+        else:
             self._check_given(trainer, self.given, module)
         if getattr(module, "masks", None) is not None:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
@@ -631,6 +644,12 @@ class LotteryTicket(L.Callback):
             if network.variant == "random_reinit":
                 self._lineage.fresh_weights(module)
                 break
+
+    def _tell_share(self, trainer: L.Trainer) -> None:
+        """Say of how much of the network the densities are: above our display, or else as Lightning says things."""
+        shapes = {name: list(weight.shape) for name, weight in self._weights.items()}
+        say = getattr(trainer.progress_bar_callback, "say", rank_zero_info)
+        say(f"Prunable: {prunable_share({'shapes': shapes, **self._share})}.")
 
     def _check_given(self, trainer: L.Trainer, given: GivenTickets, module: L.LightningModule) -> None:
         if given.needs_fresh_weights and self._lineage.own is None:
