@@ -191,7 +191,7 @@ class LotteryProgress(ProgressBar):
     def say(self, line: str) -> None:
         """What the lottery has to say before its first network, above the table."""
         if not self._rows_only:
-            self.print(line, file=self._given_console and self._given_console.file, flush=True)
+            self.print(line, flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         lottery = next((callback for callback in trainer.callbacks if isinstance(callback, LotteryTicket)), None)

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from lth_lightning.pruning.state import LAZY, stable_name
+from lth_lightning.pruning.state import stable_name
 from lth_lightning.seeding import preserved_generators
 
 # Layers that are no subclasses of torch's, by class path: nothing is imported for them.
@@ -34,7 +33,6 @@ COMPUTED = (
     "it is computed from another parameter ({}), and a 0 in that one need not be a 0 here. Take it off with "
     f"`torch.nn.utils.parametrize.remove_parametrizations`, {LEAVE_OUT}."
 )
-ELSEWHERE = f"it is not a parameter of its layer, but computed elsewhere. Make it one, {LEAVE_OUT}."
 PRUNED = (
     "torch.nn.utils.prune holds a mask of its own on it, which densities would not count. Take it off with "
     f"`torch.nn.utils.prune.remove`, {LEAVE_OUT}."
@@ -47,7 +45,7 @@ class Matrix:
 
     Args:
         name: of the matrix, by its layer: `net.0.weight`.
-        parameter: what is trained in its place, often the matrix itself; None where that is not known.
+        parameter: what is trained in its place, often the matrix itself; None where something else computes it.
         problem: why a 0 in the parameter need not be a 0 in the matrix, and what to do; None if it is one.
         norm_dim: the dimension along which the matrix is divided by norms, `ONE_NORM` for a single one; None: by none.
     """
@@ -92,16 +90,14 @@ def _matrix(name: str, layer: nn.Module, attribute: str) -> Matrix | None:
     """The matrix that a layer has as an attribute; None if it has none, or nothing in it is trained."""
     if attribute in layer._parameters:
         weight = layer._parameters[attribute]
-        if weight is None:
-            return None
-        return Matrix(name, weight, LAZY.format(type(layer).__name__) if is_lazy(weight) else None)
+        return None if weight is None else Matrix(name, weight)
     if parametrize.is_parametrized(layer, attribute):
         return _parametrized(name, layer.parametrizations[attribute])  # type: ignore[index]
     for hook in layer._forward_pre_hooks.values():
         if (hooked := _hooked(name, layer, attribute, hook)) is not None:
             return hooked
     value = getattr(layer, attribute, None)
-    return Matrix(name, None, ELSEWHERE) if isinstance(value, Tensor) and value.requires_grad else None
+    return Matrix(name, None) if isinstance(value, Tensor) and value.requires_grad else None
 
 
 def _parametrized(name: str, steps: Any) -> Matrix:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lth_lightning.errors import SettingError
@@ -24,22 +25,15 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     embeddings (Frankle & Carbin 2019, section 2), also where a head shares its weight with an embedding. A weight that
     several layers share counts once, under the first name that `module.named_parameters()` has for it. A weight under
     weight_norm or spectral_norm is pruned where it is trained, as both only scale it. Any function of this signature
-    can take its place: `LotteryTicket(prunable=...)`.
-
-    Raises:
-        SettingError: a layer computes its weight in a way that does not keep zeros.
+    can take its place: `LotteryTicket(prunable=...)`, one that leaves out what `chosen` refuses, say.
     """
     names, embeddings = _names(module), _embeddings(module)
-    weights: dict[str, nn.Parameter] = {}
-    for matrix in matrices(module):
-        weight = matrix.parameter
-        if weight is not None and (not weight.requires_grad or id(weight) in embeddings):
-            continue
-        if matrix.problem is not None:
-            raise SettingError(f"{matrix.name}: {matrix.problem}")
-        if weight is not None and weight.numel():
-            weights[names[id(weight)]] = weight
-    return weights
+    weights = [matrix.parameter for matrix in matrices(module) if matrix.parameter is not None]
+    return {
+        names[id(weight)]: weight
+        for weight in weights
+        if weight.requires_grad and id(weight) not in embeddings and (is_lazy(weight) or weight.numel())
+    }
 
 
 def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
@@ -90,8 +84,9 @@ def left_out(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str
 
     Those are the matrices of known layers, and any other parameter with two dimensions greater than 1.
     """
-    names, pruned = _names(module), {id(weight) for weight in weights.values()}
-    known, embeddings = {id(matrix.parameter) for matrix in matrices(module)}, _embeddings(module)
+    names, pruned, embeddings = _names(module), {id(weight) for weight in weights.values()}, _embeddings(module)
+    found = list(matrices(module))
+    known = {id(matrix.parameter) for matrix in found}
 
     def reason(weight: nn.Parameter) -> str:
         if not weight.requires_grad:
@@ -100,11 +95,14 @@ def left_out(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str
             return "embeddings, shared with a layer" if id(weight) in known else "embeddings"
         return "not chosen" if id(weight) in known else "of no layer whose weights are pruned"
 
-    return {
+    without = {
         names[id(weight)]: reason(weight)
         for weight in module.parameters()
-        if id(weight) not in pruned and (id(weight) in known or sum(size > 1 for size in weight.shape) > 1)
+        if id(weight) not in pruned
+        and weight.numel()
+        and (id(weight) in known or sum(size > 1 for size in weight.shape) > 1)
     }
+    return without | {matrix.name: "computed elsewhere" for matrix in found if matrix.parameter is None}
 
 
 def check_norms(module: nn.Module, masks: Masks) -> None:

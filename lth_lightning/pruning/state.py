@@ -12,11 +12,6 @@ from lth_lightning.errors import SettingError
 
 State = dict[str, Tensor]
 
-LAZY = (
-    "{} gets its shape from the first batch, and no batch has gone through it. Send one through the network before the "
-    "fit, or in the module's `setup`."
-)
-
 
 def copied(state: State) -> State:
     """Copies, never the live tensors: a rewind point that aliases them would follow training."""
@@ -54,7 +49,10 @@ def check_state(module: nn.Module) -> None:
     for name, value in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(value):
             owner = module.get_submodule(name.rpartition(".")[0])
-            raise SettingError(f"{stable_name(name)}: {LAZY.format(type(owner).__name__)}")
+            raise SettingError(
+                f"{stable_name(name)}: {type(owner).__name__} gets its shape from the first batch, and none has gone "
+                "through it. Send one through the network before the fit, or in the module's `setup`."
+            )
         if value.is_meta:
             raise SettingError(
                 f"{stable_name(name)} is on the meta device and has no values. Give it some before the fit, or in the "

@@ -48,8 +48,8 @@ def prunable_share(facts: Mapping[str, Any]) -> str:
         facts: of a ticket: `shapes` of its masks by name, how many `parameters` the network has, and the names and
             reasons of what is `left_out`.
     """
-    sizes = [math.prod(shape) for shape in facts["shapes"].values()]
-    line = f"{sum(sizes):,} weights in {len(sizes)} tensors, {sum(sizes) / facts['parameters']:.1%} of all parameters"
+    prunable = sum(math.prod(shape) for shape in facts["shapes"].values())
+    line = f"{prunable:,} weights, {100 * prunable / facts['parameters']:.3g} % of all parameters"
     by_reason: dict[str, list[str]] = {}
     for name, reason in facts["left_out"].items():
         by_reason.setdefault(reason, []).append(name)
