@@ -24,6 +24,7 @@ from lth_lightning.report.charts import (
 from lth_lightning.report.comparison_table import comparison_sheet
 from lth_lightning.report.conclusion import named, percent, summary
 from lth_lightning.report.paired_table import INTERVALS, paired_sheet
+from lth_lightning.report.prunable_share import prunable_facts
 from lth_lightning.report.sheet import Cell, Sheet, html
 from lth_lightning.report.table import ACCURACIES, results_sheet
 from lth_lightning.runs.run import Run, facts, pooled
@@ -110,7 +111,7 @@ def _figure(number: int, figure: Figure) -> str:
 def _experiment(runs: Sequence[Run], points: int, wanted: Sequence[float] | None = None) -> Iterator[Part]:
     """Facts, conclusion, curves, tables and settings of repetitions of one experiment."""
     by_run = [run.rows for run in runs]
-    yield _listed(facts(runs))
+    yield _listed(facts(runs) | prunable_facts(runs))
     yield _paragraph(summary(by_run), "conclusion")
     charts = {
         ("Accuracy over density", BANDS): accuracy_chart(runs),

@@ -21,13 +21,12 @@ from lth_lightning.report.comparison_table import comparison_sheet
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.page import comparison_page, experiment_page
 from lth_lightning.report.paired_table import INTERVALS, paired_sheet
+from lth_lightning.report.prunable_share import prunable_facts
 from lth_lightning.report.sheet import markdown
 from lth_lightning.report.statistics import Statistic, statistics
 from lth_lightning.report.table import ACCURACIES, results_sheet
-from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import Row, as_csv
 from lth_lightning.runs.run import Run, facts, pooled, title_of
-from lth_lightning.tickets.packed_file import prunable_share, read_facts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,14 +116,6 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
 def _facts(runs: Sequence[Run]) -> str:
     settings = [f"- {label}: {value}" for label, value in (facts(runs) | prunable_facts(runs)).items()]
     return "\n".join([*settings, *(f"- run folder: `{run.path}`" for run in runs)])
-
-
-def prunable_facts(runs: Sequence[Run]) -> dict[str, str]:
-    """What densities are of, from a ticket of each run, as one line of facts; none where no ticket says so."""
-    tickets = [next(iter(sorted(RunFolder(run.path).ticket(0).parent.glob("*.safetensors"))), None) for run in runs]
-    said = [read_facts(path) for path in tickets if path is not None]
-    lines = dict.fromkeys(prunable_share(ticket) for ticket in said if "parameters" in ticket)
-    return {"prunable": "; ".join(lines)} if lines else {}
 
 
 def _tables(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
