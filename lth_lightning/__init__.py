@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lth_lightning.pruning.criteria import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Random
     from lth_lightning.pruning.gradient_criteria import SNIP, GraSP, SynFlow
     from lth_lightning.pruning.mask_hooks import MaskHooks
-    from lth_lightning.pruning.masks import prunable_weights
     from lth_lightning.pruning.network_function import NetworkFunction
+    from lth_lightning.pruning.prunable import prunable_weights
     from lth_lightning.pruning.pruning import Pruning
     from lth_lightning.tickets.ticket import Ticket
 
@@ -44,7 +44,7 @@ _HOME = {
     "SynFlow": "pruning.gradient_criteria",
     "Ticket": "tickets.ticket",
     "TicketError": "errors",
-    "prunable_weights": "pruning.masks",
+    "prunable_weights": "pruning.prunable",
 }
 
 __all__ = [

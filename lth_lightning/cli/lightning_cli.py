@@ -373,7 +373,7 @@ class LotteryCLI(LightningCLI):
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
         if trainer.enable_progress_bar is not False and not has_display:
             plain = Console(highlight=False, force_terminal=False) if self._quiet else None
-            trainer.callbacks.append(LotteryProgress(plain))
+            trainer.callbacks.append(LotteryProgress(plain, rows_only=self._quiet))
         if not any(isinstance(callback, LotteryBoard) for callback in trainer.callbacks):
             trainer.callbacks.append(LotteryBoard(draw_at_end=False))  # `after_fit` shows the report's figures
 

@@ -154,7 +154,7 @@ class LotteryBoard(L.Callback):
         writer = curves.of_variant(row.variant) if curves else None
         if writer is None:
             return
-        for name, weight in self._lottery.prunable(module).items():
+        for name, weight in self._lottery.experiment.weights.items():
             survivors = weight.detach()[masks[name].to(weight.device)]
             if len(survivors):  # pruning may take a layer's last weight
                 writer.add_histogram(f"surviving weights/{name}", survivors.float().cpu().numpy(), row.round, bins=BINS)

@@ -164,10 +164,12 @@ class LotteryProgress(ProgressBar):
 
     Args:
         console: where to show it; by default standard output.
+        rows_only: whether to leave out what the lottery says at the start.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, rows_only: bool = False) -> None:
         super().__init__()
+        self._rows_only = rows_only
         self._given_console = console  # the default one is made by the process that shows it: it cannot be pickled
         self._disabled = False
         self._live: Live | None = None
@@ -185,6 +187,11 @@ class LotteryProgress(ProgressBar):
         """Print above the display, which takes standard output over, for `LightningModule.print`."""
         if not self._disabled:
             print(*args, **kwargs)
+
+    def say(self, line: str) -> None:
+        """What the lottery has to say before its first network, above the table."""
+        if not self._rows_only:
+            self.print(line, flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         lottery = next((callback for callback in trainer.callbacks if isinstance(callback, LotteryTicket)), None)

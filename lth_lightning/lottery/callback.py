@@ -28,7 +28,8 @@ from lth_lightning.lottery.plan import (
 from lth_lightning.lottery.recorder import METRICS
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
-from lth_lightning.pruning.masks import Masks, prunable_weights
+from lth_lightning.pruning.masks import Masks
+from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import Evaluation, LayerRow, Row

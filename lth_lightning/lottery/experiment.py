@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from lth_lightning.errors import RevivedError, SettingError
 from lth_lightning.files import content_hash
@@ -23,10 +24,12 @@ from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.mask_hooks import MaskHooks
 from lth_lightning.pruning.masks import Masks, dense_masks, density, masked
 from lth_lightning.pruning.optimizer_hooks import check_optimizer
+from lth_lightning.pruning.prunable import check_norms, chosen, left_out, prunable_weights
 from lth_lightning.pruning.state import copied, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
-from lth_lightning.tickets.ticket import Ticket
+from lth_lightning.tickets.packed_file import prunable_share
+from lth_lightning.tickets.ticket import Ticket, check_storable
 from lth_lightning.trainer import fit, lengths, processes, restart, resume, sub_runs
 
 if TYPE_CHECKING:
@@ -57,7 +60,12 @@ class Experiment:
     ) -> None:
         self.lottery, self.trainer, self.progress, self.fresh = lottery, trainer, progress, fresh
         self.module = trainer.lightning_module
-        self.weights = lottery.prunable(self.module)
+        asked = lottery.prunable is not prunable_weights
+        self.weights = chosen(self.module, lottery.prunable if asked or not lottery.given else lottery.given.weights)
+        self.share = {
+            "parameters": sum(weight.numel() for weight in self.module.parameters()),
+            "left_out": left_out(self.module, self.weights),
+        }
         for optimizer in trainer.optimizers:
             check_optimizer(optimizer)
         self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=fit.others_act_between_steps(trainer))
@@ -84,14 +92,20 @@ class Experiment:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
             if lottery.rewind_to.amount == 0:
                 progress.lineage.set_rewind_point(self.module, step=0)
-        sizes = {name: weight.numel() for name, weight in self.weights.items()}
-        lottery.pruning.check(sizes, 0 if lottery.given is not None else lottery.plan[-1].round)
-        if lottery.given is not None:
+        check_storable(full_state(self.module))
+        if lottery.given is None:
+            sizes = {name: weight.numel() for name, weight in self.weights.items()}
+            lottery.pruning.check(sizes, lottery.plan[-1].round)
+        else:
             self._check_given_tickets()
         if getattr(self.module, "masks", None) is not None:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
         if any(network.variant == "random_reinit" for network in lottery.plan):
             progress.lineage.fresh_weights(self.module)
+        # Of how much of the network densities are: above our display, or else as Lightning says things.
+        shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
+        say = getattr(self.trainer.progress_bar_callback, "say", rank_zero_info)
+        say(f"Prunable: {prunable_share({'shapes': shapes, **self.share})}.")
 
     def _check_given_tickets(self) -> None:
         given, lineage = self.lottery.given, self.progress.lineage
@@ -205,6 +219,7 @@ class Experiment:
         name = f"round {network.round}, {network.variant}"
         processes.compare(trainer, name, masks=self.masks, weights=full_state(self.module))
         self.watch.start_over(trainer, network)
+        check_norms(self.module, self.masks)
         self.hooks.enforce(self.masks)
         if lineage.rates is not None:
             self.fresh.hold_learning_rates(trainer, lineage.rates)
@@ -250,8 +265,8 @@ class Experiment:
         trained = copied(full_state(self.module))
         if trainer.is_global_zero:
             path = self.folder.ticket(row.round)
-            lengths = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
-            info = ticket_info(trainer, self.module, row, lineage, lengths, lottery.given)
+            as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
+            info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given) | self.share
             Ticket(lineage.masks, masked(lineage.start, lineage.masks), trained, info).save(path)
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained

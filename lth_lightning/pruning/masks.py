@@ -1,4 +1,4 @@
-"""Masks: which weights may be pruned, and which of them are kept.
+"""Masks: which of the weights that may be pruned (`prunable`) are kept.
 
 A mask is a bool tensor of its weight's shape, True = kept; `Masks` maps a weight's name to its mask.
 Nothing here knows of rounds, of Lightning or of a criterion.
@@ -7,34 +7,17 @@ Nothing here knows of rounds, of Lightning or of a criterion.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor
 
 from lth_lightning.errors import SettingError
-from lth_lightning.pruning.state import State, stable_name
+from lth_lightning.pruning.state import State
 
 Masks = dict[str, Tensor]
 
 
-def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that may be pruned: of Linear and convolution layers, if they are trained.
-
-    Never biases, never normalisation, never embeddings (Frankle & Carbin 2019, section 2). A weight that
-    several layers share counts once, under the first name. Any function of this signature can take its
-    place: `LotteryTicket(prunable=...)`.
-    """
-    weights: dict[str, nn.Parameter] = {}
-    for layer_name, layer in module.named_modules():
-        weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear | _ConvNd) else None
-        if weight is None or not weight.requires_grad or any(weight is other for other in weights.values()):
-            continue
-        weights[stable_name(f"{layer_name}.weight" if layer_name else "weight")] = weight
-    return weights
-
-
 def dense_masks(weights: Mapping[str, Tensor]) -> Masks:
-    """Masks that keep everything."""
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    """Masks that keep everything, contiguous however the weights lie in memory."""
+    return {name: torch.ones(weight.shape, dtype=torch.bool, device=weight.device) for name, weight in weights.items()}
 
 
 def check_masks(masks: Masks, weights: Mapping[str, Tensor]) -> None:

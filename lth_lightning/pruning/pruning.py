@@ -156,7 +156,7 @@ class Pruning:
             SettingError: no weight is prunable, a glob matches none, or some round prunes nothing.
         """
         if not sum(sizes.values()):
-            raise SettingError("nothing to prune: the network has no trainable Linear or convolution weight.")
+            raise SettingError("nothing to prune: there is no prunable weight.")
         if rounds and self.density_after(sizes, 1) == 1:
             raise SettingError(
                 f"nothing to prune: lottery.pruning.rate is {self.rate} and lottery.pruning.rates {self.rates}, which "
@@ -217,9 +217,11 @@ def _keep_highest(masks: Masks, scores: Mapping[str, Tensor], count: int) -> Mas
     survivors = {name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()}
     ranked = torch.cat([scores[name] for name in masks])
     goes = lowest(ranked, len(ranked) - count)
-    pruned = {name: mask.clone() for name, mask in masks.items()}
-    for name, part in zip(masks, goes.split([len(s) for s in survivors.values()]), strict=True):
-        pruned[name].view(-1)[survivors[name][part]] = False
+    pruned = {}
+    for (name, mask), part in zip(masks.items(), goes.split([len(s) for s in survivors.values()]), strict=True):
+        flat = mask.flatten().clone()  # in the order of positions, however the mask lies in memory
+        flat[survivors[name][part]] = False
+        pruned[name] = flat.view(mask.shape)
     return pruned
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lth_lightning.errors import SettingError
 
@@ -27,12 +29,68 @@ def full_state(module: nn.Module) -> State:
 def load_state(module: nn.Module, state: State) -> None:
     """Copy `state` into the parameters and buffers of `module`, in place: optimizers keep hold of them."""
     for name, value in full_state(module).items():
-        value.copy_(state[name])
+        _once(value).copy_(_once(state[name], like=value))
+
+
+def _once(value: Tensor, like: Tensor | None = None) -> Tensor:
+    """Of an expanded tensor (`like`) the numbers that are in memory, each once: others cannot be written to."""
+    strides = (value if like is None else like).stride()
+    for dim, (stride, size) in enumerate(zip(strides, value.shape, strict=True)):
+        value = value.narrow(dim, 0, 1) if stride == 0 and size > 1 else value
+    return value
+
+
+def check_state(module: nn.Module) -> None:
+    """Refuse a module with parameters or buffers that cannot be copied, compared and written down.
+
+    Raises:
+        SettingError: one has no shape yet, no values (meta), or is sparse, nested or quantized; it names it.
+    """
+    for name, value in chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(value):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            raise SettingError(
+                f"{stable_name(name)}: {type(owner).__name__} gets its shape from the first batch, and none has gone "
+                "through it. Send one through the network before the fit, or in the module's `setup`."
+            )
+        if value.is_meta:
+            raise SettingError(
+                f"{stable_name(name)} is on the meta device and has no values. Give it some before the fit, or in the "
+                "module's `configure_model`."
+            )
+        if value.layout != torch.strided or value.is_quantized:
+            kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
+            raise SettingError(
+                f"{stable_name(name)} is {kind}; rewind points and tickets hold dense tensors. Make it dense, or keep "
+                "it in an attribute that is not a buffer, if it never changes."
+            )
+
+
+def aliases(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by all its names: one that is shared has several, of which `full_state` has the first."""
+    return {stable_name(name): weight for name, weight in module.named_parameters(remove_duplicate=False)}
+
+
+def parameters_by_name(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The module's own parameters of these names, aliases of shared ones included.
+
+    Raises:
+        SettingError: the module has no parameter of such a name; it lists them.
+    """
+    own = aliases(module)
+    wanted = {name: own.get(stable_name(name)) for name in names}
+    if missing := [name for name, weight in wanted.items() if weight is None]:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise SettingError(
+            f"{type(module).__name__} has no parameter {', '.join(missing[:5])}{more}; names are as in "
+            "`module.named_parameters()`."
+        )
+    return {name: weight for name, weight in wanted.items() if weight is not None}
 
 
 def stable_name(name: str) -> str:
     """`name` without the marks that `torch.compile` leaves in it, so that tickets fit with and without."""
-    return name.replace("_orig_mod.", "")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -44,15 +102,3 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         # Not `reshape(-1)`: of a single entry, or of none, it keeps a stride that `view` refuses.
         digest.update(value.as_strided((value.numel(),), (1,)).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def parameters_by_name(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The parameters of `module` that have these names; a parameter with several names is found under each.
-
-    Raises:
-        SettingError: there is no parameter of that name.
-    """
-    known = {stable_name(name): weight for name, weight in module.named_parameters(remove_duplicate=False)}
-    if missing := [name for name in names if name not in known]:
-        raise SettingError(f"{type(module).__name__} has no parameter {', '.join(missing)}.")
-    return {name: known[name] for name in names}

@@ -16,6 +16,7 @@ from typing import Any
 from lth_lightning.report.aggregate import PooledRuns, Spread
 from lth_lightning.report.charts import MEASURES, Chart, Entry, Line, Series, charts_of
 from lth_lightning.report.conclusion import summary
+from lth_lightning.report.prunable_share import prunable_facts
 from lth_lightning.report.tables import (
     ACCURACIES,
     PAIRED,
@@ -93,7 +94,7 @@ def _figure(number: int, title: str, caption: str) -> str:
 
 def _experiment(experiment: PooledRuns, charts: Mapping[str, Chart]) -> Iterator[Part]:
     """Facts, conclusion, curves, tables and settings of an experiment."""
-    yield _listed(facts(experiment.runs))
+    yield _listed(facts(experiment.runs) | prunable_facts(experiment.runs))
     yield _paragraph(summary(experiment), "conclusion")
     yield from charts.items()
     yield results_table(experiment).html("Results by round")

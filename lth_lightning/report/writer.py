@@ -20,6 +20,7 @@ from lth_lightning.report.comparable import check_comparable
 from lth_lightning.report.comparison import comparison_csv
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.page import comparison_page, experiment_page
+from lth_lightning.report.prunable_share import prunable_facts
 from lth_lightning.report.statistics import Statistic, statistics
 from lth_lightning.report.tables import ACCURACIES, PAIRED, comparison_table, paired_table, results_table
 from lth_lightning.runs.rows import as_csv
@@ -105,7 +106,7 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
 
 
 def _facts(runs: Sequence[Run]) -> str:
-    settings = [f"- {label}: {value}" for label, value in facts(runs).items()]
+    settings = [f"- {label}: {value}" for label, value in (facts(runs) | prunable_facts(runs)).items()]
     return "\n".join([*settings, *(f"- run folder: `{run.path}`" for run in runs)])
 
 

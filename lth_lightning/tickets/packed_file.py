@@ -1,7 +1,9 @@
 """What can be read of a ticket's file without torch, whose import takes a report a second."""
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,30 @@ def read_mask(path: Path, name: str, shape: Sequence[int]) -> np.ndarray:
             return unpack(file.get_tensor(f"mask.{name}"), shape)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise damaged(path, error) from error
+
+
+def prunable_share(facts: Mapping[str, Any]) -> str:
+    """What may be pruned, its share of all parameters, and the weight matrices that are left out, in one line.
+
+    Args:
+        facts: of a ticket: `shapes` of its masks by name, how many `parameters` the network has, and the names and
+            reasons of what is `left_out`.
+    """
+    prunable = sum(math.prod(shape) for shape in facts["shapes"].values())
+    line = f"{prunable:,} weights, {100 * prunable / facts['parameters']:.3g} % of all parameters"
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in facts["left_out"].items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = [f"{reason} ({', '.join(_by_pattern(names))})" for reason, names in by_reason.items()]
+    return f"{line}; matrices left out: {', '.join(parts) or 'none'}"
+
+
+def _by_pattern(names: Iterable[str]) -> list[str]:
+    """Names that differ in numbers only as one: `layers.*.weight`, with how many they are."""
+    patterns: dict[str, list[str]] = {}
+    for name in names:
+        patterns.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return [alike[0] if len(alike) == 1 else f"{len(alike)} x {pattern}" for pattern, alike in patterns.items()]
 
 
 def damaged(path: Path, error: Exception) -> TicketError:

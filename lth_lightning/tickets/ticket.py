@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lth_lightning.errors import TicketError
+from lth_lightning.errors import SettingError, TicketError
 from lth_lightning.files import replace_file
 from lth_lightning.pruning.masks import Masks, density, masked
 from lth_lightning.pruning.state import State, fingerprint, full_state, load_state
@@ -47,6 +47,13 @@ class Ticket:
     rewind_point: State
     trained: State | None = None
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if strangers := sorted(self.masks.keys() - self.rewind_point.keys()):
+            raise TicketError(
+                f"a ticket has masks of {', '.join(strangers)}, and its rewind point has no such weights; a shared "
+                "weight goes by the first name in `module.named_parameters()`."
+            )
 
     @property
     def density(self) -> float:
@@ -150,6 +157,10 @@ class Ticket:
         in_order = {name: renamed.masks[name] for name in target if name in renamed.masks}
         return Ticket(in_order, renamed.rewind_point, renamed.trained, renamed.info)
 
+    def names_in(self, target: State) -> set[str]:
+        """The names of the masks in `target`, a network's state."""
+        return set(self._renamed(target).masks)
+
     def misshapen(self, target: State) -> dict[str, str]:
         """The parameters and buffers of `target`, a network's, that are of another shape here: names, and in words."""
         ours = self._renamed(target).rewind_point
@@ -197,6 +208,23 @@ class Ticket:
             raise TicketError("the ticket holds no trained weights.")
         load_state(module, masked(state, fitting.masks))
         return fitting.masks
+
+
+def check_storable(state: State) -> None:
+    """Find out before any training that a ticket's file can hold what there is.
+
+    Raises:
+        SettingError: it cannot; it names the first parameter or buffer of such a type.
+    """
+    for name, value in state.items():
+        try:
+            save({name: torch.empty(0, dtype=value.dtype)})
+        except KeyError as error:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise SettingError(
+                f"{name} is {kind}, which a ticket's file cannot hold. Convert it (complex64 in place of complex128, "
+                "say), or keep it in an attribute that is not a buffer, if it never changes."
+            ) from error
 
 
 def _layer(name: str) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lth_lightning.errors import SettingError, TicketError, unknown_name
 from lth_lightning.files import content_hash
 from lth_lightning.pruning.masks import Masks, check_masks
-from lth_lightning.pruning.state import State, full_state
+from lth_lightning.pruning.prunable import prunable_weights
+from lth_lightning.pruning.state import State, full_state, parameters_by_name
 from lth_lightning.tickets.ticket import Ticket
 
 TRANSFERS = ("mask", "mask_and_sign", "mask_and_weights")
@@ -127,6 +128,13 @@ class GivenTickets:
                     "its run's round_00.safetensors beside it, or leave random_mask out."
                 )
             self.latest_rewind_step = max(self.latest_rewind_step, taken.rewind_step)
+
+    def weights(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
+        """The weights of `module` that the tickets have masks of; the usual ones where they are for another network,
+        which `check` is to say."""
+        target = full_state(module)
+        names = Ticket.load(next(iter(self.files.values()))).names_in(target)
+        return parameters_by_name(module, [name for name in target if name in names]) or prunable_weights(module)
 
     def contents(self) -> dict[str, str]:
         """The beginning of each file's hash, by its name: other files are other tickets, wherever they lie."""

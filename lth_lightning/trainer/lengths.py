@@ -71,8 +71,8 @@ class Epochs:
         """Epochs of equally many steps, one after the other: the first, the one after the last, steps of each."""
         if self.batches is None:
             raise SettingError(
-                "lottery.train_for or lottery.rewind_to is given in epochs, but the training loader has no length to count epochs by; "
-                "give it in steps, e.g. 5000it."
+                "lottery.train_for or lottery.rewind_to is given in epochs, but the training loader has no length to "
+                "count epochs by; give both in steps, e.g. 5000it."
             )
         firsts = sorted(self.per_step)
         for first, end in zip(firsts, [*firsts[1:], math.inf], strict=True):

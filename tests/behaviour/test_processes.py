@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from lth_lightning import SNIP, LotteryTicket, Magnitude, Pruning, SettingError, Ticket
 from lth_lightning.cli.main import main
-from lth_lightning.pruning.masks import prunable_weights
+from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.state import fingerprint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server")

@@ -92,7 +92,7 @@ def masking(task: Task) -> None:
     import torch.nn.functional as F
 
     from lth_lightning.pruning.mask_hooks import MaskHooks
-    from lth_lightning.pruning.masks import prunable_weights
+    from lth_lightning.pruning.prunable import prunable_weights
 
     net = task.network()
     optimizer = task.optimizer(net.parameters(), fused=True)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lth_lightning.errors import SettingError
 from lth_lightning.models import MLP, VGG, Conv2, Conv4, Conv6, LeNet5, LeNet300, Network, ResNet, initialise, reset
-from lth_lightning.pruning.masks import prunable_weights
+from lth_lightning.pruning.prunable import prunable_weights
 
 Builder = Callable[..., Network]
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)

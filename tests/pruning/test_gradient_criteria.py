@@ -41,8 +41,9 @@ from lth_lightning import (
     Ticket,
 )
 from lth_lightning.cli.main import main
-from lth_lightning.pruning.masks import Masks, dense_masks, prunable_weights
+from lth_lightning.pruning.masks import Masks, dense_masks
 from lth_lightning.pruning.network_function import Batch
+from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.state import full_state
 from lth_lightning.seeding import generators
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lth_lightning import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Pruning, Random, SettingError
 from lth_lightning.models import Conv2, Conv4, LeNet300
-from lth_lightning.pruning.masks import count_kept, dense_masks, density, prunable_weights
+from lth_lightning.pruning.masks import count_kept, dense_masks, density
+from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.pruning import lowest
 
 

@@ -1,0 +1,15 @@
+"""Of how much of the network the densities are: what the tickets' files say of it."""
+
+from collections.abc import Sequence
+
+from lth_lightning.runs.folder import RunFolder
+from lth_lightning.runs.run import Run
+from lth_lightning.tickets.packed_file import prunable_share, read_facts
+
+
+def prunable_facts(runs: Sequence[Run]) -> dict[str, str]:
+    """What densities are of, from a ticket of each run, as one line of facts; none where no ticket says so."""
+    tickets = [next(iter(sorted(RunFolder(run.path).ticket(0).parent.glob("*.safetensors"))), None) for run in runs]
+    said = [read_facts(path) for path in tickets if path is not None]
+    lines = dict.fromkeys(prunable_share(ticket) for ticket in said if "parameters" in ticket)
+    return {"prunable": "; ".join(lines)} if lines else {}
