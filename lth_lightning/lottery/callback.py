@@ -124,6 +124,9 @@ class LotteryTicket(L.Callback):
             epoch starts: for epochs so long that a kill should not lose one.
         seed: what data order, dropout and controls hang on; by default that of `seed_everything`.
         run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the logger's folder.
+        reinit: gives a fresh module, or the network that the module holds, for all that is drawn anew
+            (`random_reinit`, `transfer`). By default the module is rebuilt where it is known how, and reset layer by
+            layer elsewhere, if that gives the distribution of its weights at the start of the fit.
 
     Attributes:
         results: a `Row` for each trained network, as they came.
@@ -162,6 +165,7 @@ class LotteryTicket(L.Callback):
         checkpoint_every_n_train_steps: int | None = None,
         seed: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
+        reinit: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.train_for = Length.parse(train_for, "lottery.train_for", ("it", "ep"))
         self.rewind_to = Length.parse(rewind_to, "lottery.rewind_to", ("it", "ep", "%"))
@@ -188,6 +192,7 @@ class LotteryTicket(L.Callback):
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable = prunable
+        self.reinit = reinit
         self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
         self.evaluate_test = evaluate_test
         if (every := checkpoint_every_n_train_steps) is not None and every < 1:
@@ -393,7 +398,7 @@ class LotteryTicket(L.Callback):
         if self._position == 0 or self.plan[self._position - 1].round != network.round:
             self._begin_round(trainer, module, network.round)
         masks = self.masks_in_force = self._lineage.masks_of(network)
-        load_state(module, masked(self._lineage.start_of(network, module), masks))
+        load_state(module, masked(self._lineage.start_of(network, module, self.reinit), masks))
         step = self.first_step(network)
         epoch = step // self._steps_per_epoch
         self._fresh.restore(trainer, step, epoch, step * fit.batches_per_step(trainer))
@@ -627,15 +632,14 @@ class LotteryTicket(L.Callback):
             self._check_given(trainer, self.given, module)
         if getattr(module, "masks", None) is not None:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
-        for network in self.plan:
-            if network.variant == "random_reinit":
-                self._lineage.fresh_weights(module)
-                break
+        if any(network.variant == "random_reinit" for network in self.plan):
+            self._lineage.settle_fresh_weights(module, self.reinit, "lottery.controls: random_reinit")
 
     def _check_given(self, trainer: L.Trainer, given: GivenTickets, module: L.LightningModule) -> None:
         if given.needs_fresh_weights and self._lineage.own is None:
             # Drawn anew, as a seed gives a network the very weights that a ticket of that seed was found from.
-            self._lineage.own = self._lineage.fresh_weights(module, "transfer")
+            self._lineage.settle_fresh_weights(module, self.reinit, f"lottery.transfer: {given.transfer}")
+            self._lineage.own = self._lineage.fresh_weights(module, self.reinit, "transfer")
         given.check(module, self._weights, self.controls, self._lineage.own)
         if given.reinitialised and trainer.is_global_zero:
             log.warning(
