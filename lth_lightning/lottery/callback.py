@@ -662,6 +662,7 @@ class LotteryTicket(L.Callback):
             "lottery.control_replicates": self.control_replicates,
             "lottery.transfer": self.given.transfer if self.given else None,
             "lottery.on_mismatch": self.given.on_mismatch if self.given else None,
+            "lottery.reinit": getattr(self.reinit, "__qualname__", self.reinit and type(self.reinit).__qualname__),
             "lottery.metrics": self.metrics,
             "lottery.evaluate_test": self.evaluate_test,
             **{f"lottery.pruning.{name}": value for name, value in pruning.items()},

@@ -162,7 +162,7 @@ def _given(module: nn.Module, reinit: Reinit) -> State:
     complete(built)
     if any(nn.parameter.is_lazy(parameter) for parameter in built.parameters()):
         raise SettingError("reinit: the module that it gives has lazy layers; pass a batch through it first.")
-    fresh = {stable_name(name): value for name, value in fresh_values(built).items()}
+    fresh = {stable_name(name): value for name, value in fresh_values(built)}
     target = full_state(module)
     renamed = _renamed(fresh, _trained(module), _all_names(module))
     if renamed is None:

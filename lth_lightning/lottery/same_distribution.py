@@ -73,7 +73,9 @@ def _spread(start: Tensor, draws: list[Tensor]) -> bool:
     return not (
         abs(scales[0] - scales[1]) <= wide * sqrt((kurtosis - 1) / (2 * n)) + 3 * abs(scales[1] - scales[2])
         and abs(means[0] - means[1]) <= wide * max(spreads) * sqrt(2 / n) + 3 * abs(means[1] - means[2])
-        and _distance(ours, first) <= max(KOLMOGOROV * sqrt(2 / n), 3 * _distance(first, second))
+        and (
+            (distance := _distance(ours, first)) <= KOLMOGOROV * sqrt(2 / n) or distance <= 3 * _distance(first, second)
+        )
     )
 
 
@@ -83,8 +85,9 @@ def _standardised(draw: Tensor) -> Tensor:
 
 def _distance(one: Tensor, other: Tensor) -> float:
     """Kolmogorov and Smirnov's: the largest difference of two distribution functions."""
+    one, other = one.sort().values, other.sort().values
     both = torch.cat([one, other])
-    below = [torch.searchsorted(draw.sort().values, both, right=True) / draw.numel() for draw in (one, other)]
+    below = [torch.searchsorted(draw, both, right=True) / draw.numel() for draw in (one, other)]
     return float((below[0] - below[1]).abs().max())
 
 
@@ -100,14 +103,15 @@ def _fixed_entries(start: Tensor, draws: list[Tensor]) -> bool:
     chance = ours.numel() * NEVER_BY_CHANCE
     slack = 2 + chance + SIGMAS * sqrt(chance)
     zeros = [tensor == 0 for tensor in (ours, first, second)]
-    counts = [int(zero.sum()) for zero in zeros]
     if torch.equal(zeros[1], zeros[2]):
-        if int((zeros[0] != zeros[1]).sum()) > slack:
+        if int((zeros[0] != zeros[1]).count_nonzero()) > slack:
             return True
-    elif abs(counts[0] - counts[1]) > slack + SIGMAS * sqrt(counts[0] + counts[1]):
-        return True
-    fixed = int(((first == second) & ~zeros[1]).sum())
-    here = int(((first == ours) & ~zeros[1]).sum())
+    else:
+        here, there = (int(zero.count_nonzero()) for zero in zeros[:2])
+        if abs(here - there) > slack + SIGMAS * sqrt(here + there):
+            return True
+    drawn = ~zeros[1]
+    fixed, here = (int(((first == other) & drawn).count_nonzero()) for other in (second, ours))
     return abs(fixed - here) > slack + SIGMAS * sqrt(fixed * (1 - fixed / ours.numel()))
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from lth_lightning.errors import SettingError, unknown_name
-from lth_lightning.models.rebuild import fresh_values, rebuilt
+from lth_lightning.models.rebuild import alike, own_values, rebuilt
 
 WAY_OUT = (
     "Keep the network's own weights (ImageClassifier's init: null), and for weights drawn anew say how to build the "
@@ -84,7 +84,7 @@ def _reset(layer: nn.Module, name: str, covered: bool) -> None:
     own_reset = _own_reset(layer)
     if own_reset is None and _own_parameters(layer, recurse=True):
         if (built := rebuilt(layer)) is not None:
-            _take_over(layer, built)
+            _take_over(layer, built, name, covered)
             return
         own_reset = _framework_reset(layer)
     if is_parametrized(layer):
@@ -118,11 +118,18 @@ def _required(function: Callable[..., object]) -> int:
     return sum(one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
 
 
-def _take_over(layer: nn.Module, built: nn.Module) -> None:
-    fresh = fresh_values(built)
-    for name, value in (*layer.named_parameters(), *layer.named_buffers()):
-        if name in fresh:
-            value.copy_(fresh[name])
+def _take_over(layer: nn.Module, built: nn.Module, name: str, covered: bool) -> None:
+    """Take the weights of `built`; layers that have been replaced since are reset on their own."""
+    fresh = dict(own_values(built, f"{name}."))
+    for own_name, value in own_values(layer, f"{name}."):
+        value.copy_(fresh[own_name])
+    counterparts = dict(built.named_children())
+    for child_name, child in layer.named_children():
+        full_name, counterpart = f"{name}.{child_name}" if name else child_name, counterparts.get(child_name)
+        if counterpart is not None and alike(counterpart, child):
+            _take_over(child, counterpart, full_name, covered)
+        else:
+            _reset(child, full_name, covered)
 
 
 def _reset_behind_parametrization(layer: nn.Module, name: str) -> None:

@@ -5,6 +5,7 @@ a copy of its student) can be repeated by that constructor alone.
 """
 
 import copy
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,24 +16,35 @@ from torch import Tensor, nn
 
 
 def rebuilt(module: nn.Module) -> nn.Module | None:
-    """A new module as `module` was built: the same class, names and shapes, with fresh weights.
+    """A new module as `module` was built: the same class, with fresh weights.
 
     How it was built is known if its class takes no arguments; if a LightningModule has saved them
     (`save_hyperparameters()`); if it takes one configuration, which it keeps (Hugging Face's `PreTrainedModel`,
     nanoGPT); and of torchvision's and timm's networks by the name they are registered under.
 
     Returns:
-        The new module; None if it is not known how, or if what comes out has other names or shapes, as after changes
-        to the module once it was built.
+        The new module, or None if it is not known how. Layers may differ that were replaced (a head for other
+        classes), but most parameters have the names and shapes of the module's.
     """
+    ours, found = shapes(module), None
+    most = len(ours) // 2
     for build in _ways(module):
         try:
             built = complete(build())
         except Exception:  # whatever a constructor needs and lacks: this is then not the way it was built
             continue
-        if type(built) is type(module) and shapes(built) == shapes(module):
-            return built
-    return None
+        common = len(ours.items() & shapes(built).items())
+        if common > most and alike(built, module):
+            found, most = built, common
+    return found
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether both are of one class and, children aside, hold tensors of the same names and shapes."""
+    if type(one) is not type(other) or any(nn.parameter.is_lazy(weight) for weight in one.parameters(recurse=False)):
+        return False
+    ours, theirs = ([(name, value.shape) for name, value in own_values(layer)] for layer in (one, other))
+    return ours == theirs
 
 
 def complete(built: nn.Module) -> nn.Module:
@@ -50,18 +62,28 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
     }
 
 
-def fresh_values(built: nn.Module) -> dict[str, Tensor]:
+def fresh_values(built: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """What a newly built module says of weights: parameters by all their names, and the buffers that go with weights.
 
     Those belong to layers that reset themselves (running statistics) or to the parametrization of a weight. Other
     buffers may have been filled since the module was built (the data's mean, class weights).
+
+    Args:
+        built: the module.
+        name: its own name, with a dot, to go before theirs.
     """
-    values = {name: weight.detach() for name, weight in built.named_parameters(remove_duplicate=False)}
-    for name, buffer in built.named_buffers(remove_duplicate=False):
-        owner = name.rpartition(".")[0]
-        if "parametrizations" in owner.split(".") or hasattr(built.get_submodule(owner), "reset_parameters"):
-            values[name] = buffer
-    return values
+    yield from own_values(built, name)
+    for child_name, child in built.named_children():
+        yield from fresh_values(child, f"{name}{child_name}.")
+
+
+def own_values(layer: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The part of `fresh_values` that is the layer's own."""
+    for parameter_name, weight in layer.named_parameters(recurse=False):
+        yield name + parameter_name, weight.detach()
+    if hasattr(layer, "reset_parameters") or "parametrizations" in name.split("."):
+        for buffer_name, buffer in layer.named_buffers(recurse=False):
+            yield name + buffer_name, buffer
 
 
 def _ways(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
@@ -98,15 +120,14 @@ def _holds_weights(value: Any) -> bool:
 
 def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
     """Builders of the libraries that name their networks."""
-    family = sys.modules.get(type(module).__module__)
-    if family is None:
-        return
-    if family.__name__.rpartition(".")[0] == "torchvision.models":  # those below fetch backbones
+    family = type(module).__module__
+    if family.rpartition(".")[0] == "torchvision.models":  # those below it fetch backbones
         heads = [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
-        models = sys.modules["torchvision.models"]
-        for name in models.list_models(module=family) if heads else []:
-            yield lambda name=name: _if_fits(module, models.get_model, name, num_classes=heads[-1])  # type: ignore[misc]
-    if family.__name__.startswith("timm.models."):
+        ours, members = shapes(module), _torchvision_family(family, heads[-1]) if heads else {}
+        if members:
+            nearest = max(members, key=lambda name: len(ours.items() & members[name].items()))
+            yield lambda: sys.modules["torchvision.models"].get_model(nearest, num_classes=heads[-1])
+    if family.startswith("timm.models."):
         about = getattr(module, "pretrained_cfg", None) or {}
         first = about.get("first_conv")
         conv = module.get_submodule(first) if isinstance(first, str) else None
@@ -116,8 +137,13 @@ def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
         )
 
 
-def _if_fits(module: nn.Module, build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-    """Build it only if its names and shapes are the module's: of a large family most members are other networks."""
+@functools.cache
+def _torchvision_family(family: str, num_classes: int) -> dict[str, dict[str, tuple[int, ...] | None]]:
+    """The shapes of all networks of one file of torchvision's, without their weights."""
+    models = sys.modules["torchvision.models"]
     with torch.device("meta"):
-        sketch = build(*args, **kwargs)
-    return build(*args, **kwargs) if shapes(sketch) == shapes(module) else sketch
+        return {
+            name: shapes(models.get_model(name, num_classes=num_classes))
+            for name in models.list_models(module=models)
+            if models.get_model_builder(name).__module__ == family
+        }
