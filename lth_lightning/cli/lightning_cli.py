@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -387,8 +387,18 @@ class LotteryCLI(LightningCLI):
                 self.model.load_state_dict(self._weights["state_dict"])
         if self.subcommand == "fit":
             self._try_optimizer()
-            self._get(self.config_init, "lottery").folder_is_locked = self._lock is not None
+            lottery = self._get(self.config_init, "lottery")
+            lottery.folder_is_locked = self._lock is not None
+            ours = type(self.model.net).__module__.startswith("lth_lightning.")  # which resets itself to the same bits
+            if self.model.init is None and lottery.reinit is None and not ours:
+                lottery.reinit = self._fresh_net
         self._weights = None
+
+    def _fresh_net(self) -> torch.nn.Module:
+        """The network once more, with weights of its own from the global generators: by its class and arguments."""
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--net", type=torch.nn.Module)
+        return parser.instantiate_classes(parser.parse_object({"net": self.settings.model.net})).net
 
     def _try_optimizer(self) -> None:
         setting = "model.optimizer"

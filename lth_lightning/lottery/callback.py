@@ -72,6 +72,9 @@ class LotteryTicket(L.Callback):
             epoch starts: for epochs so long that a kill should not lose one.
         seed: what data order, dropout and controls depend on; by default that of `seed_everything`.
         run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the logger's folder.
+        reinit: gives a fresh module, or the network that the module holds, for all that is drawn anew
+            (`random_reinit`, `transfer`). By default the module is rebuilt where it is known how, and reset layer by
+            layer elsewhere, if that gives the distribution of its weights at the start of the fit.
 
     Attributes:
         plan: the networks, in the order of training.
@@ -104,6 +107,7 @@ class LotteryTicket(L.Callback):
         checkpoint_every_n_train_steps: int | None = None,
         seed: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
+        reinit: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.train_for = Length.parse(train_for, "lottery.train_for", ("it", "ep"))
         self.rewind_to = Length.parse(rewind_to, "lottery.rewind_to", ("it", "ep", "%"))
@@ -119,7 +123,7 @@ class LotteryTicket(L.Callback):
         self.rewind, self.pruning, self.data_order = rewind, pruning, data_order
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
-        self.prunable = prunable
+        self.prunable, self.reinit = prunable, reinit
         self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
         self.asked_metrics = frozenset(metrics or ())
         self.evaluate_test = evaluate_test

@@ -101,7 +101,7 @@ class Experiment:
         if getattr(self.module, "masks", None) is not None:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
         if any(network.variant == "random_reinit" for network in lottery.plan):
-            progress.lineage.fresh_weights(self.module)
+            progress.lineage.settle_fresh_weights(self.module, lottery.reinit, "lottery.controls: random_reinit")
         # Of how much of the network densities are: above our display, or else as Lightning says things.
         shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
         say = getattr(self.trainer.progress_bar_callback, "say", rank_zero_info)
@@ -112,7 +112,9 @@ class Experiment:
         assert given is not None
         if given.needs_fresh_weights and lineage.own is None:
             # Drawn anew, as a seed gives a network the very weights that a ticket of that seed was found from.
-            lineage.own = lineage.fresh_weights(self.module, "transfer")
+            reinit = self.lottery.reinit
+            lineage.settle_fresh_weights(self.module, reinit, f"lottery.transfer: {given.transfer}")
+            lineage.own = lineage.fresh_weights(self.module, reinit, "transfer")
         given.check(self.module, self.weights, self.lottery.controls, lineage.own)
         if given.reinitialised and self.trainer.is_global_zero:
             log.warning(
@@ -181,7 +183,8 @@ class Experiment:
         if progress.position == 0 or plan[progress.position - 1].round != network.round:
             self._begin_round(network.round)
         self.masks = progress.lineage.masks_of(network)
-        load_state(self.module, masked(progress.lineage.start_of(network, self.module), self.masks))
+        start = progress.lineage.start_of(network, self.module, self.lottery.reinit)
+        load_state(self.module, masked(start, self.masks))
         step = self.first_step(network)
         epoch, _ = self.epochs.place(step)
         self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step))

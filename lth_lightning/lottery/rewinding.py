@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from lth_lightning.lottery.fresh_weights import FreshWeights, Reinit, how_to_draw
 from lth_lightning.lottery.plan import TrainedNetwork
-from lth_lightning.models import reset
 from lth_lightning.pruning.criteria import Evidence
 from lth_lightning.pruning.masks import Masks, dense_masks, masked, shuffled
 from lth_lightning.pruning.network_function import Batch, NetworkFunction
 from lth_lightning.pruning.pruning import Pruning
-from lth_lightning.pruning.state import State, copied, full_state, load_state, stable_name
-from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
+from lth_lightning.pruning.state import State, copied, full_state
+from lth_lightning.seeding import derive_seed
 from lth_lightning.tickets.transfer import Taken
 
 
@@ -34,6 +34,7 @@ class Lineage:
         dense: round 0 after training, kept for one-shot pruning.
         rates: the learning rates that fine-tuning holds.
         own: weights drawn for tickets from files of which not all is taken over.
+        fresh: how weights are drawn anew (`FreshWeights`' arguments), where anything asks for it.
     """
 
     masks: Masks
@@ -46,6 +47,7 @@ class Lineage:
     dense: State | None = None
     rates: list[list[float]] | None = None
     own: State | None = None
+    fresh: dict[str, Any] | None = None
 
     def set_rewind_point(self, module: nn.Module, step: int) -> None:
         """Take the weights of `module` as they are now for the rewind point."""
@@ -104,10 +106,10 @@ class Lineage:
             return shuffled(self.masks, self._generator("random_mask", network.round, network.replicate))
         return self.masks
 
-    def start_of(self, network: TrainedNetwork, module: nn.Module) -> State:
+    def start_of(self, network: TrainedNetwork, module: nn.Module, reinit: Reinit | None = None) -> State:
         """The weights that a network starts from, before its masks."""
         if network.variant == "random_reinit":
-            return self.fresh_weights(module, "random_reinit", network.round, network.replicate)
+            return self.fresh_weights(module, reinit, "random_reinit", network.round, network.replicate)
         if network.variant == "pruned_only":
             assert self.trained_before_pruning is not None
             return self.trained_before_pruning
@@ -117,26 +119,30 @@ class Lineage:
             return self.rewind_point
         return self.start if self.start is not None else copied(full_state(module))
 
-    def fresh_weights(self, module: nn.Module, *purpose: str | int) -> State:
-        """New weights for what is trained; frozen weights, and buffers that nothing resets, as at the rewind point.
+    def settle_fresh_weights(self, module: nn.Module, reinit: Reinit | None, setting: str) -> None:
+        """Settle how weights are drawn anew, while `module` holds θ₀; a resumed run knows it from its checkpoint.
 
         Args:
             module: the network, left as it is.
-            purpose: what they are for; the draw hangs on it and the seed.
+            reinit: gives a fresh one.
+            setting: what asks for fresh weights.
 
         Raises:
-            SettingError: the module cannot be reset (`models.reset`).
+            SettingError: they would not be of θ₀'s distribution (`how_to_draw`).
         """
-        before = copied(full_state(module))
-        frozen = {stable_name(name) for name, weight in module.named_parameters() if not weight.requires_grad}
-        if self.rewind_point is not None:
-            load_state(module, self.rewind_point)
-        with preserved_generators():
-            seed_global_generators(derive_seed(self.seed, *purpose))
-            reset(module)
-        fresh = copied(full_state(module))
-        load_state(module, before)
-        return {name: before[name] if name in frozen else value for name, value in fresh.items()}
+        if self.fresh is None:
+            self.fresh = vars(how_to_draw(module, reinit, self.seed, self.masks, setting))
+
+    def fresh_weights(self, module: nn.Module, reinit: Reinit | None, *purpose: str | int) -> State:
+        """New weights for what is trained, as has been settled; the rest as at the rewind point.
+
+        Args:
+            module: the network, left as it is.
+            reinit: gives a fresh one.
+            purpose: what they are for; the draw depends on it and the seed.
+        """
+        assert self.fresh is not None
+        return FreshWeights(**self.fresh).draw(module, reinit, derive_seed(self.seed, *purpose), self.rewind_point)
 
     def _generator(self, *purpose: str | int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))

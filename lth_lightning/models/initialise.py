@@ -4,15 +4,23 @@ Both functions draw from torch's global generator: `torch.manual_seed` before th
 module on a GPU draws from that GPU's generator, so initialise on the CPU for the same weights everywhere.
 """
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.models.rebuild import alike, own_values, rebuilt
+
+WAY_OUT = (
+    "Keep the network's own weights (ImageClassifier's init: null), and for weights drawn anew say how to build the "
+    "network a second time: LotteryTicket(reinit=function), --lottery.reinit on the command line."
+)
 
 SCHEMES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "glorot_normal": nn.init.xavier_normal_,
@@ -24,8 +32,9 @@ SCHEMES: Mapping[str, Callable[[Tensor], Tensor]] = {
 def initialise(module: nn.Module, scheme: str) -> None:
     """Draw the weights of Linear and convolution layers anew, in place, and set their biases to 0.
 
-    Any other layer that holds parameters is reset by its own `reset_parameters()`: normalisation gets weight 1,
-    bias 0 and fresh running statistics. Buffers of a layer without one (constants, as a rule) stay.
+    Any other layer that holds parameters is reset in its own way (`reset`): normalisation gets weight 1, bias 0 and
+    fresh running statistics. Buffers of a layer without one (constants, as a rule) stay, and so do constant parameters
+    (LayerScale's).
 
     Args:
         module: Any module, ours or not.
@@ -34,7 +43,7 @@ def initialise(module: nn.Module, scheme: str) -> None:
 
     Raises:
         SettingError: the scheme is unknown; or a layer's parameters cannot be given fresh values, for want of
-            a `reset_parameters()` or because they are computed from others (weight_norm, say).
+            a way of its own or because they are computed from others (weight_norm, say).
     """
     if scheme not in SCHEMES:
         raise unknown_name("model.init", scheme, SCHEMES)
@@ -44,36 +53,46 @@ def initialise(module: nn.Module, scheme: str) -> None:
             SCHEMES[scheme](layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        elif hasattr(layer, "reset_parameters") and (_own_parameters(layer) or _own_buffers(layer)):
-            layer.reset_parameters()
-        elif _own_parameters(layer):
+        elif (own_way := _own_reset(layer)) and (_own_parameters(layer) or _own_buffers(layer)):
+            own_way()
+        elif _drawn_parameters(layer):
             raise _cannot_reset(name, layer)
 
 
 @torch.no_grad()
 def reset(module: nn.Module) -> None:
-    """Give every layer fresh weights and buffers, in place, by its own `reset_parameters()`.
+    """Give every layer fresh weights and buffers, in place, the way it was given its first ones.
 
-    Children come before parents: a module that initialises its children in a way of its own has the last word,
-    and children that it leaves alone do not keep trained weights. What a constructor did beyond its layers'
-    own initialisation (torchvision's ResNet, for one) is not repeated; `initialise` is the way to say it.
+    That way is, for each module from the outermost in: its own `reset_parameters()` (torch's attention and Transformer
+    spell it `_reset_parameters`), once its children are done; or what it is when built anew (`rebuilt`), where it is
+    known how; or the ways of Hugging Face (`_init_weights`) and timm (`init_weights`), once its children are done. A
+    module that initialises its children in a way of its own has the last word, and children that it leaves alone do not
+    keep trained weights. What nobody repeats is what a constructor did beyond that where its arguments are unknown.
 
     Args:
         module: Any module, ours or not.
 
     Raises:
-        SettingError: a module holds parameters, and neither it nor one around it has `reset_parameters()`; or
-            they are computed from others (weight_norm, say). Buffers of such a module (a loss's class weights,
-            say) stay.
+        SettingError: a module holds parameters that are not constant, and neither it nor one around it can reset them;
+            or they are computed from others (weight_norm, say) in a way that cannot be inverted. Buffers of such a
+            module (a loss's class weights, say) stay.
     """
     _reset(module, name="", covered=False)
 
 
 def _reset(layer: nn.Module, name: str, covered: bool) -> None:
+    own_reset = _own_reset(layer)
+    if own_reset is None and _own_parameters(layer, recurse=True):
+        if (built := rebuilt(layer)) is not None:
+            _take_over(layer, built, name, covered)
+            return
+        own_reset = _framework_reset(layer)
+    if is_parametrized(layer):
+        _reset_behind_parametrization(layer, name)
+        return
     _refuse_computed_weights(name, layer)
-    own_reset = getattr(layer, "reset_parameters", None)
     covered = covered or own_reset is not None
-    if not covered and _own_parameters(layer):
+    if not covered and _drawn_parameters(layer):
         raise _cannot_reset(name, layer)
     for child_name, child in layer.named_children():
         _reset(child, f"{name}.{child_name}" if name else child_name, covered)
@@ -81,8 +100,72 @@ def _reset(layer: nn.Module, name: str, covered: bool) -> None:
         own_reset()
 
 
-def _own_parameters(layer: nn.Module) -> list[str]:
-    return [name for name, _ in layer.named_parameters(recurse=False)]
+def _own_reset(layer: nn.Module) -> Callable[[], object] | None:
+    ways = (getattr(layer, name, None) for name in ("reset_parameters", "_reset_parameters"))
+    return next((way for way in ways if callable(way) and _required(way) == 0), None)
+
+
+def _framework_reset(layer: nn.Module) -> Callable[[], object] | None:
+    """Hugging Face's models draw the weights of one layer at a time; timm's, and many people's, all of them at once."""
+    each, whole = getattr(layer, "_init_weights", None), getattr(layer, "init_weights", None)
+    if callable(each) and _required(each) == 1 and (hasattr(layer, "config") or whole is None):
+        return lambda: layer.apply(each)
+    return whole if callable(whole) and _required(whole) == 0 else None
+
+
+def _required(function: Callable[..., object]) -> int:
+    parameters = inspect.signature(function).parameters.values()
+    return sum(one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
+
+
+def _take_over(layer: nn.Module, built: nn.Module, name: str, covered: bool) -> None:
+    """Take the weights of `built`; layers that have been replaced since are reset on their own."""
+    fresh = dict(own_values(built, f"{name}."))
+    for own_name, value in own_values(layer, f"{name}."):
+        value.copy_(fresh[own_name])
+    counterparts = dict(built.named_children())
+    for child_name, child in layer.named_children():
+        full_name, counterpart = f"{name}.{child_name}" if name else child_name, counterparts.get(child_name)
+        if counterpart is not None and alike(counterpart, child):
+            _take_over(child, counterpart, full_name, covered)
+        else:
+            _reset(child, full_name, covered)
+
+
+def _reset_behind_parametrization(layer: nn.Module, name: str) -> None:
+    """Reset what the layer was before, and let the parametrization find the parameters that give those weights."""
+    parametrizations = layer.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    steps = [step for list_of_one in parametrizations.values() for step in list_of_one.children()]
+    if any(_own_buffers(step) or not hasattr(step, "right_inverse") for step in steps):
+        _refuse_computed_weights(name, layer)
+    plain, tensors = copy.deepcopy(layer), list(parametrizations)
+    with torch.enable_grad():  # without, it leaves a buffer
+        for tensor in tensors:
+            remove_parametrizations(plain, tensor, leave_parametrized=True)
+    _reset(plain, name, covered=False)
+    for parameter_name, value in (*plain.named_parameters(), *plain.named_buffers()):
+        if parameter_name in tensors:
+            setattr(layer, parameter_name, value)
+        else:
+            layer.get_parameter(parameter_name).copy_(value)
+
+
+def _own_parameters(layer: nn.Module, recurse: bool = False) -> list[str]:
+    return [name for name, _ in layer.named_parameters(recurse=recurse)]
+
+
+def _drawn_parameters(layer: nn.Module) -> list[str]:
+    """The layer's own parameters that are not constant; a constant (LayerScale's 1e-6) is its own fresh value."""
+    return [name for name, weight in layer.named_parameters(recurse=False) if not is_constant(weight)]
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether all entries are one value that somebody wrote down; of a single entry that shows in its few digits."""
+    first = tensor.detach().reshape(-1)[:1]
+    if tensor.numel() != 1:
+        return bool((tensor == first).all())
+    return not tensor.is_complex() and torch.equal(first.double().mul(1e3).round().div(1e3).to(first.dtype), first)
 
 
 def _own_buffers(layer: nn.Module) -> list[str]:
@@ -94,13 +177,12 @@ def _refuse_computed_weights(name: str, layer: nn.Module) -> None:
     if is_parametrized(layer) or (isinstance(layer, nn.Linear | _ConvNd) and "weight" not in _own_parameters(layer)):
         raise SettingError(
             f"{name or 'the network'} ({type(layer).__name__}): its weight is computed from other parameters "
-            "(weight_norm, spectral_norm, parametrize, prune), so it cannot be given fresh values. Take that off."
+            f"(weight_norm, spectral_norm, parametrize, prune), so it cannot be given fresh values. {WAY_OUT}"
         )
 
 
 def _cannot_reset(name: str, layer: nn.Module) -> SettingError:
     where, kind = name or "the network", type(layer).__name__
     return SettingError(
-        f"{where} ({kind}) holds {', '.join(_own_parameters(layer))} and cannot be given fresh values. "
-        f"Give {kind} a reset_parameters()."
+        f"{where} ({kind}) holds {', '.join(_drawn_parameters(layer))}, and nothing says how to draw it anew. {WAY_OUT}"
     )

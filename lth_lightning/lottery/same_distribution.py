@@ -1,0 +1,127 @@
+"""Whether weights come from the distribution that others were drawn from, as far as one draw of them can tell.
+
+Each check is for one tensor, against two or more fresh draws of it. A false alarm would refuse a sound experiment and
+a network has thousands of tensors, so the limits lie six standard errors out; a small tensor has a wide one.
+"""
+
+from math import log, sqrt
+
+import torch
+from torch import Tensor
+
+SIGMAS = 6.0
+KOLMOGOROV = 3.3  # the two-sample statistic times sqrt(n / 2) exceeds it once in a billion
+MOST = 1 << 15  # entries looked at: enough to see a spread that is off by 4 %
+NEVER_BY_CHANCE = 2.0**-22  # two float32 draws are equal that often
+
+
+def difference(start: Tensor, draws: list[Tensor]) -> str | None:
+    """What tells `start` from fresh draws of the same tensor, in words; None where nothing does.
+
+    Args:
+        start: the weights that training starts with.
+        draws: two or more independent draws, of the same shape.
+    """
+    if all(torch.equal(draws[0], draw) for draw in draws[1:]):
+        return None if torch.equal(start, draws[0]) else _words(start, draws[0])
+    if all(_one_value(draw) for draw in draws):  # one number, repeated
+        differs = not _one_value(start) or _place(start, draws)
+    else:
+        differs = _one_value(start) or _spread(start, draws) or _fixed_entries(start, draws)
+    return _words(start, draws[0]) if differs else None
+
+
+def is_same_throughout(draws: list[Tensor]) -> bool:
+    """Whether every draw gives the very same weights, and not by a pattern (zeros, an identity): they were loaded."""
+    first = draws[0]
+    return all(torch.equal(first, draw) for draw in draws) and first.unique().numel() > max(2, first.numel() // 8)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().reshape(-1)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """At most `MOST` entries, in an odd step: an even one may see a single column. Squares need double precision."""
+    flat = _real(tensor)
+    return flat[:: 1 if flat.numel() <= MOST else (flat.numel() // MOST) | 1].double().cpu()
+
+
+def _one_value(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.reshape(-1)[:1]).all())
+
+
+def _place(start: Tensor, draws: list[Tensor]) -> bool:
+    """Whether a number is 0 or 1 where others are drawn, or lies far outside of them."""
+    ours, drawn = _sample(start)[0], torch.stack([_sample(draw)[0] for draw in draws])
+    middle, reach = (drawn.max() + drawn.min()) / 2, (drawn.max() - drawn.min()) / 2
+    return float(ours) in (0.0, 1.0) or not float((ours - middle).abs()) <= 8 * float(reach)
+
+
+def _spread(start: Tensor, draws: list[Tensor]) -> bool:
+    """Standard deviation, mean and the whole distribution function; what two fresh draws differ by is allowed too.
+
+    The latter is for entries that were not drawn one by one (a row each, say), which vary by more.
+    """
+    ours, first, second = tensors = [_sample(tensor) for tensor in (start, *draws[:2])]
+    n = ours.numel()
+    kurtosis = max(3.0, *(float(_standardised(tensor).pow(4).mean()) for tensor in tensors))
+    wide = SIGMAS * (1 + 10 / n)
+    spreads = [float(tensor.std(correction=0)) for tensor in tensors]
+    means = [float(tensor.mean()) for tensor in tensors]
+    scales = [log(max(spread, 1e-300)) for spread in spreads]
+    return not (
+        abs(scales[0] - scales[1]) <= wide * sqrt((kurtosis - 1) / (2 * n)) + 3 * abs(scales[1] - scales[2])
+        and abs(means[0] - means[1]) <= wide * max(spreads) * sqrt(2 / n) + 3 * abs(means[1] - means[2])
+        and (
+            (distance := _distance(ours, first)) <= KOLMOGOROV * sqrt(2 / n) or distance <= 3 * _distance(first, second)
+        )
+    )
+
+
+def _standardised(draw: Tensor) -> Tensor:
+    return (draw - draw.mean()) / draw.std(correction=0).clamp_min(1e-300)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """Kolmogorov and Smirnov's: the largest difference of two distribution functions."""
+    one, other = one.sort().values, other.sort().values
+    both = torch.cat([one, other])
+    below = [torch.searchsorted(draw, both, right=True) / draw.numel() for draw in (one, other)]
+    return float((below[0] - below[1]).abs().max())
+
+
+def _fixed_entries(start: Tensor, draws: list[Tensor]) -> bool:
+    """Whether entries that are constant in every draw (a padding row's zeros) are others here, or the reverse.
+
+    Entries that are 0 by lot (a sparse initialisation) are counted alone. Half precision has so few numbers that draws
+    are equal by chance.
+    """
+    ours, first, second = (_real(tensor) for tensor in (start, *draws[:2]))
+    if ours.element_size() < 4:
+        return False
+    chance = ours.numel() * NEVER_BY_CHANCE
+    slack = 2 + chance + SIGMAS * sqrt(chance)
+    zeros = [tensor == 0 for tensor in (ours, first, second)]
+    if torch.equal(zeros[1], zeros[2]):
+        if int((zeros[0] != zeros[1]).count_nonzero()) > slack:
+            return True
+    else:
+        here, there = (int(zero.count_nonzero()) for zero in zeros[:2])
+        if abs(here - there) > slack + SIGMAS * sqrt(here + there):
+            return True
+    drawn = ~zeros[1]
+    fixed, here = (int(((first == other) & drawn).count_nonzero()) for other in (second, ours))
+    return abs(fixed - here) > slack + SIGMAS * sqrt(fixed * (1 - fixed / ours.numel()))
+
+
+def _words(start: Tensor, drawn: Tensor) -> str:
+    return f"{_in_words(start)} at the start, {_in_words(drawn)} drawn anew"
+
+
+def _in_words(tensor: Tensor) -> str:
+    values = _sample(tensor)
+    if _one_value(tensor):
+        return f"all {float(values[0]):.3g}" if values.numel() > 1 else f"{float(values[0]):.3g}"
+    mean, spread = float(values.mean()), float(values.std(correction=0))
+    return f"spread {spread:.3g}" + (f" around {mean:.3g}" if abs(mean) > spread else "")

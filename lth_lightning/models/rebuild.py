@@ -1,0 +1,149 @@
+"""A module built a second time, where it can be known how the first was built.
+
+What a constructor does beyond its layers' own initialisation (a std of 0.02, a last batch norm at 0, a teacher that is
+a copy of its student) can be repeated by that constructor alone.
+"""
+
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def rebuilt(module: nn.Module) -> nn.Module | None:
+    """A new module as `module` was built: the same class, with fresh weights.
+
+    How it was built is known if its class takes no arguments; if a LightningModule has saved them
+    (`save_hyperparameters()`); if it takes one configuration, which it keeps (Hugging Face's `PreTrainedModel`,
+    nanoGPT); and of torchvision's and timm's networks by the name they are registered under.
+
+    Returns:
+        The new module, or None if it is not known how. Layers may differ that were replaced (a head for other
+        classes), but most parameters have the names and shapes of the module's.
+    """
+    ours, found = shapes(module), None
+    most = len(ours) // 2
+    for build in _ways(module):
+        try:
+            built = complete(build())
+        except Exception:  # whatever a constructor needs and lacks: this is then not the way it was built
+            continue
+        common = len(ours.items() & shapes(built).items())
+        if common > most and alike(built, module):
+            found, most = built, common
+    return found
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether both are of one class and, children aside, hold tensors of the same names and shapes."""
+    if type(one) is not type(other) or any(nn.parameter.is_lazy(weight) for weight in one.parameters(recurse=False)):
+        return False
+    ours, theirs = ([(name, value.shape) for name, value in own_values(layer)] for layer in (one, other))
+    return ours == theirs
+
+
+def complete(built: nn.Module) -> nn.Module:
+    """With what a LightningModule builds in `configure_model`, which Lightning calls before a fit."""
+    if callable(rest := getattr(built, "configure_model", None)):
+        rest()
+    return built
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    """Each parameter's shape, shared ones under all their names; None where a lazy layer has yet to make it."""
+    return {
+        name: None if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def fresh_values(built: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """What a newly built module says of weights: parameters by all their names, and the buffers that go with weights.
+
+    Those belong to layers that reset themselves (running statistics) or to the parametrization of a weight. Other
+    buffers may have been filled since the module was built (the data's mean, class weights).
+
+    Args:
+        built: the module.
+        name: its own name, with a dot, to go before theirs.
+    """
+    yield from own_values(built, name)
+    for child_name, child in built.named_children():
+        yield from fresh_values(child, f"{name}{child_name}.")
+
+
+def own_values(layer: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The part of `fresh_values` that is the layer's own."""
+    for parameter_name, weight in layer.named_parameters(recurse=False):
+        yield name + parameter_name, weight.detach()
+    if hasattr(layer, "reset_parameters") or "parametrizations" in name.split("."):
+        for buffer_name, buffer in layer.named_buffers(recurse=False):
+            yield name + buffer_name, buffer
+
+
+def _ways(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
+    kind = type(module)
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    named = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    required = [one.name for one in parameters if one.name in named and one.default is one.empty]
+    saved = getattr(module, "hparams", None) or {}
+    if not parameters:
+        yield kind
+    elif isinstance(saved, Mapping) and saved and not _holds_weights(saved):
+        if set(named) <= saved.keys():
+            yield lambda: kind(**copy.deepcopy(dict(saved)))
+        elif len(named) == 1:  # `save_hyperparameters(config)`
+            yield lambda: kind(copy.deepcopy(saved))
+    if len(required) == 1 and _is_configuration(config := getattr(module, required[0], None)):
+        yield lambda: kind(copy.deepcopy(config))
+    yield from _registered(module)
+
+
+def _is_configuration(value: object) -> bool:
+    """Something with settings of its own; of a width or a name alone a constructor's other arguments stay unknown."""
+    return isinstance(value, Mapping) or (hasattr(value, "__dict__") and not _holds_weights(value))
+
+
+def _holds_weights(value: Any) -> bool:
+    """A module among the arguments would be shared, and would bring its weights along."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_weights, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_weights, value))
+    return isinstance(value, nn.Module | Tensor)
+
+
+def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
+    """Builders of the libraries that name their networks."""
+    family = type(module).__module__
+    if family.rpartition(".")[0] == "torchvision.models":  # those below it fetch backbones
+        heads = [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
+        ours, members = shapes(module), _torchvision_family(family, heads[-1]) if heads else {}
+        if members:
+            nearest = max(members, key=lambda name: len(ours.items() & members[name].items()))
+            yield lambda: sys.modules["torchvision.models"].get_model(nearest, num_classes=heads[-1])
+    if family.startswith("timm.models."):
+        about = getattr(module, "pretrained_cfg", None) or {}
+        first = about.get("first_conv")
+        conv = module.get_submodule(first) if isinstance(first, str) else None
+        settings = {"in_chans": conv.in_channels} if isinstance(conv, nn.Conv2d) else {}
+        yield lambda: sys.modules["timm"].create_model(
+            about["architecture"], num_classes=getattr(module, "num_classes", 1000), **settings
+        )
+
+
+@functools.cache
+def _torchvision_family(family: str, num_classes: int) -> dict[str, dict[str, tuple[int, ...] | None]]:
+    """The shapes of all networks of one file of torchvision's, without their weights."""
+    models = sys.modules["torchvision.models"]
+    with torch.device("meta"):
+        return {
+            name: shapes(models.get_model(name, num_classes=num_classes))
+            for name in models.list_models(module=models)
+            if models.get_model_builder(name).__module__ == family
+        }
