@@ -44,7 +44,7 @@ from lth_lightning.runs.rows import Evaluation, LayerRow, Row, write_curve, writ
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.tickets.ticket import Ticket
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import evaluation, fast_step, fit, processes, restart, resume
+from lth_lightning.trainer import evaluation, fast_step, fit, processes, refusals, restart, resume
 from lth_lightning.trainer.sub_runs import enter_sub_run, leave_sub_run
 
 log = logging.getLogger(__name__)
@@ -193,6 +193,7 @@ class LotteryTicket(L.Callback):
         if (every := checkpoint_every_n_train_steps) is not None and every < 1:
             raise SettingError(f"lottery.checkpoint_every_n_train_steps: {every}; give 1 or more steps, or null.")
         self.checkpoint_every_n_train_steps = every
+        refusals.name_mixed_packages()
         self._given_seed = seed
         self._given_run_dir = run_dir
         self.folder_is_locked = False  # set by who has locked it before the fit: the command line
@@ -231,7 +232,7 @@ class LotteryTicket(L.Callback):
             return
         self._forget()
         self._length = fit.length(trainer)
-        fit.refuse_what_cannot_work(trainer)
+        refusals.refuse_what_cannot_work(trainer)
         if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
             raise SettingError(
                 f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
@@ -264,7 +265,7 @@ class LotteryTicket(L.Callback):
         evaluation.guard_validation(trainer)
         self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
-        fit.refuse_to_share(trainer, self.folder.checkpoint)
+        refusals.refuse_to_share(trainer, self.folder.checkpoint)
         self.summary = SummaryCurves(trainer, self.results)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
