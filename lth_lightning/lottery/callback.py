@@ -38,14 +38,14 @@ from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, pru
 from lth_lightning.pruning.network_function import Batch
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state
-from lth_lightning.runs.folder import RunFolder, free_folder
+from lth_lightning.runs.folder import RunFolder, local, take_folder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Evaluation, LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.tickets.ticket import Ticket
 from lth_lightning.tickets.transfer import GivenTickets
 from lth_lightning.trainer import evaluation, fast_step, fit, processes, refusals, restart, resume
-from lth_lightning.trainer.sub_runs import enter_sub_run, leave_sub_run
+from lth_lightning.trainer.sub_runs import default_folders, enter_sub_run, leave_sub_run
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ class LotteryTicket(L.Callback):
         checkpoint_every_n_train_steps: save checkpoints/last.ckpt every n optimizer steps too, and not only where an
             epoch starts: for epochs so long that a kill should not lose one.
         seed: what data order, dropout and controls hang on; by default that of `seed_everything`.
-        run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the logger's folder.
+        run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the folder of the
+            TensorBoardLogger or CSVLogger, or else the next number in runs/ below the trainer's `default_root_dir`.
 
     Attributes:
         results: a `Row` for each trained network, as they came.
@@ -196,6 +197,7 @@ class LotteryTicket(L.Callback):
         refusals.name_mixed_packages()
         self._given_seed = seed
         self._given_run_dir = run_dir
+        self._home = processes.await_home(self)
         self.folder_is_locked = False  # set by who has locked it before the fit: the command line
         self._fitting = False
         self._lock: FolderLock | None = None
@@ -262,8 +264,9 @@ class LotteryTicket(L.Callback):
             if self.rewind_to.amount == 0:
                 self._lineage.set_rewind_point(pl_module, step=0)
         self._check_plan(trainer, pl_module)
+        processes.bring_home(trainer, self._home, self.outcome)
         evaluation.guard_validation(trainer)
-        self._scores.attach(trainer, with_test=self.evaluate_test)
+        self._scores.attach(trainer, with_test=self.evaluate_test, others=trainer.callbacks[1:-1])
         self.folder = self._claim_folder(trainer)
         refusals.refuse_to_share(trainer, self.folder.checkpoint)
         self.summary = SummaryCurves(trainer, self.results)
@@ -366,10 +369,30 @@ class LotteryTicket(L.Callback):
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            self.folder.remove_empty_folders()
         if self._hooks is not None:
             self._hooks.remove()
         if self.summary is not None:
             self.summary.close()
+
+    def outcome(self) -> dict[str, Any]:
+        """What a process that Lightning has started brings home to the one that called `fit` (ddp_spawn, ddp_fork)."""
+        return {
+            "results": [asdict(row) for row in self.results],
+            "layers": [asdict(row) for row in self.layers],
+            "folder": str(self.folder.path),
+            "seed": self.seed_in_use,
+            "round_steps": self.round_steps,
+            "masks": self.masks_in_force,
+        }
+
+    def receive(self, outcome: dict[str, Any]) -> None:
+        """Take over what a fit in other processes came to."""
+        self.results = [Row(**row) for row in outcome["results"]]
+        self.layers = [LayerRow(**row) for row in outcome["layers"]]
+        self.folder = RunFolder(Path(outcome["folder"]))
+        self.seed_in_use, self.round_steps = outcome["seed"], outcome["round_steps"]
+        self.masks_in_force = outcome["masks"]
 
     # ------------------------------------------------------------------------ one network
 
@@ -605,14 +628,13 @@ class LotteryTicket(L.Callback):
 
     def _claim_folder(self, trainer: L.Trainer) -> RunFolder:
         """The folder of this run, the same on all ranks; one that holds another run, or is in use, is refused."""
-        resumed = self._resumed
-        usual = trainer.log_dir if trainer.loggers else os.path.join(trainer.default_root_dir, "runs")
-        chosen = Path(self._given_run_dir or (self._resumed_folder if resumed else None) or usual or ".")
+        chosen = self._given_run_dir or (self._resumed_folder if self._resumed else None)
         if trainer.is_global_zero:
-            folder = RunFolder(chosen if self._given_run_dir or resumed else free_folder(chosen))
+            folder = RunFolder(local(chosen)) if chosen else take_folder(map(local, default_folders(trainer)))
+            self.folder = folder
             make_folder(folder.path)
             self._lock = None if self.folder_is_locked else folder.lock()
-            if resumed:
+            if self._resumed:
                 folder.check_tickets(self._ticket_hashes)
                 folder.prepare()
             else:

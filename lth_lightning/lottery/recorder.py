@@ -1,6 +1,7 @@
 """Scores of the network in training: its evaluations, as the module logs them, its time, and its row in the end."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -35,9 +36,9 @@ class Recorder:
         self._seconds = 0.0
         self._since = time.monotonic()
 
-    def attach(self, trainer: L.Trainer, with_test: bool) -> None:
-        """Get ready for a fit; `with_test`: evaluate the test data too."""
-        self._test_loop = TestLoop(trainer) if with_test else None
+    def attach(self, trainer: L.Trainer, with_test: bool, others: Sequence[L.Callback] = ()) -> None:
+        """Get ready for a fit; `with_test`: evaluate the test data too, heard of by `others`."""
+        self._test_loop = TestLoop(trainer, others) if with_test else None
 
     def record(self, trainer: L.Trainer) -> None:
         """Add a point to the learning curve, from what validation has just logged and the test data."""

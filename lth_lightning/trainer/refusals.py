@@ -102,7 +102,7 @@ def name_mixed_packages() -> None:
     for package in PACKAGES:
         for place in ("model_helpers", "compile"):
             if (module := sys.modules.get(f"{package}.utilities.{place}")) is not None:
-                module._check_mixed_imports = functools.partial(_check_package, package)  # type: ignore[attr-defined]
+                module._check_mixed_imports = functools.partial(_check_package, package)
 
 
 def _refuse_other_package(trainer: L.Trainer) -> None:
