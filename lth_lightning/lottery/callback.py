@@ -34,7 +34,7 @@ from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import Evaluation, LayerRow, Row
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, restart, resume, sub_runs
+from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, refusals, restart, resume, sub_runs
 
 
 class LotteryTicket(L.Callback):
@@ -71,7 +71,8 @@ class LotteryTicket(L.Callback):
         checkpoint_every_n_train_steps: save checkpoints/last.ckpt every n optimizer steps too, and not only where an
             epoch starts: for epochs so long that a kill should not lose one.
         seed: what data order, dropout and controls depend on; by default that of `seed_everything`.
-        run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the logger's folder.
+        run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the folder of the
+            TensorBoardLogger or CSVLogger, or else the next number in runs/ below the trainer's `default_root_dir`.
         reinit: gives a fresh module, or the network that the module holds, for all that is drawn anew
             (`random_reinit`, `transfer`). By default the module is rebuilt where it is known how, and reset layer by
             layer elsewhere, if that gives the distribution of its weights at the start of the fit.
@@ -130,6 +131,8 @@ class LotteryTicket(L.Callback):
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps
         self.given_seed, self.given_run_dir = seed, run_dir
         self.folder_is_locked = False  # set by who has locked it before the fit: the command line
+        refusals.name_mixed_packages()
+        self._address = processes.await_home(self)
         self._fitting = False
         self._progress = Progress()
         self._experiment: Experiment | None = None
@@ -144,7 +147,7 @@ class LotteryTicket(L.Callback):
             return
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
-        fit.refuse_what_cannot_work(trainer)
+        refusals.refuse_what_cannot_work(trainer)
         lengths.refuse_rehearsals(trainer)
         fit.call_first_and_last(trainer, self, self.between_epochs)
         self._fresh = restart.FreshFit(trainer)
@@ -157,6 +160,7 @@ class LotteryTicket(L.Callback):
         self._fresh.capture(trainer)
         self._experiment = Experiment(self, trainer, self._progress, self._fresh)
         self._experiment.take_initial_weights()
+        processes.bring_home(trainer, self._address, self._progress.outcome)
         evaluation.guard_validation(trainer)
         self._experiment.claim_folder()
 
@@ -286,6 +290,11 @@ class LotteryTicket(L.Callback):
         if self._fitting:
             self._progress = Progress.from_state_dict(state_dict)
 
+    def receive(self, outcome: dict[str, Any]) -> None:
+        """Take over what a fit in processes that Lightning has started came to (ddp_spawn, ddp_fork)."""
+        self._progress = Progress.from_state_dict(outcome)
+        self._progress.moment = None
+
     # ------------------------------------------------------------------------ what others may ask
 
     @property
@@ -322,7 +331,8 @@ class LotteryTicket(L.Callback):
     @property
     def folder(self) -> RunFolder:
         """The run's folder, once a fit has started."""
-        return self.experiment.folder
+        assert self._progress.folder is not None, "no fit has started"
+        return RunFolder(Path(self._progress.folder))
 
     @property
     def summary(self) -> SummaryCurves | None:
@@ -331,8 +341,8 @@ class LotteryTicket(L.Callback):
 
     @property
     def masks_in_force(self) -> Masks:
-        """The masks of the network that is in training."""
-        return self.experiment.masks
+        """The masks of the network that is in training; afterwards, in other processes, of the last ticket."""
+        return self._experiment.masks if self._experiment else self._lineage.masks
 
     @property
     def last_evaluation(self) -> Evaluation | None:

@@ -64,6 +64,10 @@ class Progress:
             "layers": [asdict(row) for row in self.layers],
         }
 
+    def outcome(self) -> dict[str, Any]:
+        """What a process that Lightning has started brings home to the one that called `fit`."""
+        return self.state_dict() | {"moment": []}
+
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Progress":
         """Take over where a checkpoint left off.

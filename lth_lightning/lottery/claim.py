@@ -5,10 +5,12 @@ from pathlib import Path
 
 import lightning as L
 
+from lth_lightning.errors import SettingError
 from lth_lightning.files import make_folder
 from lth_lightning.lottery.checkpoint import Progress
-from lth_lightning.runs.folder import RunFolder, free_folder
+from lth_lightning.runs.folder import RunFolder, local, take_folder
 from lth_lightning.runs.lock import FolderLock
+from lth_lightning.trainer.sub_runs import default_folders
 
 
 def claim(
@@ -25,17 +27,22 @@ def claim(
     Raises:
         SettingError: it holds another run, another process writes there, or a ticket of the resumed run is missing.
     """
-    usual = trainer.log_dir if trainer.loggers else os.path.join(trainer.default_root_dir, "runs")
-    chosen = Path(wanted or (progress.folder if progress.resumed else None) or usual or ".")
+    chosen = wanted or (progress.folder if progress.resumed else None)
     lock = None
     if trainer.is_global_zero:
-        folder = RunFolder(chosen if wanted or progress.resumed else free_folder(chosen))
+        folder = RunFolder(local(chosen)) if chosen else take_folder(map(local, default_folders(trainer)))
         make_folder(folder.path)
         lock = None if locked else folder.lock()
-        if progress.resumed:
-            folder.check_tickets(progress.ticket_hashes)
-            folder.prepare()
-        else:
-            folder.claim()
+        try:
+            if progress.resumed:
+                folder.check_tickets(progress.ticket_hashes)
+                folder.prepare()
+            else:
+                folder.claim()
+        except SettingError:
+            if lock is not None:
+                lock.release()
+            folder.remove_empty_folders()
+            raise
         chosen = folder.path
     return RunFolder(Path(trainer.strategy.broadcast(str(chosen)))), lock

@@ -30,7 +30,7 @@ from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
 from lth_lightning.tickets.packed_file import prunable_share
 from lth_lightning.tickets.ticket import Ticket, check_storable
-from lth_lightning.trainer import fit, lengths, processes, restart, resume, sub_runs
+from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, sub_runs
 
 if TYPE_CHECKING:
     from lth_lightning.lottery.callback import LotteryTicket
@@ -129,10 +129,11 @@ class Experiment:
     def claim_folder(self) -> None:
         """Be the one run that writes to its folder, and get ready to record."""
         lottery, progress = self.lottery, self.progress
-        self.recorder.attach(self.trainer, with_test=lottery.evaluate_test)
+        others = self.trainer.callbacks[1:-1]  # without the lottery itself, which is first and last
+        self.recorder.attach(self.trainer, with_test=lottery.evaluate_test, others=others)
         self.folder, self._lock = claim(self.trainer, progress, lottery.given_run_dir, lottery.folder_is_locked)
         progress.folder = str(self.folder.path)
-        fit.refuse_to_share(self.trainer, self.folder.checkpoint)
+        refusals.refuse_to_share(self.trainer, self.folder.checkpoint)
         self.summary = SummaryCurves(self.trainer, progress.results)
 
     def settle_lengths(self) -> None:
@@ -363,6 +364,7 @@ class Experiment:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            self.folder.remove_empty_folders()
         self.hooks.remove()
         self.trainer.accumulate_grad_batches = self._accumulated  # a GradientAccumulationScheduler sets it by the epoch
         if self.summary is not None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -44,13 +44,13 @@ class Recorder:
         self._seconds = 0.0
         self._since = time.monotonic()
 
-    def attach(self, trainer: L.Trainer, with_test: bool) -> None:
-        """Get ready for a fit; `with_test`: evaluate the test data too.
+    def attach(self, trainer: L.Trainer, with_test: bool, others: Sequence[L.Callback] = ()) -> None:
+        """Get ready for a fit; `with_test`: evaluate the test data too, heard of by `others`.
 
         Raises:
             SettingError: a metric was asked for that nothing will evaluate.
         """
-        self._test_loop = TestLoop(trainer) if with_test else None
+        self._test_loop = TestLoop(trainer, others) if with_test else None
         if not trainer.enable_validation:
             self._tell_of_no_validation(
                 trainer, "no validation_step, no data for it, or trainer.limit_val_batches is 0"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.criteria import Criterion, Evidence
-from lth_lightning.pruning.network_function import Batch, NetworkFunction
+from lth_lightning.pruning.network_function import CHECKPOINTING, Batch, NetworkFunction
 from lth_lightning.pruning.state import State
 
 
@@ -104,6 +104,7 @@ class GraSP(_ByLoss):
         for batch in batches:
             gradient = _derivative(self._loss(network, weights, batch), weights, create_graph=True)
             flow = torch.stack([(ours * its).sum() for ours, its in zip(g, gradient, strict=True)]).sum()
+            _refuse_once_differentiable(flow)
             for so_far, product in zip(hg, _derivative(flow, weights), strict=True):
                 so_far.add_(product / len(batches))
         return _as_scores(evidence, [w * product for w, product in zip(weights.values(), hg, strict=True)])
@@ -173,9 +174,36 @@ def _derivative(value: Tensor, weights: State, *, create_graph: bool = False) ->
     """By each weight; 0 for weights that the value does not hang on."""
     if not value.requires_grad:
         return tuple(torch.zeros_like(weight) for weight in weights.values())
-    return torch.autograd.grad(
-        value, list(weights.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
+    try:
+        return torch.autograd.grad(
+            value, list(weights.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "torch.utils.checkpoint" in str(error):  # the kind that is a function of its own
+            raise SettingError(CHECKPOINTING) from error
+        raise SettingError(
+            f"lottery.pruning.criterion: the network cannot be differentiated as the criterion needs it ({error}). "
+            "Choose SNIP, which differentiates once, or Magnitude, which does not."
+        ) from error
+
+
+def _refuse_once_differentiable(gradient: Tensor) -> None:
+    """PyTorch takes what a function's `once_differentiable` backward gives for a constant, and says nothing, where
+    only some variables are differentiated by."""
+    found, nodes = set(), [gradient.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        if "Error" in node.name():
+            raise SettingError(
+                "lottery.pruning.criterion: GraSP differentiates twice, and the network has a function of its own "
+                "(torch.autograd.Function) that can be differentiated once only. Choose SNIP."
+            )
+        nodes += [following for following, _ in node.next_functions]
 
 
 def _as_scores(evidence: Evidence, scores: list[Tensor]) -> State:

@@ -7,6 +7,8 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import stable_name
@@ -14,6 +16,11 @@ from lth_lightning.seeding import preserved_generators, seed_global_generators
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets."""
+
+CHECKPOINTING = (
+    "lottery.pruning.criterion: activation checkpointing would repeat the way forward with other weights than the "
+    "criterion's. Turn it off in the module, or choose Magnitude."
+)
 
 
 @dataclass(frozen=True)
@@ -57,20 +64,25 @@ class NetworkFunction:
                 parts of the network are in.
 
         Raises:
-            SettingError: the module has no `forward` that turns a batch's inputs into a tensor.
+            SettingError: the module has no `forward` that turns a batch's inputs into a tensor, or it checkpoints
+                activations.
         """
         dtype = next(iter(weights.values())).dtype
         others = {name: self._own(value, dtype) for name, value in self.state.items() if name not in weights}
         state = {**others, **weights}
         named = chain(self.module.named_parameters(), self.module.named_buffers())
         tensors = {name: state[stable_name(name)] for name, _ in named}
-        with preserved_generators(), _modes(self.module, evaluate), torch.compiler.set_stance("force_eager"):
-            # Eager, as compiled code cannot be differentiated twice.
+        with preserved_generators(), _modes(self.module, evaluate), _differentiable_twice():
             seed_global_generators(self.seed)
             try:
-                outputs = torch.func.functional_call(self.module, tensors, (self._own(inputs, dtype),))
+                with disable_saved_tensors_hooks(CHECKPOINTING):
+                    outputs = torch.func.functional_call(self.module, tensors, (self._own(inputs, dtype),))
             except (NotImplementedError, TypeError) as error:
                 raise self._not_callable(str(error)) from error
+            except RuntimeError as error:
+                if CHECKPOINTING not in str(error):
+                    raise
+                raise SettingError(CHECKPOINTING) from error
         if not isinstance(outputs, Tensor):
             raise self._not_callable(f"it gives {type(outputs).__name__}")
         return outputs
@@ -84,6 +96,13 @@ class NetworkFunction:
             f"lottery.pruning.criterion: {type(self.module).__name__} must have a `forward` that turns a batch's "
             f"inputs into one tensor, e.g. class scores, to be pruned by its gradients ({why})."
         )
+
+
+@contextmanager
+def _differentiable_twice() -> Iterator[None]:
+    """Compiled code and the fused kernels of attention are not."""
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """The folder of a run: what stands where in it, whose it is, and who may write there now."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lth_lightning.errors import SettingError
-from lth_lightning.files import check_unchanged, make_folder, remove_unfinished, replace_file
+from lth_lightning.files import cannot_write, check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.runs.lock import FolderLock
 
 CONFIG, RESULTS, LAYERS, ENVIRONMENT, CURVES, TICKETS, CHECKPOINT, FIGURES = (
@@ -75,8 +76,8 @@ class RunFolder:
         probe.unlink()
 
     def remove_empty_folders(self) -> None:
-        """Undo `prepare` for a run that came to nothing."""
-        for folder in (self.curves, self.tickets, self.checkpoint.parent):
+        """Undo `prepare` for a run that came to nothing: tickets/ last, which others take for a run's."""
+        for folder in (self.curves, self.checkpoint.parent, self.tickets):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -101,10 +102,35 @@ class RunFolder:
             check_unchanged(self.ticket(round), known)
 
 
-def free_folder(wanted: Path) -> Path:
-    """`wanted`, or the first of `wanted-1`, `wanted-2`, … that no run has taken."""
-    folder, number = wanted, 0
-    while RunFolder(folder).taken:
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+def local(path: str | os.PathLike[str]) -> Path:
+    """The path, unless it is an address.
+
+    Raises:
+        SettingError: it is one, `s3://…` say, of which a folder here would be made.
+    """
+    if "://" in os.fspath(path):
+        raise SettingError(f"run_dir: {path} is not a folder of this machine, and the lottery writes to no other.")
+    return Path(path)
+
+
+def take_folder(candidates: Iterable[Path]) -> RunFolder:
+    """The first folder that no run has taken; it is taken from then on.
+
+    Two runs that ask at once, in two processes or in two threads of one, get two folders: tickets/ is made by one.
+
+    Raises:
+        WriteError: a folder cannot be made.
+    """
+    for path in candidates:
+        folder = RunFolder(path)
+        if folder.taken:
+            continue
+        make_folder(path)
+        try:
+            folder.tickets.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise cannot_write(folder.tickets, error) from error
+        return folder
+    raise ValueError("no candidate is left")

@@ -2,16 +2,18 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.loops import _EvaluationLoop
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
 
+from lth_lightning.errors import SettingError
 from lth_lightning.seeding import preserved_generators
 
 
@@ -86,6 +88,64 @@ class _KeepingLoop(_EvaluationLoop):
         super()._on_evaluation_end(*args, **kwargs)
 
 
+class _TestFace:
+    """What `setup("test")` makes of a callback or of the module, shown while the test data are evaluated.
+
+    `Trainer.test` calls it before any test hook. Many make there what those hooks need, and many note the stage
+    there. A fit that tests in its midst wants both: what is new stays, what has changed changes back in between, and
+    the layers that train stay those that train.
+    """
+
+    def __init__(self, part: L.Callback | L.LightningModule) -> None:
+        self._part = part
+        self._test: dict[str, Any] | None = None
+        self._made: set[str] = set()  # attributes that there were not before
+
+    @contextmanager
+    def shown(self, trainer: L.Trainer) -> Iterator[None]:
+        """For as long as a test takes. A callback is set up for each, as it gathers what it hears of one."""
+        if self._test is None or isinstance(self._part, L.Callback):
+            self._fit = self._set_up(trainer)
+        else:
+            self._swap(self._test)
+        try:
+            yield
+        finally:
+            self._test = self._swap(self._fit)
+
+    def _set_up(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Call it; the attributes that it has changed are given back as they were."""
+        part, before, registered = self._part, dict(vars(self._part)), _registered(self._part)
+        if isinstance(part, L.Callback):
+            part.setup(trainer, trainer.lightning_module, "test")
+        else:
+            part.setup("test")
+        for known, now in registered:
+            now.update(known)
+        self._made |= vars(part).keys() - before.keys()
+        kept = {name: value for name, value in before.items() if name not in self._made}
+        return {name: value for name, value in kept.items() if vars(part).get(name, _GONE) is not value}
+
+    def _swap(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Let the attributes be `values`; what they were is given back."""
+        attributes = vars(self._part)
+        before = {name: attributes.get(name, _GONE) for name in values}
+        attributes.update(values)
+        for name in [name for name, value in values.items() if value is _GONE]:
+            del attributes[name]
+        return before
+
+
+_GONE = object()  # in place of an attribute's value: it has become a submodule, say
+
+
+def _registered(part: object) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Copies of what a module has of parameters, buffers and submodules, each with the original."""
+    if not isinstance(part, nn.Module):
+        return []
+    return [(dict(those), those) for those in (part._parameters, part._buffers, part._modules)]
+
+
 class TestLoop:
     """Runs Lightning's test loop inside a fit, which `Trainer.test` cannot do without destroying its state.
 
@@ -94,8 +154,16 @@ class TestLoop:
 
     __test__ = False  # not a test case of pytest's
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        """Call it in `on_fit_start`, when strategy and data source are set."""
+    def __init__(self, trainer: L.Trainer, others: Sequence[L.Callback] = ()) -> None:
+        """Call it in `on_fit_start`, when strategy and data source are set.
+
+        Args:
+            trainer: whose test loop is meant.
+            others: the callbacks that hear of the tests.
+
+        Raises:
+            SettingError: the module's `setup("test")` adds weights to it.
+        """
         self._outer = trainer.test_loop
         source = self._outer._data_source
         module = trainer.lightning_module
@@ -104,6 +172,19 @@ class TestLoop:
             return
         if trainer.datamodule is not None:
             trainer.datamodule.setup("test")
+        told = [callback for callback in others if not isinstance(callback, BaseFinetuning)]  # its setup would freeze
+        parts: list[L.Callback | L.LightningModule] = [*told, module]
+        self._faces = [_TestFace(part) for part in parts]
+        known = module.state_dict().keys()
+        with self._as_a_test(trainer):  # before training, to fail there if at all
+            pass
+        if new := [name for name in module.state_dict() if name not in known]:
+            raise SettingError(
+                f'lottery.evaluate_test: {type(module).__name__}.setup("test") adds {new[0]} to the network, where a '
+                "checkpoint would have it and a resumed fit would not. Make it in `__init__`, or set evaluate_test to "
+                "false."
+            )
+        module.to(trainer.strategy.root_device)  # metrics, say, made by now
         # Fitting, not testing: loaders are made once and kept. No inference mode: its tensors cannot train.
         self._loop = _KeepingLoop(trainer, TrainerFn.FITTING, RunningStage.TESTING, verbose=False, inference_mode=False)
         self._loop._data_source = source
@@ -113,12 +194,23 @@ class TestLoop:
         where there are no such data."""
         if not self.available:
             return None
-        function, stage = trainer.state.fn, trainer.state.stage
         trainer.test_loop = self._loop
-        trainer.state.fn, trainer.state.stage = TrainerFn.TESTING, RunningStage.TESTING
         try:
-            self._loop.run()
+            with self._as_a_test(trainer):
+                self._loop.run()
             return self._loop.logged  # None if there was no batch
         finally:
             trainer.test_loop = self._outer
+
+    @contextmanager
+    def _as_a_test(self, trainer: L.Trainer) -> Iterator[None]:
+        """Let trainer, callbacks and module be as in `Trainer.test`."""
+        function, stage = trainer.state.fn, trainer.state.stage
+        trainer.state.fn, trainer.state.stage = TrainerFn.TESTING, RunningStage.TESTING
+        try:
+            with ExitStack() as shown:
+                for face in self._faces:
+                    shown.enter_context(face.shown(trainer))
+                yield
+        finally:
             trainer.state.fn, trainer.state.stage = function, stage

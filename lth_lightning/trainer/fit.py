@@ -1,20 +1,13 @@
-"""A fit as the lottery sees it: how long it is, where it stands, what its loaders give, and what cannot work in one."""
+"""A fit as the lottery sees it: how long it is, where it stands, and what its loaders give."""
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import (
-    GradientAccumulationScheduler,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    Timer,
-)
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 from torch.utils.data.distributed import DistributedSampler
 
 from lth_lightning.errors import SettingError
@@ -22,51 +15,6 @@ from lth_lightning.seeding import derive_seed
 from lth_lightning.trainer.lengths import epochs_of
 
 NEVER = 10**12  # a number of epochs that no fit reaches
-
-
-SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-
-
-def refuse_what_cannot_work(trainer: L.Trainer) -> None:
-    """Name lengths, strategies and callbacks that a lottery cannot be right with.
-
-    Raises:
-        SettingError: there is one.
-    """
-    if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
-        raise SettingError(
-            f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
-            "ends the fit itself, after its rounds. Leave both at -1 and set lottery.train_for."
-        )
-    if isinstance(trainer.strategy, SHARDED):
-        raise SettingError(
-            f"trainer.strategy: {type(trainer.strategy).__name__} shards parameters: no process holds the whole "
-            "weights that masks and rewind points are made of. Use ddp."
-        )
-    for callback in trainer.callbacks:
-        if isinstance(callback, StochasticWeightAveraging):
-            raise SettingError(
-                "trainer.callbacks: StochasticWeightAveraging averages over the whole fit, across rounds, and takes "
-                "the learning rate from the schedule. Use WeightAveraging or EMAWeightAveraging, which begin anew "
-                "each round."
-            )
-
-
-def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
-    """Name a ModelCheckpoint that would overwrite the lottery's own file.
-
-    Raises:
-        SettingError: there is one.
-    """
-    for callback in trainer.checkpoint_callbacks:
-        if not isinstance(callback, ModelCheckpoint) or callback._enable_version_counter or callback.dirpath is None:
-            continue
-        names = {callback.CHECKPOINT_NAME_LAST if callback.save_last else None, callback.filename}
-        if checkpoint.stem in names and Path(callback.dirpath).resolve() == checkpoint.parent.resolve():
-            raise SettingError(
-                f"trainer.callbacks: ModelCheckpoint would overwrite {checkpoint}, which the lottery goes on from. "
-                "Give it a dirpath of its own."
-            )
 
 
 class FitLength(NamedTuple):

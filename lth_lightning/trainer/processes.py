@@ -1,15 +1,19 @@
 """Several processes that work on one fit: what they must have in common, and how they end together."""
 
+import io
 import os
 import signal
 import threading
-from collections.abc import Mapping
-from typing import Any
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.network_function import Batch
@@ -114,3 +118,56 @@ def draws_of_rank(trainer: L.Trainer) -> list[int]:
         isinstance(getattr(loader, "sampler", None), DistributedSamplerWrapper) for loader in train_loaders(trainer)
     )
     return [trainer.global_rank] if trainer.global_rank and not shared else []
+
+
+# ------------------------------------------------------------------------ ddp_spawn, ddp_fork, ddp_notebook
+
+
+class AtHome(Protocol):
+    """Who stays in the process that called `fit`, while Lightning fits copies of it in processes of its own."""
+
+    def receive(self, outcome: dict[str, Any]) -> None:
+        """Take over what the fit came to."""
+
+
+_at_home: WeakValueDictionary[str, AtHome] = WeakValueDictionary()
+
+
+def await_home(one: AtHome) -> str:
+    """Its address, which its copies in other processes share."""
+    address = uuid.uuid4().hex
+    _at_home[address] = one
+    return address
+
+
+def bring_home(trainer: L.Trainer, address: str, outcome: Callable[[], dict[str, Any]]) -> None:
+    """At the fit's end, let whoever awaits it at `address` receive the outcome: numbers, text and tensors only.
+
+    Lightning brings weights and metrics home, and no callback's results. No hook runs there; unpickling does.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _MultiProcessingLauncher):
+        return
+    lightnings = type(launcher).get_extra_results
+
+    def extra(trainer: L.Trainer) -> dict[str, Any]:
+        return {**lightnings(launcher, trainer), "lth_lightning": _Delivery(address, outcome())}
+
+    launcher.get_extra_results = extra  # type: ignore[method-assign]
+
+
+class _Delivery:
+    """Unpickled, it is delivered."""
+
+    def __init__(self, address: str, outcome: dict[str, Any]) -> None:
+        content = io.BytesIO()
+        torch.save(outcome, content)
+        self._parts = address, content.getvalue()
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str, bytes]]:
+        return _deliver, self._parts
+
+
+def _deliver(address: str, content: bytes) -> None:
+    if (receiver := _at_home.get(address)) is not None:
+        receiver.receive(torch.load(io.BytesIO(content), weights_only=True))

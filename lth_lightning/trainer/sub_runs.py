@@ -1,12 +1,14 @@
 """TensorBoard: a sub-run for each trained network, so that the rounds' learning curves lie over one another."""
 
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
@@ -55,6 +57,20 @@ class SubRunLogger(TensorBoardLogger):
 def loggers_of(trainer: L.Trainer) -> list[TensorBoardLogger]:
     """The trainer's TensorBoardLoggers."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def default_folders(trainer: L.Trainer) -> Iterator[str]:
+    """Where a run may go that was given no folder, in the order of preference.
+
+    That is the folder which a logger has for this fit alone; otherwise runs/0, runs/1, … below `default_root_dir`. What
+    other loggers call their folder is a store of all runs (MLflow), or the working directory (Weights & Biases).
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger | CSVLogger) and "://" not in str(logger.log_dir):
+            own = Path(logger.log_dir).resolve()
+            if own not in (Path(logger.save_dir or "").resolve(), Path.cwd()):
+                return itertools.chain([logger.log_dir], (f"{logger.log_dir}-{n}" for n in itertools.count(1)))
+    return (os.path.join(trainer.default_root_dir, "runs", str(n)) for n in itertools.count())
 
 
 def network_writer(trainer: L.Trainer) -> SummaryWriter | None:

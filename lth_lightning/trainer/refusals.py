@@ -1,0 +1,133 @@
+"""What cannot be right beside a lottery: named before anything is trained, with what to do instead."""
+
+import functools
+import sys
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
+
+from lth_lightning.errors import SettingError
+
+SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+WHOLE = (SingleDeviceStrategy, DDPStrategy)
+
+CALLBACKS: dict[type[L.Callback], str] = {
+    StochasticWeightAveraging: (
+        "averages over the whole fit, across rounds, and takes the learning rate from the schedule. Use "
+        "WeightAveraging or EMAWeightAveraging, which begin anew each round."
+    ),
+    ModelPruning: (
+        "puts masks of its own on the weights that the lottery masks. Leave it out: lottery.pruning says what goes."
+    ),
+    LearningRateFinder: (
+        "trains inside this fit, before the first network. Find the rate first, by a Trainer without the lottery: "
+        "Tuner(L.Trainer()).lr_find(module, datamodule=data); then fit."
+    ),
+    BatchSizeFinder: (
+        "trains inside this fit, before the first network. Find the size first, by a Trainer without the lottery: "
+        "Tuner(L.Trainer()).scale_batch_size(module, datamodule=data); then fit."
+    ),
+}
+"""Lightning's callbacks that no lottery can be right with, and why."""
+
+PACKAGES = {"lightning.pytorch": "lightning", "pytorch_lightning": "pytorch-lightning"}
+"""Two packages of the same code, by the names that they are imported and installed by."""
+
+
+def refuse_what_cannot_work(trainer: L.Trainer) -> None:
+    """Name lengths, strategies and callbacks that a lottery cannot be right with, and objects of another Lightning.
+
+    Raises:
+        SettingError: there is one.
+    """
+    _refuse_other_package(trainer)
+    if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
+        raise SettingError(
+            f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
+            "ends the fit itself, after its rounds. Leave both at -1 and set lottery.train_for."
+        )
+    strategy = type(trainer.strategy).__name__
+    if isinstance(trainer.strategy, SHARDED):
+        raise SettingError(
+            f"trainer.strategy: {strategy} shards parameters: no process holds the whole "
+            "weights that masks and rewind points are made of. Use ddp."
+        )
+    if not isinstance(trainer.strategy, WHOLE):
+        raise SettingError(
+            f"trainer.strategy: {strategy} is not known to keep every process's weights whole and alike. Use a single "
+            "device, or ddp."
+        )
+    for callback in trainer.callbacks:
+        for kind, why in CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise SettingError(f"trainer.callbacks: {type(callback).__name__} {why}")
+
+
+def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
+    """Name a ModelCheckpoint that would overwrite the lottery's own file.
+
+    Raises:
+        SettingError: there is one.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback._enable_version_counter or callback.dirpath is None:
+            continue
+        names = {callback.CHECKPOINT_NAME_LAST if callback.save_last else None, callback.filename}
+        if checkpoint.stem in names and Path(callback.dirpath).resolve() == checkpoint.parent.resolve():
+            raise SettingError(
+                f"trainer.callbacks: ModelCheckpoint would overwrite {checkpoint}, which the lottery goes on from. "
+                "Give it a dirpath of its own."
+            )
+
+
+# ------------------------------------------------------------------------ lightning and pytorch-lightning
+
+
+def name_mixed_packages() -> None:
+    """Let Trainers say which object is of the other package.
+
+    They fail before any callback hears of a fit, on what they take for no callback or module at all ("Expected a
+    parent"). Their own check asks where the object's class stands, and not where its base classes do. Call it where
+    a user's script has imported what it needs.
+    """
+    for package in PACKAGES:
+        for place in ("model_helpers", "compile"):
+            if (module := sys.modules.get(f"{package}.utilities.{place}")) is not None:
+                module._check_mixed_imports = functools.partial(_check_package, package)
+
+
+def _refuse_other_package(trainer: L.Trainer) -> None:
+    data = trainer.fit_loop._data_source.instance
+    parts = [trainer.lightning_module, data, trainer.datamodule, *trainer.callbacks, *trainer.loggers, trainer.profiler]
+    package = next((name for name in PACKAGES if _is_of(name, trainer)), "lightning.pytorch")
+    for part in parts:
+        _check_package(package, part)
+
+
+def _check_package(package: str, part: object) -> None:
+    """Refuse an object of the other package than the Trainer's."""
+    for other in PACKAGES.keys() - {package}:
+        if _is_of(other, part):
+            raise SettingError(
+                f"{type(part).__name__} is of the package `{PACKAGES[other]}`, its Trainer of `{PACKAGES[package]}`: "
+                "the same code, but other classes, which do not know each other. Import everything from "
+                "`lightning.pytorch` and nothing from `pytorch_lightning`."
+            )
+
+
+def _is_of(package: str, part: object) -> bool:
+    return any(f"{base.__module__}.".startswith(f"{package}.") for base in type(part).__mro__)
