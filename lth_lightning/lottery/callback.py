@@ -34,7 +34,7 @@ from lth_lightning.lottery.recorder import METRICS, Recorder, layer_rows
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.mask_hooks import MaskHooks
-from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, prunable_weights
+from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, prunable_weights, share_of_zeros
 from lth_lightning.pruning.network_function import Batch
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state
@@ -44,7 +44,7 @@ from lth_lightning.runs.rows import Evaluation, LayerRow, Row, write_curve, writ
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.tickets.ticket import Ticket
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import evaluation, fast_step, fit, processes, restart, resume
+from lth_lightning.trainer import evaluation, fast_step, fit, processes, restart, resume, watch
 from lth_lightning.trainer.sub_runs import enter_sub_run, leave_sub_run
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,9 @@ class LotteryTicket(L.Callback):
 
     Every network, dense, ticket or control, starts with new optimizers, schedules and counters, from the
     rewind point times its mask. The fit ends by itself: `Trainer(max_epochs=-1)`. Other callbacks may follow by
-    defining `on_network_start(trainer, module, network, density)` and `on_network_end(trainer, module, row)`.
+    defining `on_network_start(trainer, module, network, density)` and `on_network_end(trainer, module, row)`, and the
+    module by `on_network_start(network, density)` and `on_network_end(row)`: what training changes in attributes of
+    theirs is theirs to set back.
 
     Args:
         train_for: length of a round, in optimizer steps (`50000it`) or passes over the training data (`20ep`).
@@ -231,6 +233,7 @@ class LotteryTicket(L.Callback):
             return
         self._forget()
         self._length = fit.length(trainer)
+        self._fresh = restart.FreshFit(trainer)
         fit.refuse_what_cannot_work(trainer)
         if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
             raise SettingError(
@@ -239,18 +242,16 @@ class LotteryTicket(L.Callback):
             )
         # Last of all, so as to see what the other callbacks did to a batch. A new list, as Lightning is going through
         # the old one.
-        others = [
-            callback for callback in trainer.callbacks if callback is not self and not isinstance(callback, _First)
-        ]
-        trainer.callbacks = [_First(self), *others, self]
-        self._fresh = restart.FreshFit(trainer)
+        others = [one for one in trainer.callbacks if one is not self and not isinstance(one, _First | watch.Watch)]
+        trainer.callbacks = [_First(self), *others, watch.Watch(self._fresh), self]
         whole, in_steps = int(self.train_for.amount), self.train_for.unit == "it"
         fit.show_length(trainer, fit.FitLength(*((-1, whole) if in_steps else (whole, -1))))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
+        round_length = fit.length(trainer)
         fit.show_length(trainer, fit.ENDLESS)
-        self._fresh.capture(trainer)
+        self._fresh.capture(trainer, round_length, lambda: self.prunable(pl_module))
         self._weights = self.prunable(pl_module)
         self._hooks = MaskHooks(self._weights, trainer.optimizers)
         if not self._resumed:
@@ -258,13 +259,14 @@ class LotteryTicket(L.Callback):
         self._settle("settings", self._settings(trainer))
         if not self._resumed:
             self._lineage = Lineage(dense_masks(self._weights), self.seed_in_use)
+            self._tell_of_pruned_start(trainer)
             if self.rewind_to.amount == 0:
                 self._lineage.set_rewind_point(pl_module, step=0)
         self._check_plan(trainer, pl_module)
         evaluation.guard_validation(trainer)
         self._scores.attach(trainer, with_test=self.evaluate_test)
         self.folder = self._claim_folder(trainer)
-        fit.refuse_to_share(trainer, self.folder.checkpoint)
+        fit.refuse_to_share(trainer, self.folder.checkpoint, len(self.plan))
         self.summary = SummaryCurves(trainer, self.results)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -290,6 +292,7 @@ class LotteryTicket(L.Callback):
             self._rehearse_pruning(trainer, pl_module)
         if self._begun:  # a resumed network: its weights came with the checkpoint, its hooks do not
             self.masks_in_force = self._lineage.masks_of(self.network)
+            self._fresh.check_resumed(trainer)
             self._open_network(trainer, pl_module)
             assert self._moment is not None
             resume.go_on(trainer, self._moment, lambda done: self._enter_epoch(trainer, done))
@@ -307,13 +310,14 @@ class LotteryTicket(L.Callback):
         if self._begun:
             self._watch.check(trainer)
             self._stopped |= trainer.should_stop and not time_is_up
+            trainer.should_stop &= time_is_up
         if self._begun and self._network_is_over(trainer):
             self._finish_network(trainer, pl_module)
         while not self._begun and self._position < len(self.plan):
             self._begin_network(trainer, pl_module)
         if self._position == len(self.plan) and self._lineage.trained is not None:
             load_state(pl_module, self._lineage.trained)  # leave the last ticket, not whichever control came last
-            self._fresh.restart_averages(trainer)
+            self._fresh.end(trainer)
         self._epoch_start = fit.steps_done(trainer)
         self._save_checkpoint(trainer)
         if time_is_up or self._position == len(self.plan):
@@ -357,7 +361,8 @@ class LotteryTicket(L.Callback):
         """Take off what the fit put on, as far as it came."""
         if not self._fitting:
             return
-        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _First)]
+        trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, _First | watch.Watch)]
+        self._fresh.release()
         fit.show_length(trainer, self._length)
         evaluation.unguard_validation(trainer)
         resume.let_go(trainer)
@@ -396,7 +401,10 @@ class LotteryTicket(L.Callback):
         load_state(module, masked(self._lineage.start_of(network, module), masks))
         step = self.first_step(network)
         epoch = step // self._steps_per_epoch
-        self._fresh.restore(trainer, step, epoch, step * fit.batches_per_step(trainer))
+        if self._fresh.restore(trainer, step, epoch, step * fit.batches_per_step(trainer)):
+            assert self._hooks is not None
+            self._hooks.remove()
+            self._hooks = MaskHooks(self._weights, trainer.optimizers)
         self._fresh.advance_schedulers(trainer, step, epoch)
         self._scores.start_over()
         self._stopped, self._begun = False, True
@@ -441,6 +449,16 @@ class LotteryTicket(L.Callback):
         lineage = Lineage(dense_masks(self._weights), self.seed_in_use, rewind_point=full_state(module))
         self.pruning.scores(*lineage.to_prune(self.pruning, 1, module, self._batches(trainer, 1)))
 
+    def _tell_of_pruned_start(self, trainer: L.Trainer) -> None:
+        """A module that an earlier lottery has trained is left as its last ticket."""
+        zeros = share_of_zeros(self._weights)
+        if self.given is None and zeros > 0.01 and trainer.is_global_zero:
+            log.warning(
+                "round 0 does not start from a new network: %.3g %% of the module's prunable weights are 0 already, as "
+                "an earlier lottery or Ticket.apply leaves them. Give a module that has just been made.",
+                100 * zeros,
+            )
+
     def _tell_of_lost_layers(self, trainer: L.Trainer, round: int) -> None:
         """Global pruning may take a layer's last weight; what is behind it then hears nothing of the input."""
         lost = [name for name, mask in self._lineage.masks.items() if not bool(mask.any())]
@@ -474,11 +492,13 @@ class LotteryTicket(L.Callback):
                 )
 
     def _network_is_over(self, trainer: L.Trainer) -> bool:
-        return self._stopped or fit.steps_done(trainer) >= self.round_steps
+        enough = self._stopped and fit.may_stop(trainer, self._length)
+        return enough or fit.steps_done(trainer) >= self.round_steps
 
     def _finish_network(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
         network, masks = self.network, self.masks_in_force
+        self._fresh.check(trainer)
         self._watch.check_weights(module, fit.steps_done(trainer))
         self._scores.complete(trainer)
         self._fresh.settle_averages(trainer)
@@ -514,6 +534,7 @@ class LotteryTicket(L.Callback):
             Ticket(lineage.masks, start, trained, info).save(self.folder.ticket(row.round))
             self._ticket_hashes[row.round] = content_hash(self.folder.ticket(row.round))
         lineage.trained = trained
+        self._fresh.keep_ticket()
         if row.round == 0 and self.pruning.prune_from == "dense":
             lineage.dense = trained
         if row.round == 0 and self.rewind == "nothing":
@@ -580,14 +601,13 @@ class LotteryTicket(L.Callback):
     def _hear_stop(self, trainer: L.Trainer) -> None:
         """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
         `max_time` ends the fit, to be resumed."""
-        if not trainer.should_stop:
-            return
         if self._time_is_up(trainer):
             trainer.fit_loop.min_epochs = 0
             return
+        self._stopped |= trainer.should_stop
         trainer.should_stop = False
-        self._stopped = True
-        fit.end_epoch_here(trainer)
+        if self._stopped and fit.may_stop(trainer, self._length):
+            self._fresh.end_epoch_here(trainer)
 
     def _time_is_up(self, trainer: L.Trainer) -> bool:
         return trainer.should_stop and fit.out_of_time(trainer)
@@ -719,6 +739,7 @@ class LotteryTicket(L.Callback):
             "folder": str(self.folder.path) if hasattr(self, "folder") else None,
             "results": [asdict(row) for row in self.results],
             "layers": [asdict(row) for row in self.layers],
+            "fresh": self._fresh.state_dict() if self._moment is not None else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -751,4 +772,5 @@ class LotteryTicket(L.Callback):
                 "or a round had not ended, and no run can go on from there to the same result. The lottery saves its "
                 f"own: {RunFolder(Path(self._resumed_folder or '')).checkpoint}."
             )
+        self._fresh.load_state_dict(state_dict["fresh"])
         self._resumed = True

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     ModelCheckpoint,
     StochasticWeightAveraging,
     Timer,
@@ -43,10 +44,16 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
                 "the learning rate from the schedule. Use WeightAveraging or EMAWeightAveraging, which begin anew "
                 "each round."
             )
+        if isinstance(callback, BaseFinetuning):
+            raise SettingError(
+                f"trainer.callbacks: {type(callback).__name__} freezes weights and lets them be trained later, but "
+                "which weights can be pruned is settled when the fit starts. Freeze them for good "
+                "(requires_grad = False), or train all from the start, with a learning rate for each group."
+            )
 
 
-def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
-    """Name a ModelCheckpoint that would overwrite the lottery's own file.
+def refuse_to_share(trainer: L.Trainer, checkpoint: Path, networks: int) -> None:
+    """Name a ModelCheckpoint that would overwrite the lottery's own file, or with one of so many networks another's.
 
     Raises:
         SettingError: there is one.
@@ -59,6 +66,11 @@ def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
             raise SettingError(
                 f"trainer.callbacks: ModelCheckpoint would overwrite {checkpoint}, which the lottery goes on from. "
                 "Give it a dirpath of its own."
+            )
+        if networks > 1 and (callback.save_top_k != 0 or callback.save_last):
+            raise SettingError(
+                "trainer.callbacks: ModelCheckpoint(enable_version_counter=False) would overwrite one network's files "
+                "with the next one's. Leave it at True, and the files of later networks end in -v1, -v2, …"
             )
 
 
@@ -84,9 +96,15 @@ def show_length(trainer: L.Trainer, length: FitLength) -> None:
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.min_epochs = length
 
 
-def end_epoch_here(trainer: L.Trainer) -> None:
-    """Make the batch that is running the last of its epoch."""
-    trainer.fit_loop.max_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+def may_stop(trainer: L.Trainer, length: FitLength) -> bool:
+    """Whether the network has been trained for `trainer.min_epochs` and `trainer.min_steps`.
+
+    Args:
+        trainer: while a network is trained.
+        length: the fit's as its user set it.
+    """
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    return epochs >= (length.at_least_epochs or 0) and steps_done(trainer) >= (trainer.min_steps or 0)
 
 
 def has_time_limit(trainer: L.Trainer) -> bool:
