@@ -34,7 +34,18 @@ from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import Evaluation, LayerRow, Row
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, refusals, restart, resume, sub_runs
+from lth_lightning.trainer import (
+    evaluation,
+    fast_step,
+    fit,
+    lengths,
+    processes,
+    refusals,
+    restart,
+    resume,
+    sub_runs,
+    watch,
+)
 
 
 class LotteryTicket(L.Callback):
@@ -42,7 +53,9 @@ class LotteryTicket(L.Callback):
 
     Every network, dense, ticket or control, starts with new optimizers, schedules and counters, from the
     rewind point times its mask. The fit ends by itself: `Trainer(max_epochs=-1)`. Other callbacks may follow by
-    defining `on_network_start(trainer, module, network, density)` and `on_network_end(trainer, module, row)`.
+    defining `on_network_start(trainer, module, network, density)` and `on_network_end(trainer, module, row)`, and the
+    module by `on_network_start(network, density)` and `on_network_end(row)`: what training changes in attributes of
+    theirs is theirs to set back.
 
     Args:
         train_for: length of a round, in optimizer steps (`50000it`) or passes over the training data (`20ep`).
@@ -147,17 +160,17 @@ class LotteryTicket(L.Callback):
             return
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
+        self._fresh = restart.FreshFit(trainer)
         refusals.refuse_what_cannot_work(trainer)
         lengths.refuse_rehearsals(trainer)
-        fit.call_first_and_last(trainer, self, self.between_epochs)
-        self._fresh = restart.FreshFit(trainer)
+        fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)
         lengths.show_round(trainer, epochs=self.train_for.epochs, steps=self.train_for.own_steps)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
         lengths.refuse_no_optimizer(trainer)
-        self._fresh.capture(trainer)
+        self._fresh.capture(trainer, lambda: self.prunable(pl_module))
         self._experiment = Experiment(self, trainer, self._progress, self._fresh)
         self._experiment.take_initial_weights()
         processes.bring_home(trainer, self._address, self._progress.outcome)
@@ -182,8 +195,9 @@ class LotteryTicket(L.Callback):
         time_is_up = fit.time_is_up(trainer)
         if progress.begun:
             progress.stopped |= trainer.should_stop and not time_is_up
+            trainer.should_stop &= time_is_up
             experiment.after_epoch()
-            if experiment.network_is_over:
+            if experiment.network_is_over(self._length):
                 experiment.finish_network()
         while not progress.begun and progress.position < len(self.plan):
             experiment.begin_network()
@@ -239,7 +253,8 @@ class LotteryTicket(L.Callback):
         """Take off what the fit put on, as far as it came."""
         if not self._fitting:
             return
-        fit.call_as_before(trainer)
+        fit.call_as_before(trainer, watch.Watch)
+        self._fresh.release()
         lengths.show_fit(trainer)
         fit.show_length(trainer, self._length)
         evaluation.unguard_validation(trainer)
@@ -253,14 +268,13 @@ class LotteryTicket(L.Callback):
     def _take_stop(self, trainer: L.Trainer) -> None:
         """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
         `max_time` ends the fit, to be resumed."""
-        if not trainer.should_stop:
-            return
         if fit.time_is_up(trainer):
             trainer.fit_loop.min_epochs = 0
             return
+        self._progress.stopped |= trainer.should_stop
         trainer.should_stop = False
-        self._progress.stopped = True
-        fit.end_epoch_here(trainer)
+        if self._progress.stopped and fit.may_stop(trainer, self._length):
+            self._fresh.end_epoch_here(trainer)
 
     def _checkpoint_inside_epoch(self, trainer: L.Trainer) -> None:
         """Between two batches: save if it is time to, or if time is up."""
@@ -277,6 +291,8 @@ class LotteryTicket(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and text only, so that checkpoints load with `weights_only`."""
+        if self._progress.moment is not None:
+            self._progress.fresh = self._fresh.state_dict()
         if self._fitting and self._experiment is not None:
             self._progress.recorder = self._experiment.recorder.state_dict()
         return self._progress.state_dict()
@@ -289,6 +305,8 @@ class LotteryTicket(L.Callback):
         """
         if self._fitting:
             self._progress = Progress.from_state_dict(state_dict)
+            assert self._progress.fresh is not None
+            self._fresh.load_state_dict(self._progress.fresh)
 
     def receive(self, outcome: dict[str, Any]) -> None:
         """Take over what a fit in processes that Lightning has started came to (ddp_spawn, ddp_fork)."""

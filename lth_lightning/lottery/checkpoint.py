@@ -36,6 +36,7 @@ class Progress:
         settings: what the run was set to do, by kind.
         folder: where it writes.
         recorder: the evaluations of the network in training, in a checkpoint.
+        fresh: what a network starts with and no optimizer's state holds, in a checkpoint.
         moment: where inside or between epochs a resumed fit starts; None except in a checkpoint.
         resumed: whether this came from a checkpoint.
     """
@@ -52,6 +53,7 @@ class Progress:
     settings: dict[str, Words] = field(default_factory=dict)
     folder: str | None = None
     recorder: dict[str, Any] | None = None
+    fresh: dict[str, Any] | None = None
     moment: list[resume.Moment] | None = None
     resumed: bool = False
 

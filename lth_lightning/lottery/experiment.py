@@ -22,8 +22,7 @@ from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.settings import in_words
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.mask_hooks import MaskHooks
-from lth_lightning.pruning.masks import Masks, dense_masks, density, masked
-from lth_lightning.pruning.optimizer_hooks import check_optimizer
+from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, share_of_zeros
 from lth_lightning.pruning.prunable import check_norms, chosen, left_out, prunable_weights
 from lth_lightning.pruning.state import copied, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
@@ -66,9 +65,8 @@ class Experiment:
             "parameters": sum(weight.numel() for weight in self.module.parameters()),
             "left_out": left_out(self.module, self.weights),
         }
-        for optimizer in trainer.optimizers:
-            check_optimizer(optimizer)
-        self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=fit.others_act_between_steps(trainer))
+        self._watchful = fit.others_act_between_steps(trainer)
+        self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=self._watchful)
         self.masks: Masks = {}
         self.watch = LossWatch()
         self.recorder = Recorder(lottery.metrics, lottery.asked_metrics)
@@ -90,6 +88,7 @@ class Experiment:
         progress.settle("settings", in_words(lottery, seed, self.weights, self.fresh.facts(self.trainer)))
         if not progress.resumed:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
+            self._tell_of_pruned_start()
             if lottery.rewind_to.amount == 0:
                 progress.lineage.set_rewind_point(self.module, step=0)
         check_storable(full_state(self.module))
@@ -106,6 +105,16 @@ class Experiment:
         shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
         say = getattr(self.trainer.progress_bar_callback, "say", rank_zero_info)
         say(f"Prunable: {prunable_share({'shapes': shapes, **self.share})}.")
+
+    def _tell_of_pruned_start(self) -> None:
+        """A module that an earlier lottery has trained is left as its last ticket."""
+        zeros = share_of_zeros(self.weights)
+        if self.lottery.given is None and zeros > 0.01 and self.trainer.is_global_zero:
+            log.warning(
+                "round 0 does not start from a new network: %.3g %% of the module's prunable weights are 0 already, as "
+                "an earlier lottery or Ticket.apply leaves them. Give a module that has just been made.",
+                100 * zeros,
+            )
 
     def _check_given_tickets(self) -> None:
         given, lineage = self.lottery.given, self.progress.lineage
@@ -133,7 +142,7 @@ class Experiment:
         self.recorder.attach(self.trainer, with_test=lottery.evaluate_test, others=others)
         self.folder, self._lock = claim(self.trainer, progress, lottery.given_run_dir, lottery.folder_is_locked)
         progress.folder = str(self.folder.path)
-        refusals.refuse_to_share(self.trainer, self.folder.checkpoint)
+        refusals.refuse_to_share(self.trainer, self.folder.checkpoint, len(lottery.plan))
         self.summary = SummaryCurves(self.trainer, progress.results)
 
     def settle_lengths(self) -> None:
@@ -157,6 +166,7 @@ class Experiment:
             lottery.pruning.scores(*lineage.to_prune(lottery.pruning, 1, self.module, self._batches(1)))
         if progress.begun:
             self.masks = progress.lineage.masks_of(self.network)
+            self.fresh.check_resumed(self.trainer)
             self._open_network()
             assert progress.moment is not None
             resume.go_on(self.trainer, progress.moment, self.enter_epoch)
@@ -188,7 +198,9 @@ class Experiment:
         load_state(self.module, masked(start, self.masks))
         step = self.first_step(network)
         epoch, _ = self.epochs.place(step)
-        self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step))
+        if self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step)):  # optimizers of their own
+            self.hooks.remove()
+            self.hooks = MaskHooks(self.module, self.trainer.optimizers, watchful=self._watchful)
         self.fresh.advance_schedulers(self.trainer, step, epoch)
         self.recorder.start_over()
         progress.stopped, progress.begun = False, True
@@ -238,6 +250,7 @@ class Experiment:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
         progress, network, trainer = self.progress, self.network, self.trainer
         self.watch.check(trainer)
+        self.fresh.check(trainer)
         self.check_pruned()
         self.watch.check_weights(self.module, fit.steps_done(trainer))
         self.recorder.complete(trainer)
@@ -274,6 +287,7 @@ class Experiment:
             Ticket(lineage.masks, masked(lineage.start, lineage.masks), trained, info).save(path)
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained
+        self.fresh.keep_ticket()
         if row.round == 0 and lottery.pruning.prune_from == "dense":
             lineage.dense = trained
         if row.round == 0 and lottery.rewind == "nothing":
@@ -283,7 +297,7 @@ class Experiment:
         """Leave the module as the last ticket, not as whichever control came last."""
         if self.progress.lineage.trained is not None:
             load_state(self.module, self.progress.lineage.trained)
-            self.fresh.restart_averages(self.trainer)
+            self.fresh.end(self.trainer)
 
     def _announce(self, hook: str, *args: Any) -> None:
         for callback in self.trainer.callbacks:
@@ -323,13 +337,13 @@ class Experiment:
         if fit.steps_done(self.trainer) > self.progress.epoch_start:  # and not resumed here
             self.recorder.look_at_training(self.trainer)
 
-    @property
-    def network_is_over(self) -> bool:
-        """Whether a round is done, or another callback has ended it."""
+    def network_is_over(self, asked: fit.FitLength) -> bool:
+        """Whether a round is done, or another callback has ended it, not before the fit's own `min_epochs`."""
         # A pass over the data is one, of however many steps: `on_train_batch_start` may leave it early.
         epochs = self.lottery.train_for.epochs
         passed = epochs is not None and self.trainer.current_epoch >= epochs
-        return self.progress.stopped or passed or fit.steps_done(self.trainer) >= self.round_steps
+        ended = self.progress.stopped and fit.may_stop(self.trainer, asked)
+        return ended or passed or fit.steps_done(self.trainer) >= self.round_steps
 
     def check_pruned(self) -> None:
         """Make sure that what is pruned is 0.

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lth_lightning.errors import RevivedError
 from lth_lightning.pruning.held_mask import HeldMask, held_by, tensors_like
 from lth_lightning.pruning.masks import Masks, check_masks
-from lth_lightning.pruning.optimizer_hooks import clear_state_of, watch_optimizers
+from lth_lightning.pruning.optimizer_hooks import check_optimizer, clear_state_of, watch_optimizers
 from lth_lightning.pruning.state import parameters_by_name
 
 
@@ -81,8 +81,10 @@ class MaskHooks:
         if self._weights:
             watch_optimizers()
             for optimizer in self._optimizers:
+                check_optimizer(optimizer)
                 clear_state_of(optimizer)
-                self._handles.append(optimizer.register_load_state_dict_post_hook(clear_state_of))
+                if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
+                    self._handles.append(optimizer.register_load_state_dict_post_hook(clear_state_of))
 
     def remove(self) -> None:
         """Let go of the weights; they stay as they are."""

@@ -52,6 +52,12 @@ def density(masks: Masks) -> float:
     return count_kept(masks) / count_prunable(masks)
 
 
+def share_of_zeros(weights: Mapping[str, Tensor]) -> float:
+    """The share of weights that are exactly 0, as pruned ones are. A weight that is 0 throughout was drawn so."""
+    zeros = sum(int((weight == 0).sum()) for weight in weights.values() if bool((weight != 0).any()))
+    return zeros / max(1, sum(weight.numel() for weight in weights.values()))
+
+
 def masked(state: Mapping[str, Tensor], masks: Masks) -> State:
     """A copy of `state` (parameters and buffers by name) whose pruned weights are +0.0.
 

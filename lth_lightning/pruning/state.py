@@ -27,9 +27,41 @@ def full_state(module: nn.Module) -> State:
 
 @torch.no_grad()
 def load_state(module: nn.Module, state: State) -> None:
-    """Copy `state` into the parameters and buffers of `module`, in place: optimizers keep hold of them."""
-    for name, value in full_state(module).items():
-        _once(value).copy_(_once(state[name], like=value))
+    """Copy `state` into the parameters and buffers of `module`, in place: optimizers keep hold of them.
+
+    Buffers may come, go and grow: one of another shape or type is replaced, one that `state` does not hold is None.
+    """
+    for name, parameter in module.named_parameters():
+        _once(parameter.data).copy_(_once(state[stable_name(name)], like=parameter))
+    _load_buffers(module, state)
+
+
+def _load_buffers(module: nn.Module, state: State) -> None:
+    owners = {stable_name(f"{prefix}." if prefix else ""): part for prefix, part in module.named_modules()}
+    there = {prefix + name: value for prefix, part in owners.items() for name, value in part._buffers.items()}
+    device = next((value.device for value in full_state(module).values()), None)
+    placed: dict[int, Tensor | None] = {}  # by the `id` of what was there: modules may share a buffer
+    for name in [*there, *_not_there(module, there, state)]:
+        value, wanted = there.get(name), state.get(name)
+        if value is not None and id(value) in placed:
+            wanted = placed[id(value)]
+        elif value is not None and wanted is not None and (value.shape, value.dtype) == (wanted.shape, wanted.dtype):
+            _once(value).copy_(_once(wanted, like=value))
+            wanted = value
+        elif wanted is not None:
+            wanted = wanted.to(device if value is None else value.device, copy=True)
+        if value is not None:
+            placed[id(value)] = wanted
+        if wanted is not value:
+            prefix, dot, last = name.rpartition(".")
+            owner = owners[prefix + dot]
+            owner.register_buffer(last, wanted, persistent=last not in owner._non_persistent_buffers_set)
+
+
+def _not_there(module: nn.Module, there: Mapping[str, Tensor | None], state: State) -> list[str]:
+    """The buffers of `state` that the module has not even the names of."""
+    parameters = {stable_name(name) for name, _ in module.named_parameters()}
+    return [name for name in state if name not in there and name not in parameters]
 
 
 def _once(value: Tensor, like: Tensor | None = None) -> Tensor:

@@ -88,9 +88,7 @@ def applies(trainer: L.Trainer) -> bool:
 
 def install(trainer: L.Trainer) -> None:
     """Make the steps of a fit that has started quick, as far as they can be."""
-    if trainer.strategy.root_device.type == "cpu":
-        for optimizer in trainer.optimizers:
-            _leave_out_capture_check(optimizer)
+    leave_out_capture_checks(trainer)
     if applies(trainer):
         step, loop = FastStep(trainer), trainer.fit_loop.epoch_loop
         loop.advance, loop.on_advance_end = step.advance, step.on_advance_end  # type: ignore[method-assign]
@@ -105,12 +103,15 @@ def remove(trainer: L.Trainer) -> None:
             optimizer.__dict__.pop(name, None)
 
 
-def _leave_out_capture_check(optimizer: Optimizer) -> None:
+def leave_out_capture_checks(trainer: L.Trainer) -> None:
     """Each step asks whether a CUDA graph is being captured. With a CUDA build of torch, and Lightning imported, it
     looks for the driver's library on disk to find out: 90 µs where there is no GPU. On a CPU nothing is captured."""
-    for name in CAPTURE_CHECKS:
-        if hasattr(optimizer, name):
-            setattr(optimizer, name, _nothing)
+    if trainer.strategy.root_device.type != "cpu":
+        return
+    for optimizer in trainer.optimizers:
+        for name in CAPTURE_CHECKS:
+            if hasattr(optimizer, name):
+                setattr(optimizer, name, _nothing)
 
 
 def _nothing() -> None:

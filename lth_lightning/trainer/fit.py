@@ -39,9 +39,15 @@ def show_length(trainer: L.Trainer, length: FitLength) -> None:
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.min_epochs = length
 
 
-def end_epoch_here(trainer: L.Trainer) -> None:
-    """Make the batch that is running the last of its epoch."""
-    trainer.fit_loop.max_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+def may_stop(trainer: L.Trainer, length: FitLength) -> bool:
+    """Whether the network has been trained for `trainer.min_epochs` and `trainer.min_steps`.
+
+    Args:
+        trainer: while a network is trained.
+        length: the fit's as its user set it.
+    """
+    epochs = trainer.fit_loop.epoch_progress.current.processed
+    return epochs >= (length.at_least_epochs or 0) and steps_done(trainer) >= (trainer.min_steps or 0)
 
 
 def has_time_limit(trainer: L.Trainer) -> bool:
@@ -172,19 +178,20 @@ class _First(L.Callback):
 
 
 def call_first_and_last(
-    trainer: L.Trainer, callback: L.Callback, between_epochs: Callable[[L.Trainer, L.LightningModule], None]
+    trainer: L.Trainer, between_epochs: Callable[[L.Trainer, L.LightningModule], None], *last: L.Callback
 ) -> None:
-    """Call `callback` last of all, and `between_epochs` first of all when an epoch starts.
+    """Call `last` after all other callbacks, and `between_epochs` before them when an epoch starts.
 
-    So it sees what the others did to a batch, and the epoch that they see is the next network's.
+    So the last see what the others did to a batch, and the epoch that the others see is the next network's.
     """
-    others = [one for one in trainer.callbacks if one is not callback and not isinstance(one, _First)]
-    trainer.callbacks = [_First(between_epochs), *others, callback]  # a new list: Lightning goes through the old one
+    kinds: tuple[type[L.Callback], ...] = (_First, *(type(one) for one in last[:-1]))
+    others = [one for one in trainer.callbacks if one is not last[-1] and not isinstance(one, kinds)]
+    trainer.callbacks = [_First(between_epochs), *others, *last]  # a new list: Lightning goes through the old one
 
 
-def call_as_before(trainer: L.Trainer) -> None:
-    """Undo the first half of `call_first_and_last`."""
-    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _First)]
+def call_as_before(trainer: L.Trainer, *kinds: type[L.Callback]) -> None:
+    """Take away what `call_first_and_last` brought: its first callback, and those of these kinds."""
+    trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, (_First, *kinds))]
 
 
 def time_is_up(trainer: L.Trainer) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     LearningRateFinder,
     ModelCheckpoint,
@@ -29,6 +30,11 @@ CALLBACKS: dict[type[L.Callback], str] = {
     StochasticWeightAveraging: (
         "averages over the whole fit, across rounds, and takes the learning rate from the schedule. Use "
         "WeightAveraging or EMAWeightAveraging, which begin anew each round."
+    ),
+    BaseFinetuning: (
+        "freezes weights and lets them be trained later, but which weights can be pruned is settled when the fit "
+        "starts. Freeze them for good (requires_grad = False), or train all from the start, with a learning rate for "
+        "each group."
     ),
     ModelPruning: (
         "puts masks of its own on the weights that the lottery masks. Leave it out: lottery.pruning says what goes."
@@ -77,8 +83,8 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
                 raise SettingError(f"trainer.callbacks: {type(callback).__name__} {why}")
 
 
-def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
-    """Name a ModelCheckpoint that would overwrite the lottery's own file.
+def refuse_to_share(trainer: L.Trainer, checkpoint: Path, networks: int) -> None:
+    """Name a ModelCheckpoint that would overwrite the lottery's own file, or with one of so many networks another's.
 
     Raises:
         SettingError: there is one.
@@ -89,8 +95,13 @@ def refuse_to_share(trainer: L.Trainer, checkpoint: Path) -> None:
         names = {callback.CHECKPOINT_NAME_LAST if callback.save_last else None, callback.filename}
         if checkpoint.stem in names and Path(callback.dirpath).resolve() == checkpoint.parent.resolve():
             raise SettingError(
-                f"trainer.callbacks: ModelCheckpoint would overwrite {checkpoint}, which the lottery goes on from. "
+                f"trainer.callbacks: ModelCheckpoint would overwrite {checkpoint}, which the lottery resumes from. "
                 "Give it a dirpath of its own."
+            )
+        if networks > 1 and (callback.save_top_k != 0 or callback.save_last):
+            raise SettingError(
+                "trainer.callbacks: ModelCheckpoint(enable_version_counter=False) would overwrite one network's files "
+                "with the next one's. Leave it at True, and the files of later networks end in -v1, -v2, …"
             )
 
 

@@ -6,19 +6,21 @@ Counters are reset that Lightning has no public way to reset; each reset was che
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    ModelCheckpoint,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
+from lth_lightning.trainer.callback_states import CallbackStates
+from lth_lightning.trainer.contents import changed
+from lth_lightning.trainer.new_optimizers import NewOptimizers
+from lth_lightning.trainer.trainables import Trainables
 
 DECISIVE = (  # attributes of the Trainer that change results
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "val_check_interval"),
@@ -34,49 +36,106 @@ class FreshFit:
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
-        """Copy the states of stopping callbacks. Call it in `setup`: a resumed fit restores them soon after."""
-        self._stoppers = [
-            (callback, copy.deepcopy(callback.state_dict()))
-            for callback in trainer.callbacks
-            if isinstance(callback, EarlyStopping)
-        ]
+        """Copy the states of callbacks. Call it in `setup`: a resumed fit restores them soon after."""
+        self._callbacks = CallbackStates(trainer)
         self._averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
-        self._optimizers: list[Any] = []
-        self._schedulers: list[Any] = []
+        self._optimizers: NewOptimizers | None = None
+        self._trainables: Trainables | None = None
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
+        self._resumed: dict[str, Any] = {}
 
-    def capture(self, trainer: L.Trainer) -> None:
+    def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
-        even in a resumed fit: the checkpoint's are restored after it."""
-        self._optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
-        self._configs = list(trainer.lr_scheduler_configs)
-        self._schedulers = [copy.deepcopy(config.scheduler.state_dict()) for config in self._configs]
+        even in a resumed fit: the checkpoint's are restored after it.
+
+        Args:
+            trainer: its optimizers are made.
+            prunable: gives the weights that may be pruned, as they are at the call.
+
+        Raises:
+            SettingError: an optimizer whose steps nobody can follow.
+        """
+        self.is_global_zero = trainer.is_global_zero
+        self._optimizers = NewOptimizers(trainer)
+        self._trainables = Trainables(trainer, prunable)
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
 
-    def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> None:
+    def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> bool:
         """Make the trainer new, as if `step` optimizer steps in `batch` batches and `epoch` epochs lay behind it.
 
         Call it in `on_train_epoch_start`, with the weights that the network starts from in place.
+
+        Returns:
+            Whether the optimizers are other objects than before: what hooks into them must do so again.
+
+        Raises:
+            SettingError: optimizers or schedules that keep something of the last network.
         """
-        for optimizer, state in zip(trainer.optimizers, self._optimizers, strict=True):
-            optimizer.load_state_dict(copy.deepcopy(state))  # in place: with the CLI no new one can be made
-        trainer.strategy.lr_scheduler_configs = list(self._configs)
-        for config, state in zip(self._configs, self._schedulers, strict=True):
-            config.scheduler.load_state_dict(copy.deepcopy(state))
+        assert self._optimizers is not None and self._trainables is not None
+        self._trainables.restore(trainer.lightning_module)
+        self._restart_counters(trainer, 0, 0, 0)
+        self._lift_limit(trainer)
+        renewed = self._optimizers.restore(trainer)
+        self._trainables.note_groups(trainer)
         if self._precision:
             trainer.precision_plugin.load_state_dict(copy.deepcopy(self._precision))
         for parameter in trainer.lightning_module.parameters():
             parameter.grad = None
-        for callback, state in self._stoppers:
-            callback.load_state_dict(copy.deepcopy(state))
-        for checkpoint in trainer.checkpoint_callbacks:
-            if isinstance(checkpoint, ModelCheckpoint):
-                checkpoint._last_global_step_saved = 0  # else it takes the same step of another round for saved
+        self._callbacks.restore()
         self.restart_averages(trainer, step, epoch)
         self._restart_counters(trainer, step, epoch, batch)
+        self._reload_loaders(trainer)
         trainer.should_stop = False
         trainer._logger_connector.reset_metrics()  # no metric of the last network may pass for one of this
+        return renewed
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Stop where training has changed which parameters there are and which are trained.
+
+        Raises:
+            SettingError: it has.
+        """
+        assert self._trainables is not None
+        self._trainables.check(trainer)
+
+    def keep_ticket(self) -> None:
+        """Note what ModelCheckpoints know of the ticket that has just been trained."""
+        self._callbacks.keep()
+
+    def end(self, trainer: L.Trainer) -> None:
+        """Leave averages and ModelCheckpoints as the last ticket's, whose weights are in place."""
+        self.restart_averages(trainer)
+        self._callbacks.give_back()
+
+    def release(self) -> None:
+        """Let go of what `capture` put on."""
+        if self._optimizers is not None:
+            self._optimizers.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit must know."""
+        assert self._optimizers is not None
+        return {"checkpoints": self._callbacks.kept, "outside": self._optimizers.outside()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._callbacks.kept, self._resumed = state["checkpoints"], state["outside"]
+
+    def check_resumed(self, trainer: L.Trainer) -> None:
+        """Call it in `on_train_start` of a fit that goes on with a network.
+
+        Raises:
+            SettingError: its optimizer is not as it was, as its `state_dict` does not hold all of it.
+        """
+        assert self._optimizers is not None
+        if differ := changed(self._resumed, self._optimizers.outside()):
+            names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
+            raise SettingError(
+                f"ckpt_path: {names} keeps {differ[0]} outside of its state_dict, so the checkpoint does not hold it, "
+                "and the network that was in training cannot be resumed to the same end. Run it anew, or let the "
+                "optimizer's state_dict hold all that it needs."
+            )
 
     def restart_averages(self, trainer: L.Trainer, step: int = 0, epoch: int = 0) -> None:
         """Let averaged weights (EMA) begin anew, with the weights as they are."""
@@ -107,16 +166,17 @@ class FreshFit:
         """All that decides what a network becomes and that a resumed fit could have changed, in words."""
         facts = {f"trainer.{name}": repr(getattr(trainer, name)) for name in DECISIVE}
         facts["trainer.precision"] = str(trainer.precision)
-        for i, (optimizer, state) in enumerate(zip(trainer.optimizers, self._optimizers, strict=True)):
+        assert self._optimizers is not None
+        for i, (optimizer, state) in enumerate(zip(trainer.optimizers, self._optimizers.states, strict=True)):
             facts[f"optimizer {i}"] = type(optimizer).__name__
             for j, group in enumerate(state["param_groups"]):
                 values = {name: value for name, value in group.items() if name != "params"}
                 facts |= {f"optimizer {i}, group {j}, {name}": repr(value) for name, value in values.items()}
-        for i, (config, state) in enumerate(zip(self._configs, self._schedulers, strict=True)):
+        for i, (config, state) in enumerate(zip(self._optimizers.configs, self._optimizers.schedules, strict=True)):
             facts[f"lr_scheduler {i}"] = f"{type(config.scheduler).__name__} by {config.interval}"
             plain = {name: value for name, value in state.items() if _is_plain(value)}
             facts |= {f"lr_scheduler {i}, {name}": repr(value) for name, value in plain.items()}
-        for stopper, _ in self._stoppers:
+        for stopper, _ in self._callbacks.stoppers:
             values = {name: getattr(stopper, name) for name in ("monitor", "mode", "patience", "min_delta")}
             facts |= {f"{type(stopper).__name__}, {name}": repr(value) for name, value in values.items()}
         facts |= {f"callback {type(average).__name__}": described(average) for average in self._averages}
@@ -136,8 +196,11 @@ class FreshFit:
             optimization.reset()
             optimization.total.increment_by(step)
         epoch_loop._batches_that_stepped = step
+
+    def _reload_loaders(self, trainer: L.Trainer) -> None:
         if trainer.reload_dataloaders_every_n_epochs:
-            fit_loop._last_train_dl_reload_epoch = epoch_loop.val_loop._last_val_dl_reload_epoch = -math.inf
+            fit_loop = trainer.fit_loop
+            fit_loop._last_train_dl_reload_epoch = fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = -math.inf
             fit_loop.setup_data()
 
     def advance_schedulers(self, trainer: L.Trainer, step: int, epoch: int) -> None:
@@ -166,20 +229,36 @@ class FreshFit:
         Natively: validation, accumulation and epoch-wise schedules see an epoch of that length. Undone by the
         next call.
         """
+        self._lift_limit(trainer)
         fit_loop = trainer.fit_loop
         loader = fit_loop._combined_loader
         assert loader is not None and loader.limits is not None
-        if self._whole_epoch is not None and self._whole_epoch[0] is loader:
-            _, loader.limits, fit_loop.max_batches, trainer.val_check_batch = self._whole_epoch
-        self._whole_epoch = None
         if batches >= fit_loop.max_batches - already and not already:
             return
-        self._whole_epoch = (loader, list(loader.limits), fit_loop.max_batches, trainer.val_check_batch)
+        self._note_whole_epoch(trainer)
         batches = int(min(batches, fit_loop.max_batches - already))
         loader.limits = [min(limit, batches) for limit in loader.limits]
         fit_loop.max_batches = batches
         if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
             trainer.val_check_batch = max(1, int(min(batches, trainer.val_check_batch)))
+
+    def end_epoch_here(self, trainer: L.Trainer) -> None:
+        """Make the batch that is running the last of its epoch, and validate after it, as Lightning does at a stop."""
+        self._note_whole_epoch(trainer)
+        trainer.fit_loop.max_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        trainer.val_check_batch = 1
+
+    def _note_whole_epoch(self, trainer: L.Trainer) -> None:
+        loader = trainer.fit_loop._combined_loader
+        assert loader is not None and loader.limits is not None
+        if self._whole_epoch is None:
+            self._whole_epoch = (loader, list(loader.limits), trainer.fit_loop.max_batches, trainer.val_check_batch)
+
+    def _lift_limit(self, trainer: L.Trainer) -> None:
+        loader = trainer.fit_loop._combined_loader
+        if self._whole_epoch is not None and self._whole_epoch[0] is loader:
+            _, loader.limits, trainer.fit_loop.max_batches, trainer.val_check_batch = self._whole_epoch
+        self._whole_epoch = None
 
 
 def described(thing: object) -> str:

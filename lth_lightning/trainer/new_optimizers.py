@@ -1,0 +1,238 @@
+"""Optimizers and schedules as a fit of its own would find them, for each network of a fit."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable
+from types import MethodType
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from lth_lightning.errors import SettingError
+from lth_lightning.seeding import preserved_generators
+from lth_lightning.trainer import fast_step
+from lth_lightning.trainer.contents import Contents, attributes, changed, contents, is_torchs_own
+
+# What torch itself hangs on optimizers: hooks, names for its profiler, notes for its warnings.
+TORCHS_NOTES = (
+    *("_optimizer_", "_opt_called", "_warned_", "_zero_grad_profile_name", "_patch_step", "_cuda_graph_"),
+    *("_accelerator_graph_", "_step_count", "_is_initial", "_get_lr_called_within_step"),
+)
+
+
+class NewOptimizers:
+    """Gives each network new optimizers and schedules.
+
+    Those of torch itself keep all their state in their `state_dict`, so loading the one they began with makes them
+    new. Others may keep weights or counters anywhere (Lookahead's slow weights, float32 masters, averages, an optimizer
+    that they wrap), which were true of the weights that they were made with: they are made anew by
+    `configure_optimizers`, where it gives new ones. Where it gives the same ones again, as the command line's own
+    does, they must be found to be as they were, attribute by attribute, once their `state_dict` is loaded.
+
+    Args:
+        trainer: at `on_fit_start`, where optimizers are new even in a resumed fit.
+
+    Raises:
+        SettingError: something steps weights that is not a `torch.optim.Optimizer`.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer = trainer
+        for optimizer in trainer.optimizers:
+            _complete(optimizer)
+        self.configs = list(trainer.lr_scheduler_configs)
+        self.states = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
+        self.schedules = [copy.deepcopy(config.scheduler.state_dict()) for config in self.configs]
+        self._contents = self._look(trainer)
+        self._torchs_own = all(is_torchs_own(one) for one in _nested(trainer.optimizers, trainer.lightning_module))
+        self._steppers = _Steppers(trainer)
+
+    def restore(self, trainer: L.Trainer) -> bool:
+        """Make them new, with the weights in place that the network starts from and counters at 0.
+
+        Returns:
+            Whether they are other objects than before, so that hooks must be set again.
+
+        Raises:
+            SettingError: they can neither be made anew nor be found to be new.
+        """
+        if self._torchs_own:
+            self._load(trainer)
+            if not changed(self._contents, self._look(trainer)):
+                return False
+        before = [*trainer.optimizers, *(config.scheduler for config in self.configs)]
+        self._make(trainer)
+        after = [*trainer.optimizers, *(config.scheduler for config in trainer.lr_scheduler_configs)]
+        if not any(one is other for one in before for other in after):
+            self._refuse_kept(trainer, before)
+            self.configs = list(trainer.lr_scheduler_configs)
+            self._steppers.start_over()
+            return True
+        self._load(trainer)
+        self._refuse_stale(trainer)
+        return False
+
+    def outside(self) -> Contents:
+        """What lies outside of the `state_dict` of optimizers that are not torch's own, so in no checkpoint."""
+        return {} if self._torchs_own else self._look(self._trainer, saved=False)
+
+    def release(self) -> None:
+        """Let go of what the fit put on."""
+        self._steppers.handle.remove()
+
+    def _load(self, trainer: L.Trainer) -> None:
+        for optimizer, state in zip(trainer.optimizers, self.states, strict=True):
+            optimizer.load_state_dict(copy.deepcopy(state))
+        trainer.strategy.lr_scheduler_configs = list(self.configs)
+        for config, state in zip(self.configs, self.schedules, strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+
+    def _make(self, trainer: L.Trainer) -> None:
+        strategy = trainer.strategy
+        if getattr(strategy, "_model_averager", None) is not None:
+            raise SettingError(
+                f"trainer.strategy: {type(strategy).__name__} wraps the optimizers to average models, and "
+                f"{_names(trainer.optimizers)} must be made anew for each network. Use torch.optim's own, or another "
+                "communication hook."
+            )
+        with preserved_generators():
+            strategy.setup_optimizers(trainer)
+        strategy.setup_precision_plugin()
+        _optimizers_to_device(strategy.optimizers, strategy.root_device)
+        for optimizer in trainer.optimizers:
+            _complete(optimizer)
+        fast_step.leave_out_capture_checks(trainer)
+
+    def _refuse_stale(self, trainer: L.Trainer) -> None:
+        """Of optimizers that cannot be made anew."""
+        holds_weights = [path for path, words in self._look(trainer, saved=False).items() if words[:6] == "tensor"]
+        stale = changed(self._contents, self._look(trainer)) or (holds_weights if not self._torchs_own else [])
+        if stale:
+            raise SettingError(
+                f"configure_optimizers: {_names(trainer.optimizers)} keeps {_listed(stale)} from network to network, "
+                "outside of its state_dict, and configure_optimizers gives the same object each time, so that the next "
+                "network would be pulled back to the last. Make optimizers and schedules in configure_optimizers, new "
+                "ones at each call; with the command line, in a LightningModule of your own."
+            )
+
+    def _refuse_kept(self, trainer: L.Trainer, old: list[Any]) -> None:
+        """A module that has put an optimizer aside would go on with the last network's."""
+        for name, module in trainer.lightning_module.named_modules():
+            for attribute, value in vars(module).items():
+                values = value if isinstance(value, list | tuple) else [value]
+                inner = [one._optimizer if isinstance(one, LightningOptimizer) else one for one in values]
+                if any(one is other for one in inner for other in old):
+                    raise SettingError(
+                        f"{type(module).__name__}: {name + '.' if name else ''}{attribute} keeps an optimizer or "
+                        f"schedule, and {_names(trainer.optimizers)} is made anew for each network. Ask for it by "
+                        "self.optimizers() or self.lr_schedulers() where it is needed."
+                    )
+
+    def _look(self, trainer: L.Trainer, saved: bool = True) -> Contents:
+        things: dict[str, Any] = {f"optimizer {i}": optimizer for i, optimizer in enumerate(trainer.optimizers)}
+        if saved:
+            things |= {f"schedule {i}": config.scheduler for i, config in enumerate(self.configs)}
+        found = contents(things, _of_module(trainer.lightning_module), _Notes(saved))
+        return {path.split(".", 1)[-1] if len(things) == 1 else path: words for path, words in found.items()}
+
+
+class _Notes:
+    """Which attributes of an optimizer or schedule do not count."""
+
+    def __init__(self, saved: bool) -> None:
+        self._saved = saved
+
+    def __call__(self, owner: Any, name: str) -> bool:
+        if isinstance(owner, LRScheduler):
+            return name == "optimizer" or name.startswith(TORCHS_NOTES)
+        if not isinstance(owner, Optimizer):
+            return False
+        if name == "defaults" or (not self._saved and name in ("state", "param_groups")):
+            return True
+        if name == "step":
+            return hasattr(getattr(owner, name), "_wrapped_by_lr_sched")
+        return name.startswith(TORCHS_NOTES) or (is_torchs_own(owner) and name.startswith("_"))
+
+
+class _Steppers:
+    """Hears each step of each optimizer there is, and refuses one of the module's weights by an unknown one."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer = trainer
+        self.start_over()
+        self.handle: RemovableHandle = register_optimizer_step_post_hook(self._hear)
+
+    def start_over(self) -> None:
+        self._known: dict[int, Optimizer] = {}
+
+    def _hear(self, optimizer: Optimizer, *_: Any) -> None:
+        if id(optimizer) in self._known:
+            return
+        module = self._trainer.lightning_module
+        weights = {id(parameter) for parameter in module.parameters()}
+        nested = _nested(self._trainer.optimizers, module)
+        owned = any(id(parameter) in weights for group in optimizer.param_groups for parameter in group["params"])
+        if owned and not any(optimizer is one for one in nested):
+            raise SettingError(
+                f"{type(module).__name__}: {type(optimizer).__name__} steps its weights, and configure_optimizers does "
+                "not return it, so that each network would get it as the last one left it, and no checkpoint holds it. "
+                "Return it from configure_optimizers. One that steps during the backward pass cannot be used."
+            )
+        self._known[id(optimizer)] = optimizer
+
+
+def _complete(optimizer: Any) -> None:
+    """Give an optimizer that never called `Optimizer.__init__` what that sets: without it no hook of torch's is heard.
+
+    Raises:
+        SettingError: it is not an optimizer of torch's kind.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise SettingError(
+            f"configure_optimizers: {type(optimizer).__name__} is not a torch.optim.Optimizer, so nothing can be done "
+            "after its steps, as pruned weights need. Derive it from torch.optim.Optimizer."
+        )
+    if "_optimizer_step_post_hooks" not in vars(optimizer):
+        optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        if getattr(type(optimizer).step, "hooked", False):  # another of its class did call it
+            return
+        step = optimizer.step
+
+        def stepped(_: Optimizer, *args: Any, **more: Any) -> Any:
+            return step(*args, **more)
+
+        # Of this one only: others of its class, used elsewhere, have no place for hooks.
+        optimizer.step = MethodType(Optimizer.profile_hook_step(stepped), optimizer)  # type: ignore[method-assign]
+
+
+def _nested(optimizers: Iterable[Any], module: nn.Module) -> list[Optimizer]:
+    """The optimizers and those that they wrap."""
+    found: list[Optimizer] = []
+    waiting = list(optimizers)
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Optimizer) and not any(one is other for other in found):
+            found.append(one)
+            for _, value in attributes(one):
+                waiting += value if isinstance(value, list | tuple) else [value]
+    return found
+
+
+def _of_module(module: nn.Module) -> dict[int, Any]:
+    things = [*module.modules(), *module.parameters(), *module.buffers()]
+    return {id(thing): thing for thing in things}
+
+
+def _names(optimizers: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers))
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

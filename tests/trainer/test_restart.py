@@ -1,0 +1,646 @@
+"""Every network starts new: optimizers, schedules, callbacks, buffers, parameters. What a module keeps itself is told.
+
+Tried, each in a fit of several networks, and held against a plain loop from the ticket's own start where it trains.
+
+Optimizers and schedules:
+
+- All of torch.optim (tests/behaviour/test_training_matrix.py): in place, from the `state_dict` they began with.
+- Lookahead, with and without `Optimizer.__init__`; float32 masters; a counter of its own; Lion: made anew.
+- torch's Adam with a `step` that closes over a counter; LambdaLR whose function counts: found stale, made anew.
+- The same where `configure_optimizers` returns one object each time, as the command line's automatic one does: refused,
+  but for Lion, which keeps all in `state` and is found to be new.
+- An optimizer that the module puts aside, steps itself or in the backward pass; one not of torch's kind: refused.
+- A `state_dict` that does not hold all of it, resumed inside a network: refused at the resume.
+
+What a module changes:
+
+- Number, text, list, dict, set, deque, array, generator, tensor that is not a buffer; an attribute of an object, of a
+  submodule or of a class; hyperparameters; a module hidden in a list: told, once.
+- What it empties itself before it trains or evaluates, what it sets in `on_network_start`, metrics, constants that are
+  made late: not told.
+- A buffer that grows, appears, becomes None, changes type, is not persistent: as it was at the rewind point.
+- A parameter that appears, goes, is replaced, changes shape; a weight that is unfrozen; groups that are added: refused.
+- A bias that is unfrozen, a weight that is frozen, a layer put into evaluation mode: as it was at the start.
+
+Other callbacks:
+
+- EarlyStopping, SpikeDetection, ModelCheckpoint, averages (test_guests.py): new in each network; at the end a
+  ModelCheckpoint speaks of the last ticket.
+- ModelCheckpoint(enable_version_counter=False), BaseFinetuning, BackboneFinetuning: refused.
+- Timer (the whole fit's), LearningRateMonitor, DeviceStatsMonitor: nothing of theirs decides anything.
+"""
+
+import collections
+import itertools
+import logging
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Cut, Fit, Order, assert_same, copies, digits, fit, train_by_hand
+from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, SpikeDetection
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from lth_lightning import SettingError
+
+
+class Module(L.LightningModule):
+    """A small network, trained by whatever `optimise` makes of the module."""
+
+    def __init__(self, optimise: Callable[[L.LightningModule], Any] | None = None) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+        self._optimise = [optimise or (lambda module: SGD(module.parameters(), lr=0.1, momentum=0.9))]
+
+    def configure_optimizers(self) -> Any:
+        return self._optimise[0](self)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits = self.net(batch[0])
+        self.log("val_loss", F.cross_entropy(logits, batch[1]))
+        self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean())
+
+
+def run_of(make: Callable[[], L.LightningModule], folder: Path, **settings: Any) -> Fit:
+    torch.manual_seed(0)
+    run = fit(make(), digits(), folder, evaluate_test=False, **settings)
+    run.make_module = make
+    return run
+
+
+# ------------------------------------------------------------------------ optimizers and schedules
+
+
+def lookahead(whole: bool) -> Callable[[L.LightningModule], Any]:
+    """A class of its own each: torch gives a class its hooks with the first that calls `Optimizer.__init__`."""
+
+    class Lookahead(Optimizer):
+        """Zhang et al. 2019: every third step, weights go half of the way that they have come, from slow ones."""
+
+        def __init__(self, base: Optimizer) -> None:
+            if whole:
+                super().__init__(base.param_groups, {})
+            self.base, self.count = base, 0
+            self.param_groups, self.state, self.defaults = base.param_groups, base.state, base.defaults
+            self.slow = [p.detach().clone() for p in base.param_groups[0]["params"]]
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            loss = self.base.step(closure)
+            self.count += 1
+            if self.count % 3 == 0:
+                for p, q in zip(self.param_groups[0]["params"], self.slow, strict=True):
+                    q.lerp_(p, 0.5)
+                    p.copy_(q)
+            return loss
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.base.zero_grad(set_to_none)
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.base.state_dict()
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.base.load_state_dict(state)
+            self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    return lambda module: Lookahead(Adam(module.parameters(), 1e-2))
+
+
+class Masters(SGD):
+    """Steps copies of the weights, and copies them back."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.masters = {p: p.detach().double() for group in self.param_groups for p in group["params"]}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for p, master in self.masters.items():
+            p.copy_(master.sub_(self.param_groups[0]["lr"] * p.grad))
+        return loss
+
+
+class WarmUp(SGD):
+    """Counts its steps, and takes smaller ones at first."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        self.param_groups[0]["lr"] = 0.1 * min(1.0, self.steps / 8)
+        return super().step(closure)
+
+
+class Lion(Optimizer):
+    """All its state where torch looks for it."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                p.sub_(mean.lerp(p.grad, 0.1).sign_(), alpha=group["lr"])
+                mean.lerp_(p.grad, 0.01)
+        return loss
+
+
+def patched(module: L.LightningModule) -> Optimizer:
+    optimizer, counter = Adam(module.parameters(), lr=1e-2), [0]
+    step = optimizer.step
+
+    def slower(closure: Any = None) -> Any:
+        counter[0] += 1
+        optimizer.param_groups[0]["lr"] = 1e-2 / counter[0]
+        return step(closure)
+
+    optimizer.step = slower  # type: ignore[method-assign]
+    return optimizer
+
+
+def counting_schedule(module: L.LightningModule) -> Any:
+    optimizer, counter = SGD(module.parameters(), lr=0.1, momentum=0.9), itertools.count(1)
+    schedule = LambdaLR(optimizer, lambda _: 1 / next(counter))
+    return [optimizer], [{"scheduler": schedule, "interval": "epoch"}]
+
+
+STALE: dict[str, Callable[[L.LightningModule], Any]] = {
+    "lookahead": lookahead(whole=True),
+    "lookahead without Optimizer.__init__": lookahead(whole=False),
+    "masters": lambda module: Masters(module.parameters(), lr=0.1),
+    "warm-up": lambda module: WarmUp(module.parameters(), lr=0.1),
+    "a step that closes over a counter": patched,
+    "a schedule that counts": counting_schedule,
+}
+OPTIMIZERS = STALE | {"lion": lambda module: Lion(module.parameters(), lr=1e-3)}
+
+
+def same_each_time(optimise: Callable[[L.LightningModule], Any]) -> Callable[[L.LightningModule], Any]:
+    """As the command line's automatic `configure_optimizers` does it."""
+    made: list[Any] = []
+
+    def once(module: L.LightningModule) -> Any:
+        made.append(optimise(module) if not made else made[0])
+        return made[0]
+
+    return once
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_network_is_trained_as_by_an_optimizer_that_was_made_for_it(name: str, tmp_path: Path) -> None:
+    run = run_of(lambda: Module(OPTIMIZERS[name]), tmp_path, train_for="14it", controls=["random_mask"])
+    for round in range(3):
+        masks = run.ticket(round).masks
+        alone = train_by_hand(run, run.start(round), masks, first_step=0, last_step=14, order=round)
+        assert_same(alone, run.ticket(round).trained)
+        assert all(not (weight[~masks[key]] != 0).any() for key, weight in alone.items() if key in masks)
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_an_optimizer_that_can_neither_be_made_anew_nor_be_found_new_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="configure_optimizers: .* keeps .* from network to network"):
+        run_of(lambda: Module(same_each_time(OPTIMIZERS[name])), tmp_path)
+    if name in ("lookahead", "masters"):
+        assert not list(tmp_path.glob("tickets/*")), "before anything is trained"
+
+
+def test_an_optimizer_that_keeps_all_in_its_state_may_be_the_same_each_time(tmp_path: Path) -> None:
+    one, other = (
+        run_of(lambda make=make: Module(make(OPTIMIZERS["lion"])), tmp_path / make.__name__)  # type: ignore[misc]
+        for make in (same_each_time, lambda optimise: optimise)
+    )
+    assert_same(one.ticket(2).trained, other.ticket(2).trained)
+
+
+def test_optimizers_of_torch_stay_the_same_objects(tmp_path: Path) -> None:
+    class Look(L.Callback):
+        seen: ClassVar[list[Any]] = []
+
+        def on_network_start(self, trainer: L.Trainer, *_: Any) -> None:
+            self.seen.append(trainer.optimizers[0])
+
+    run_of(Module, tmp_path, callbacks=(Look(),))
+    assert all(optimizer is Look.seen[0] for optimizer in Look.seen) and len(Look.seen) == 3
+
+
+def test_an_optimizer_that_the_module_puts_aside_is_refused(tmp_path: Path) -> None:
+    class Aside(Module):
+        automatic_optimization = False
+
+        def on_fit_start(self) -> None:
+            self.mine = [self.optimizers()]
+
+    with pytest.raises(SettingError, match=r"Aside: mine keeps an optimizer or schedule, and Lion is made anew"):
+        run_of(lambda: Aside(OPTIMIZERS["lion"]), tmp_path)
+
+
+def test_an_optimizer_that_is_not_returned_is_refused_at_its_first_step(tmp_path: Path) -> None:
+    class During(Module):
+        """Each layer is stepped as soon as its gradient is there."""
+
+        def on_fit_start(self) -> None:
+            self.inner = {p: SGD([p], lr=0.1, momentum=0.9) for p in self.parameters()}
+            for p, optimizer in self.inner.items():
+                p.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+
+    with pytest.raises(SettingError, match=r"During: SGD steps its weights, and configure_optimizers does not return"):
+        run_of(During, tmp_path)
+
+
+def test_what_is_no_optimizer_of_torch_is_refused(tmp_path: Path) -> None:
+    class Duck:
+        def __init__(self, base: Optimizer) -> None:
+            self.base, self.param_groups, self.state, self.defaults = base, base.param_groups, base.state, base.defaults
+            self.step, self.zero_grad = base.step, base.zero_grad
+            self.state_dict, self.load_state_dict = base.state_dict, base.load_state_dict
+
+    with pytest.raises(SettingError, match=r"Duck is not a torch.optim.Optimizer"):
+        run_of(lambda: Module(lambda module: Duck(SGD(module.parameters(), lr=0.1))), tmp_path)
+
+
+def test_what_a_checkpoint_does_not_hold_of_an_optimizer_is_found_out_at_the_resume(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"train_for": "21it", "rounds": 1}
+    for name, cut_at in (("lookahead", 25), ("lion", 37), ("lookahead", 37)):
+        folder = tmp_path / f"{name} {cut_at}"
+        whole = run_of(lambda name=name: Module(OPTIMIZERS[name]), tmp_path / f"whole {folder.name}", **settings)  # type: ignore[misc]
+        with pytest.raises(RuntimeError, match="cut"):
+            run_of(lambda name=name: Module(OPTIMIZERS[name]), folder, callbacks=(Cut(cut_at),), **settings)  # type: ignore[misc]
+
+        def resume(folder: Path = folder, name: str = name) -> Fit:
+            last = folder / "checkpoints" / "last.ckpt"
+            return run_of(lambda: Module(OPTIMIZERS[name]), folder, ckpt_path=last, **settings)
+
+        if (name, cut_at) == ("lookahead", 37):
+            with pytest.raises(SettingError, match="ckpt_path: Lookahead keeps .* outside of its state_dict"):
+                resume()
+        else:  # at a network's start Lookahead has nothing of its own yet
+            assert_same(resume().ticket(1).trained, whole.ticket(1).trained)
+
+
+# ------------------------------------------------------------------------ what a module keeps in attributes
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.value = 1.0
+
+
+class Keeps(Module):
+    """Changes one thing at each step, by `change`."""
+
+    shared: ClassVar[list[int]] = []
+
+    def __init__(self, prepare: Callable[[Any], None], change: Callable[[Any], None]) -> None:
+        super().__init__()
+        prepare(self)
+        self._change = [change]
+        self.shared.clear()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self._change[0](self)
+        return super().training_step(batch, batch_idx)
+
+
+def setting(**values: Any) -> Callable[[Any], None]:
+    return lambda module: [setattr(module, name, value) for name, value in values.items()] and None
+
+
+def shrink(module: Any) -> None:
+    module.temperature *= 0.5
+
+
+TOLD: dict[str, tuple[Callable[[Any], None], Callable[[Any], None], str]] = {
+    "number": (setting(temperature=1.0), shrink, r"temperature \(1.0, now 0.0009765625\)"),
+    "text": (setting(phase="a"), lambda m: setattr(m, "phase", m.phase + "b"), r"phase \('a', now 'abbbbbbbbbb'\)"),
+    "list": (setting(seen=[]), lambda m: m.seen.append(1), "seen"),
+    "dict": (setting(counts={}), lambda m: m.counts.update(n=m.counts.get("n", 0) + 1), "counts"),
+    "nested": (setting(a={"b": [0]}), lambda m: m.a["b"].append(3), "a"),
+    "set": (setting(ids=set()), lambda m: m.ids.add(len(m.ids)), "ids"),
+    "deque": (setting(last=collections.deque([0], 3)), lambda m: m.last.append(m.last[-1] + 1), "last"),
+    "array": (setting(prior=np.ones(3)), lambda m: m.prior.__imul__(0.9), "prior"),
+    "tensor that is not a buffer": (setting(mean=torch.ones(3)), lambda m: m.mean.mul_(0.9), "mean"),
+    "generator of Python's": (setting(dice=random.Random(0)), lambda m: m.dice.random(), "dice"),
+    "generator of torch's": (
+        setting(dice=torch.Generator()),
+        lambda m: torch.rand(1, generator=m.dice),
+        "dice",
+    ),
+    "generator of NumPy's": (setting(dice=np.random.default_rng(0)), lambda m: m.dice.random(), "dice"),
+    "object": (setting(holder=Holder()), lambda m: setattr(m.holder, "value", m.holder.value + 1), r"holder.value"),
+    "submodule": (lambda m: None, lambda m: setattr(m.net[2], "rate", getattr(m.net[2], "rate", 1) / 2), r"net.2.rate"),
+    "hidden module": (
+        lambda m: setattr(m, "teachers", [nn.Linear(2, 2)]),
+        lambda m: m.teachers[0].weight.data.mul_(0.9),
+        "teachers",
+    ),
+    "class": (lambda m: None, lambda m: m.shared.append(1), "Keeps.shared"),
+    "hyperparameter": (
+        lambda m: m.save_hyperparameters({"alpha": 1.0}),
+        lambda m: m.hparams.update(alpha=m.hparams.alpha / 2),
+        "_hparams",
+    ),
+    "lazily made": (lambda m: None, lambda m: setattr(m, "ema", getattr(m, "ema", 0) + 1), "ema"),
+}
+
+
+def heard(
+    caplog: pytest.LogCaptureFixture, make: Callable[[], L.LightningModule], folder: Path, **more: Any
+) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "lth_lightning"):
+        run_of(make, folder, **more)
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("what", TOLD)
+def test_what_training_changes_in_a_module_and_nobody_restores_is_told_once(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare, change, words = TOLD[what]
+    (told,) = heard(caplog, lambda: Keeps(prepare, change), tmp_path)
+    assert re.match(rf"Keeps: training has changed {words}\W", told), told
+
+
+def test_what_a_module_sets_back_itself_is_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Tidy(Module):
+        """What people write: lists for an epoch, sums for an evaluation, metrics, things that stay as they are."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters({"width": 12})
+            self.losses: list[Tensor] = []
+            self.scores: list[Tensor] = []
+            self.total, self.temperature, self.metric = 0, 1.0, MeanMetric()
+            self.example_input_array = torch.zeros(1, 1, 8, 8)
+
+        def on_network_start(self, network: Any, density: float) -> None:
+            self.temperature = 1.0
+            self.heard = density
+
+        def on_network_end(self, row: Any) -> None:
+            del self.heard
+
+        def on_train_epoch_start(self) -> None:
+            self.losses = []
+
+        def on_validation_epoch_start(self) -> None:
+            self.scores.clear()
+            self.total = 0
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.losses.append(loss.detach())
+            self.metric(loss)
+            self.log("train_loss", self.metric, on_epoch=True)
+            self.temperature *= 0.5
+            self.positions = torch.arange(8)
+            return loss
+
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.scores.append(self.net(batch[0]))
+            self.total += len(batch[0])
+
+    assert heard(caplog, Tidy, tmp_path / "tidy") == []
+    assert heard(caplog, lambda: Module(OPTIMIZERS["lookahead"]), tmp_path / "module") == []
+
+
+def test_a_module_hears_of_its_networks_and_not_of_one_that_is_resumed(tmp_path: Path) -> None:
+    class Hears(Module):
+        heard: ClassVar[list[Any]] = []
+
+        def on_network_start(self, network: Any, density: float) -> None:
+            self.heard.append((network.round, density))
+
+        def on_network_end(self, row: Any) -> None:
+            self.heard.append(row.round)
+
+    settings: dict[str, Any] = {"train_for": "14it", "rounds": 1}
+    with pytest.raises(RuntimeError, match="cut"):
+        run_of(Hears, tmp_path, callbacks=(Cut(24),), **settings)
+    assert [entry if isinstance(entry, int) else entry[0] for entry in Hears.heard] == [0, 0, 1]
+    run_of(Hears, tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", **settings)
+    assert [entry if isinstance(entry, int) else entry[0] for entry in Hears.heard] == [0, 0, 1, 1]
+    assert Hears.heard[0] == (0, 1.0)
+
+
+def test_a_second_fit_on_a_ticket_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = Module()
+    assert heard(caplog, lambda: module, tmp_path / "first") == []
+    (told,) = heard(caplog, lambda: module, tmp_path / "second")
+    assert "round 0 does not start from a new network: 35.9 % of the module's prunable weights are 0 already" in told
+
+
+# ------------------------------------------------------------------------ buffers and parameters
+
+
+class Bank(Module):
+    """Buffers that grow, appear, vanish and change type while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grows", torch.zeros(0, 2))
+        self.register_buffer("appears", None)
+        self.register_buffer("vanishes", torch.ones(3))
+        self.register_buffer("converts", torch.zeros(2, dtype=torch.int64))
+        self.register_buffer("passing", torch.zeros(1), persistent=False)
+        self.starts: list[Any] = []
+
+    def on_network_start(self, network: Any, density: float) -> None:
+        self.starts.append({name: None if value is None else value.tolist() for name, value in self._buffers.items()})
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.grows = torch.cat([self.grows, torch.ones(1, 2)])
+        self.appears, self.vanishes = torch.ones(2), None
+        self.converts = self.converts.double() + 1
+        self.passing = torch.cat([self.passing, self.passing])[:4]
+        if "late" not in self._buffers:
+            self.register_buffer("late", torch.zeros(2))
+        return super().training_step(batch, batch_idx)
+
+
+def test_buffers_start_as_at_the_rewind_point_whatever_became_of_them(tmp_path: Path) -> None:
+    run = run_of(Bank, tmp_path, controls=["random_reinit", "pruned_only"])
+    trained_ones = [row.variant != "pruned_only" for row in run.rows]
+    first, *others = itertools.compress(run.module.starts, trained_ones)
+    assert first == {"grows": [], "appears": None, "vanishes": [1.0] * 3, "converts": [0, 0], "passing": [0.0]}
+    assert all(start == first for start in others) and len(others) == 4
+    assert run.module.grows.shape == (10, 2) and run.module.converts.dtype == torch.float64
+    assert run.module.passing.shape == (4,) and "passing" not in run.module.state_dict()
+    trained = Bank()
+    run.ticket(2).apply(trained, weights="trained")
+    assert_same(copies(trained), copies(run.module))
+
+
+CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "appears": (lambda m: setattr(m, "extra", nn.Parameter(torch.ones(1))), "extra is new"),
+    "goes": (lambda m: m.net[3].register_parameter("bias", None), "net.3.bias is gone"),
+    "is replaced": (
+        lambda m: setattr(m.net[1], "weight", nn.Parameter(m.net[1].weight.detach().clone())),
+        "net.1.weight is another object",
+    ),
+    "changes shape": (
+        lambda m: setattr(m.net[3].bias, "data", torch.zeros(11)),
+        r"net.3.bias was torch.float32 \(10,\) and is torch.float32 \(11,\)",
+    ),
+    "is unfrozen": (
+        lambda m: m.net[1].requires_grad_(True),
+        r"net.1.weight was frozen \(requires_grad\) and is trained",
+    ),
+    "joins a group": (
+        lambda m: m.optimizers().optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
+        r"the optimizers' groups had \[\[4\]\] parameters and have \[\[4, 1\]\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_parameter_that_training_changes_for_good_stops_the_run(what: str, tmp_path: Path) -> None:
+    change, words = CHANGES[what]
+
+    class Changes(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[1].requires_grad_(what != "is unfrozen")
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                change(self)
+
+    with pytest.raises(SettingError, match=rf"Changes, epoch 1: {words}"):
+        run_of(Changes, tmp_path, train_for="3ep")
+
+
+def test_what_is_frozen_or_unfrozen_in_training_starts_as_in_the_first_network(tmp_path: Path) -> None:
+    class Thaws(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[3].bias.requires_grad_(False)
+            self.starts: list[Any] = []
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            trained, modes = [p.requires_grad for p in self.parameters()], [part.training for part in self.modules()]
+            if self.global_step == 0:
+                self.starts.append((trained, modes))
+            self.net[3].bias.requires_grad_(True)
+            self.net[1].weight.requires_grad_(self.global_step < 5)
+            self.net[2].eval()
+
+    run = run_of(Thaws, tmp_path)
+    assert run.module.starts == [([True, True, True, False], [True] * 6)] * 3
+
+
+# ------------------------------------------------------------------------ other callbacks
+
+
+@pytest.mark.parametrize("controls", [[], ["random_mask"]])
+def test_the_best_checkpoint_is_that_of_the_last_ticket(controls: list[str], tmp_path: Path) -> None:
+    class Look(L.Callback):
+        def __init__(self) -> None:
+            self.ends: list[Any] = []
+
+        def on_network_end(self, trainer: L.Trainer, *_: Any) -> None:
+            best = trainer.checkpoint_callback
+            kept = {Path(path).name: float(score) for path, score in best.best_k_models.items()}
+            self.ends.append((Path(best.best_model_path).name, float(best.best_model_score), kept))
+
+    look, theirs = Look(), ModelCheckpoint(tmp_path / "theirs", "{epoch}", "val_loss", save_top_k=2, save_last=True)
+    trainer = {"enable_checkpointing": True}
+    run = run_of(
+        Module, tmp_path / "run", train_for="3ep", controls=controls, callbacks=(theirs, look), trainer=trainer
+    )
+    assert len({name for name, _, _ in look.ends}) == len(run.rows), "no network's best overwrites another's"
+    for (name, score, kept), row in zip(look.ends, run.rows, strict=True):
+        curve = (run.lottery.folder.curve(row.round, row.variant, row.replicate)).read_text().splitlines()
+        column = curve[0].split(",").index("val_loss")
+        losses = sorted(float(line.split(",")[column]) for line in curve[1:])
+        assert [score, *sorted(kept.values())] == pytest.approx([losses[0], *losses[:2]])
+        assert all((tmp_path / "theirs" / file).is_file() for file in (name, *kept))
+    last = next(i for i, row in reversed(list(enumerate(run.rows))) if row.variant == "ticket")
+    assert Path(theirs.best_model_path).name == look.ends[last][0]
+    best = run.trainer.test_best = run.trainer.validate(run.module, digits(), ckpt_path="best", verbose=False)[0]
+    assert best["val_loss"] == pytest.approx(look.ends[last][1])
+    masks = run.ticket(2).masks
+    weights = dict(run.module.named_parameters())
+    assert all(not bool(weights[name][~mask].any()) for name, mask in masks.items())
+    assert Path(theirs.last_model_path).is_file()
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_the_best_checkpoint_survives_a_resume_in_a_control(tmp_path: Path) -> None:
+    def run(folder: str, *more: L.Callback, **settings: Any) -> ModelCheckpoint:
+        theirs = ModelCheckpoint(tmp_path / f"theirs {folder}", monitor="val_loss")
+        settings |= {"train_for": "14it", "rounds": 1, "controls": ["random_mask"]}
+        run_of(Module, tmp_path / folder, callbacks=(theirs, *more), trainer={"enable_checkpointing": True}, **settings)
+        return theirs
+
+    whole = run("whole")
+    with pytest.raises(RuntimeError, match="cut"):
+        run("cut", Cut(40))
+    resumed = run("cut", ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    assert Path(resumed.best_model_path).name == Path(whole.best_model_path).name
+    assert resumed.best_model_score == whole.best_model_score
+
+
+def test_a_checkpoint_callback_that_would_overwrite_another_networks_files_is_refused(tmp_path: Path) -> None:
+    theirs = ModelCheckpoint(tmp_path / "theirs", monitor="val_loss", enable_version_counter=False)
+    trainer = {"enable_checkpointing": True}
+    with pytest.raises(SettingError, match="would overwrite one network's files with the next one's"):
+        run_of(Module, tmp_path / "run", callbacks=(theirs,), trainer=trainer)
+    run_of(Module, tmp_path / "dense", rounds=0, callbacks=(theirs,), trainer=trainer)
+
+
+def test_a_loss_that_is_high_again_is_not_a_spike(tmp_path: Path) -> None:
+    run_of(Module, tmp_path, train_for="28it", callbacks=(SpikeDetection(atol=1.0, rtol=1.0),))
+
+
+def test_finetuning_callbacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="BackboneFinetuning freezes weights and lets them be trained later"):
+        run_of(Module, tmp_path, callbacks=(BackboneFinetuning(),))
+
+
+@pytest.mark.parametrize(
+    ("least", "steps"),
+    [({}, 7), ({"min_epochs": 3}, 21), ({"min_steps": 16}, 16), ({"min_epochs": 2, "min_steps": 9}, 14)],
+)
+def test_no_network_is_stopped_before_its_least_length(least: dict[str, int], steps: int, tmp_path: Path) -> None:
+    stop = EarlyStopping("val_loss", patience=1, divergence_threshold=-1.0)  # at once
+    run = run_of(Module, tmp_path, train_for="5ep", callbacks=(stop,), trainer=least)
+    assert [row.steps for row in run.rows] == [steps] * 3
+
+
+def test_a_stop_inside_an_epoch_shortens_no_later_one(tmp_path: Path) -> None:
+    class Stops(L.Callback):
+        networks = 0
+
+        def on_network_start(self, *_: Any) -> None:
+            self.networks += 1
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = self.networks == 1 and trainer.global_step == 3
+
+    order = Order()
+    stop = EarlyStopping("val_loss", patience=9)  # needs a validation in each epoch
+    run = run_of(Module, tmp_path, train_for="16it", callbacks=(Stops(), stop, order))
+    assert [row.steps for row in run.rows] == [3, 16, 16]
+    assert [len(seen) for seen in order.seen] == [120, *[250 + 250 + 80] * 2], "epochs of 7, 7 and 2 batches"
