@@ -55,7 +55,7 @@ def test_a_room_imports_only_what_it_may(name: str) -> None:
     allowed = {room, *FOUNDATION, *MAY_IMPORT[room]}
     for imported in imports(modules()[name]):
         package, _, inner = imported.partition(".")
-        if package == "lth_lightning" and not inner.startswith("__"):
+        if package == "lth_lightning" and inner and not inner.startswith("__"):
             assert any(inner == one or inner.startswith(f"{one}.") for one in allowed), f"{name} imports {inner}"
 
 

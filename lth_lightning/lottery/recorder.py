@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from lth_lightning.errors import SettingError
 from lth_lightning.lottery.metrics import METRICS, check_accuracy, check_logged, not_numbers, number
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.pruning.masks import Masks, count_kept, count_prunable
@@ -45,10 +44,12 @@ class Recorder:
         self._since = time.monotonic()
 
     def attach(self, trainer: L.Trainer, with_test: bool, others: Sequence[L.Callback] = ()) -> None:
-        """Get ready for a fit; `with_test`: evaluate the test data too, heard of by `others`.
+        """Get ready for a fit, and say what it will not evaluate.
 
-        Raises:
-            SettingError: a metric was asked for that nothing will evaluate.
+        Args:
+            trainer: its fit has started.
+            with_test: whether to evaluate the test data too.
+            others: the callbacks that hear of that.
         """
         self._test_loop = TestLoop(trainer, others) if with_test else None
         if not trainer.enable_validation:
@@ -107,8 +108,6 @@ class Recorder:
             self._looked_at.add(kind)
 
     def _tell_of_no_validation(self, trainer: L.Trainer, why: str) -> None:
-        if asked := sorted(name for name in self._asked if _kind(name) == "val"):
-            raise SettingError(f"lottery.metrics: it names {', '.join(asked)}, but there is no validation: {why}.")
         if "val" not in self._looked_at:
             self._looked_at.add("val")
             _tell(trainer, f"there is no validation: {why}. results.csv leaves val_* and early_stop_* empty.")

@@ -16,7 +16,7 @@ What was tried, and what comes of it:
 | val_check_interval: a time | refused: evaluations would lie at other steps each time |
 | val_check_interval longer than a cut epoch, check_val_every_n_epoch than a round | right: evaluated at the end |
 | limit_train_batches=0, training data without a batch | refused; Lightning would end the fit without a word |
-| limit_val_batches=0, no validation_step, no validation data | said once; refused if a val_ metric is asked for |
+| limit_val_batches=0, no validation_step, no validation data | said once: empty columns |
 | overfit_batches with a DataLoader | right |
 | overfit_batches with ImageDataModule, whose loader shuffles anew | refused in `on_train_start` |
 | inference_mode, reload_dataloaders_every_n_epochs | right |
