@@ -234,7 +234,7 @@ class LotteryTicket(L.Callback):
             return
         self._forget()
         self._length = fit.length(trainer)
-        refusals.refuse_what_cannot_work(trainer)
+        refusals.refuse_what_cannot_work(trainer, pl_module)
         if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
             raise SettingError(
                 f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
