@@ -161,7 +161,7 @@ class LotteryTicket(L.Callback):
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer)
-        refusals.refuse_what_cannot_work(trainer)
+        refusals.refuse_what_cannot_work(trainer, pl_module)
         lengths.refuse_rehearsals(trainer)
         fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
@@ -20,6 +21,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
+from torch import nn
 
 from lth_lightning.errors import SettingError
 
@@ -54,13 +56,14 @@ PACKAGES = {"lightning.pytorch": "lightning", "pytorch_lightning": "pytorch-ligh
 """Two packages of the same code, by the names that they are imported and installed by."""
 
 
-def refuse_what_cannot_work(trainer: L.Trainer) -> None:
+def refuse_what_cannot_work(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Name lengths, strategies and callbacks that a lottery cannot be right with, and objects of another Lightning.
 
     Raises:
         SettingError: there is one.
     """
-    _refuse_other_package(trainer)
+    _refuse_other_package(trainer, module)
+    _refuse_inference_mode(module)
     if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
         raise SettingError(
             f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
@@ -77,6 +80,7 @@ def refuse_what_cannot_work(trainer: L.Trainer) -> None:
             f"trainer.strategy: {strategy} is not known to keep every process's weights whole and alike. Use a single "
             "device, or ddp."
         )
+    _refuse_shared_memory(trainer, module)
     for callback in trainer.callbacks:
         for kind, why in CALLBACKS.items():
             if isinstance(callback, kind):
@@ -105,6 +109,29 @@ def refuse_to_share(trainer: L.Trainer, checkpoint: Path, networks: int) -> None
             )
 
 
+def _refuse_shared_memory(trainer: L.Trainer, module: nn.Module) -> None:
+    """Lightning gives each spawned process weights of its own, and no process that a fork server starts."""
+    if trainer.world_size == 1 or trainer.strategy.root_device.type != "cpu":
+        return
+    if shared := [name for name, weight in module.named_parameters() if weight.is_shared()]:
+        raise SettingError(
+            f"trainer.strategy: {shared[0]} lies in memory that the {trainer.world_size} processes share, where each "
+            "would take every step. Use ddp, ddp_spawn or ddp_fork, and no share_memory()."
+        )
+
+
+def _refuse_inference_mode(module: nn.Module) -> None:
+    if torch.is_inference_mode_enabled():
+        raise SettingError(
+            "Trainer.fit is called inside torch.inference_mode(), where nothing trains. Call it outside."
+        )
+    if made := [name for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_inference()]:
+        raise SettingError(
+            f"{type(module).__name__}: {made[0]} was made inside torch.inference_mode() and cannot be trained. Make "
+            "the module outside."
+        )
+
+
 # ------------------------------------------------------------------------ lightning and pytorch-lightning
 
 
@@ -121,9 +148,9 @@ def name_mixed_packages() -> None:
                 module._check_mixed_imports = functools.partial(_check_package, package)
 
 
-def _refuse_other_package(trainer: L.Trainer) -> None:
+def _refuse_other_package(trainer: L.Trainer, module: L.LightningModule) -> None:
     data = trainer.fit_loop._data_source.instance
-    parts = [trainer.lightning_module, data, trainer.datamodule, *trainer.callbacks, *trainer.loggers, trainer.profiler]
+    parts = [module, data, trainer.datamodule, *trainer.callbacks, *trainer.loggers, trainer.profiler]
     package = next((name for name in PACKAGES if _is_of(name, trainer)), "lightning.pytorch")
     for part in parts:
         _check_package(package, part)

@@ -39,6 +39,7 @@ from lth_lightning import SNIP, LotteryTicket, Magnitude, Pruning, SettingError,
 from lth_lightning.cli.main import main
 from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.state import fingerprint
+from lth_lightning.runs.rows import read_layers, read_rows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked from a server")
 
@@ -542,3 +543,36 @@ def test_sigterm_ends_all_processes_and_the_run_goes_on_from_there(tmp_path: Pat
     again = read(tmp_path / "results.csv")
     assert again[: len(rows)] == rows
     assert len(again) == 3
+
+
+# ------------------------------------------------------------------------ processes that Lightning starts
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # a fork has pytest's filters
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_results_come_home_from_processes_that_lightning_starts(tmp_path: Path, way: Any) -> None:
+    """ddp_fork and ddp_notebook fork; ddp_spawn pickles what it starts with."""
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "4it", "seed": 7, "controls": ["random_mask"]}
+    lottery, module = LotteryTicket(**settings), mlp(optimizer=adam)
+    strategy = DDPStrategy(start_method=way, process_group_backend="gloo")
+    make_trainer(callbacks=[lottery], strategy=strategy, devices=2, default_root_dir=tmp_path).fit(module, digits())
+    assert lottery.folder.path == tmp_path / "runs/0" and lottery.seed_in_use == 7
+    assert [(row.round, row.variant) for row in lottery.results] == [(0, "ticket"), (1, "ticket"), (1, "random_mask")]
+    assert lottery.results == read_rows(lottery.folder.results)
+    assert lottery.layers == read_layers(lottery.folder.layers)
+    ticket = Ticket.load(lottery.folder.ticket(1))
+    assert_same(copies(module), ticket.trained)
+    assert all(not weight[~ticket.masks[name]].any() for name, weight in prunable_weights(module).items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_processes_share_are_refused(tmp_path: Path) -> None:
+    """As where Lightning starts processes by a fork server: each process would take every step."""
+    lottery, module = LotteryTicket(rounds=1, train_for="4it"), mlp(optimizer=adam).share_memory()
+    trainer = make_trainer(callbacks=[lottery], strategy="ddp_fork", devices=2, default_root_dir=tmp_path)
+    with pytest.raises(Exception, match="trainer.strategy: net.*weight lies in memory that the 2 processes share"):
+        trainer.fit(module, digits())
