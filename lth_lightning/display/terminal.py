@@ -261,10 +261,10 @@ class LotteryProgress(ProgressBar):
             position=len(lottery.results) + 1,
             networks=len(lottery.plan),
             step=fit.steps_done(trainer),
-            round_steps=lottery.round_steps,
+            round_steps=lottery.experiment.round_steps,
             epoch=trainer.current_epoch + 1,
             loss=loss,
-            evaluation=lottery.last_evaluation,
+            evaluation=lottery.experiment.recorder.last,
             steps_per_second=self._pace.steps_per_second,
             done=done / (done + to_go) if done else 0,
             seconds_left=self._pace.seconds_for(to_go),
@@ -276,12 +276,12 @@ class LotteryProgress(ProgressBar):
         return sum(row.steps for row in lottery.results) + self._steps_of_network(trainer)
 
     def _steps_of_network(self, trainer: L.Trainer) -> int:
-        return fit.steps_done(trainer) - self._lottery.first_step(self._network)
+        return fit.steps_done(trainer) - self._lottery.experiment.first_step(self._network)
 
     def _steps_to_go(self, trainer: L.Trainer) -> float:
         """Of the whole experiment. Networks stop as early as those before them did, on average."""
         lottery = self._lottery
-        planned = [lottery.planned_steps(network) for network in lottery.plan]
+        planned = [lottery.experiment.planned_steps(network) for network in lottery.plan]
         finished = len(lottery.results)
         could = sum(planned[:finished])
         share = sum(row.steps for row in lottery.results) / could if could else 1

@@ -19,7 +19,6 @@ from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.experiment import Experiment
 from lth_lightning.lottery.plan import (
     Length,
-    TrainedNetwork,
     check_initialisation,
     check_lengths,
     plan_networks,
@@ -32,7 +31,7 @@ from lth_lightning.pruning.masks import Masks
 from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.runs.folder import RunFolder
-from lth_lightning.runs.rows import Evaluation, LayerRow, Row
+from lth_lightning.runs.rows import LayerRow, Row
 from lth_lightning.tickets.transfer import GivenTickets
 from lth_lightning.trainer import (
     evaluation,
@@ -171,7 +170,7 @@ class LotteryTicket(L.Callback):
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
         lengths.refuse_no_optimizer(trainer)
         self._fresh.capture(trainer, lambda: self.prunable(pl_module))
-        self._experiment = Experiment(self, trainer, self._progress, self._fresh)
+        self._experiment = Experiment(self, trainer, self._progress, self._fresh, self._length)
         self._experiment.take_initial_weights()
         processes.bring_home(trainer, self._address, self._progress.outcome)
         evaluation.guard_validation(trainer)
@@ -184,7 +183,7 @@ class LotteryTicket(L.Callback):
         self.experiment.rehearse_or_resume()
         fast_step.install(trainer)
         if self.checkpoint_every_n_train_steps or fit.has_time_limit(trainer):
-            resume.after_each_batch(trainer, lambda: self._checkpoint_inside_epoch(trainer))
+            resume.after_each_batch(trainer, self.experiment.checkpoint_inside_epoch)
 
     def between_epochs(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where nothing of the last epoch is pending, and the next has not begun: end a network, start the next.
@@ -197,7 +196,7 @@ class LotteryTicket(L.Callback):
             progress.stopped |= trainer.should_stop and not time_is_up
             trainer.should_stop &= time_is_up
             experiment.after_epoch()
-            if experiment.network_is_over(self._length):
+            if experiment.network_is_over:
                 experiment.finish_network()
         while not progress.begun and progress.position < len(self.plan):
             experiment.begin_network()
@@ -215,7 +214,7 @@ class LotteryTicket(L.Callback):
     ) -> None:
         """Take the rewind point when its step is done, and a wish to stop as this network's end."""
         self.experiment.after_batch(outputs, batch)
-        self._take_stop(trainer)
+        self.experiment.take_stop()
         if fit.time_is_up(trainer):
             fit.leave_out_validation(trainer)
 
@@ -228,7 +227,7 @@ class LotteryTicket(L.Callback):
         """Add a point to the learning curve, test data included."""
         if self._fitting and not trainer.sanity_checking:
             self.experiment.record()
-            self._take_stop(trainer)
+            self.experiment.take_stop()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say so where there was nothing to train on."""
@@ -263,26 +262,7 @@ class LotteryTicket(L.Callback):
         if self._experiment is not None:
             self._experiment.close()
 
-    # ------------------------------------------------------------------------ stops and checkpoints
-
-    def _take_stop(self, trainer: L.Trainer) -> None:
-        """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
-        `max_time` ends the fit, to be resumed."""
-        if fit.time_is_up(trainer):
-            trainer.fit_loop.min_epochs = 0
-            return
-        self._progress.stopped |= trainer.should_stop
-        trainer.should_stop = False
-        if self._progress.stopped and fit.may_stop(trainer, self._length):
-            self._fresh.end_epoch_here(trainer)
-
-    def _checkpoint_inside_epoch(self, trainer: L.Trainer) -> None:
-        """Between two batches: save if it is time to, or if time is up."""
-        if not resume.is_inside_epoch(trainer) or resume.gradients_wait(trainer):
-            return
-        every = self.checkpoint_every_n_train_steps
-        if (every and fit.steps_done(trainer) % every == 0) or trainer.should_stop:
-            self.experiment.save_checkpoint(inside_epoch=True)
+    # ------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the lottery's own checkpoints say where a resumed fit starts."""
@@ -361,21 +341,3 @@ class LotteryTicket(L.Callback):
     def masks_in_force(self) -> Masks:
         """The masks of the network that is in training; afterwards, in other processes, of the last ticket."""
         return self._experiment.masks if self._experiment else self._lineage.masks
-
-    @property
-    def last_evaluation(self) -> Evaluation | None:
-        """The last point of the learning curve of the network in training."""
-        return self.experiment.recorder.last
-
-    @property
-    def round_steps(self) -> int:
-        """Optimizer steps of a round, once training has started."""
-        return self.experiment.round_steps
-
-    def first_step(self, network: TrainedNetwork) -> int:
-        """The step of its round that a network starts at; see `Experiment.first_step`."""
-        return self.experiment.first_step(network)
-
-    def planned_steps(self, network: TrainedNetwork) -> int:
-        """The optimizer steps that training it takes, unless something stops it; known once training has started."""
-        return 0 if network.variant == "pruned_only" else self.round_steps - self.first_step(network)

@@ -45,6 +45,7 @@ class Experiment:
         trainer: its fit has started, with new optimizers.
         progress: how far it has come: nowhere, or as far as a checkpoint says.
         fresh: what every network starts with beside its weights.
+        asked: how long the fit's user has asked it to be, at least.
 
     Attributes:
         masks: of the network in training.
@@ -55,12 +56,19 @@ class Experiment:
     """
 
     def __init__(
-        self, lottery: "LotteryTicket", trainer: L.Trainer, progress: Progress, fresh: restart.FreshFit
+        self,
+        lottery: "LotteryTicket",
+        trainer: L.Trainer,
+        progress: Progress,
+        fresh: restart.FreshFit,
+        asked: fit.FitLength,
     ) -> None:
         self.lottery, self.trainer, self.progress, self.fresh = lottery, trainer, progress, fresh
+        self._asked = asked
         self.module = trainer.lightning_module
-        asked = lottery.prunable is not prunable_weights
-        self.weights = chosen(self.module, lottery.prunable if asked or not lottery.given else lottery.given.weights)
+        usual = lottery.prunable is prunable_weights
+        rule = lottery.given.weights if lottery.given and usual else lottery.prunable
+        self.weights = chosen(self.module, rule)
         self.share = {
             "parameters": sum(weight.numel() for weight in self.module.parameters()),
             "left_out": left_out(self.module, self.weights),
@@ -187,6 +195,10 @@ class Experiment:
         if self.lottery.given is not None:
             return self.progress.lineage.rewind_step
         return 0 if network.round == 0 else self.rewind_step
+
+    def planned_steps(self, network: TrainedNetwork) -> int:
+        """The optimizer steps that training it takes, unless something stops it."""
+        return 0 if network.variant == "pruned_only" else self.round_steps - self.first_step(network)
 
     def begin_network(self) -> None:
         """Start from the rewind point times the mask, with everything else new."""
@@ -337,13 +349,25 @@ class Experiment:
         if fit.steps_done(self.trainer) > self.progress.epoch_start:  # and not resumed here
             self.recorder.look_at_training(self.trainer)
 
-    def network_is_over(self, asked: fit.FitLength) -> bool:
+    @property
+    def network_is_over(self) -> bool:
         """Whether a round is done, or another callback has ended it, not before the fit's own `min_epochs`."""
         # A pass over the data is one, of however many steps: `on_train_batch_start` may leave it early.
         epochs = self.lottery.train_for.epochs
         passed = epochs is not None and self.trainer.current_epoch >= epochs
-        ended = self.progress.stopped and fit.may_stop(self.trainer, asked)
+        ended = self.progress.stopped and fit.may_stop(self.trainer, self._asked)
         return ended or passed or fit.steps_done(self.trainer) >= self.round_steps
+
+    def take_stop(self) -> None:
+        """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
+        `max_time` ends the fit, to be resumed."""
+        if fit.time_is_up(self.trainer):
+            self.trainer.fit_loop.min_epochs = 0
+            return
+        self.progress.stopped |= self.trainer.should_stop
+        self.trainer.should_stop = False
+        if self.progress.stopped and fit.may_stop(self.trainer, self._asked):
+            self.fresh.end_epoch_here(self.trainer)
 
     def check_pruned(self) -> None:
         """Make sure that what is pruned is 0.
@@ -362,6 +386,14 @@ class Experiment:
         self.watch.check(self.trainer)
         with self.fresh.averaged_weights(self.trainer):
             self.recorder.record(self.trainer)
+
+    def checkpoint_inside_epoch(self) -> None:
+        """Between two batches: save if it is time to, or if time is up."""
+        if not resume.is_inside_epoch(self.trainer) or resume.gradients_wait(self.trainer):
+            return
+        every = self.lottery.checkpoint_every_n_train_steps
+        if (every and fit.steps_done(self.trainer) % every == 0) or self.trainer.should_stop:
+            self.save_checkpoint(inside_epoch=True)
 
     def save_checkpoint(self, inside_epoch: bool = False) -> None:
         """Everything a resumed fit needs to start from here, as a whole or not at all."""

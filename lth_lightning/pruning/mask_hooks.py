@@ -1,8 +1,6 @@
 """MaskHooks: pruned weights, their gradients and their optimizer state stay at exactly 0, whoever touches them."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +8,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lth_lightning.errors import RevivedError
+from lth_lightning.pruning.guard import Guard, owners
 from lth_lightning.pruning.held_mask import HeldMask, held_by, tensors_like
 from lth_lightning.pruning.masks import Masks, check_masks
 from lth_lightning.pruning.optimizer_hooks import check_optimizer, clear_state_of, watch_optimizers
@@ -76,8 +75,8 @@ class MaskHooks:
         for name, weight in self._weights.items():
             held = HeldMask(masks[name], self.watchful)
             held.take(weight)
-            guard = _Guard(weight, held)
-            held.handles += [layer.register_load_state_dict_post_hook(guard) for layer in _owners(self._source, weight)]
+            guard = Guard(weight, held)
+            held.handles += [layer.register_load_state_dict_post_hook(guard) for layer in owners(self._source, weight)]
         if self._weights:
             watch_optimizers()
             for optimizer in self._optimizers:
@@ -138,50 +137,3 @@ class MaskHooks:
         for optimizer in self._optimizers:
             for value in tensors_like(weight, optimizer.state.get(weight)):
                 yield f"have a state of {type(optimizer).__name__} that is", value
-
-
-class _Guard:
-    """Masks a layer's weight after `load_state_dict`.
-
-    It is part of the layer: where that is copied, or sent to another process, the guard comes along and holds the new
-    weight, so that a copy does not train dense.
-    """
-
-    def __init__(self, weight: nn.Parameter, held: HeldMask) -> None:
-        self._weight, self._held = weight, held
-
-    def __call__(self, layer: nn.Module, _: Any) -> None:
-        if not self._holds:
-            return
-        if not any(self._weight is own for own in layer._parameters.values()):
-            raise RevivedError(
-                f"{type(layer).__name__}.load_state_dict(assign=True) has put another Parameter in the place of one "
-                "that is pruned, which no mask and no optimizer knows. Load without `assign`."
-            )
-        self._held.clear_weight(self._weight)
-
-    @property
-    def _holds(self) -> bool:
-        """Not if the weight was let go, and this guard is left over in a copy of its layer."""
-        return held_by(self._weight) is self._held
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Guard":
-        weight = copy.deepcopy(self._weight, memo)
-        return _guard(weight, self._held.mask) if self._holds else _Guard(weight, self._held)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        mask = self._held.mask
-        return (_guard, (self._weight, mask)) if self._holds else (_Guard, (self._weight, HeldMask(mask)))
-
-
-def _guard(weight: nn.Parameter, mask: Tensor) -> _Guard:
-    """Hold the weight of a copied layer."""
-    held = HeldMask(mask)
-    held.take(weight)
-    watch_optimizers()
-    return _Guard(weight, held)
-
-
-def _owners(source: nn.Module | Mapping[str, nn.Parameter], weight: nn.Parameter) -> list[nn.Module]:
-    layers = source.modules() if isinstance(source, nn.Module) else ()
-    return [layer for layer in layers if any(weight is own for own in layer._parameters.values())]

@@ -149,7 +149,9 @@ def test_loaders_that_are_made_anew_begin_with_a_networks_first_epoch(tmp_path: 
 
 def test_a_checkpoint_callback_that_would_overwrite_the_lotterys_own_is_refused(tmp_path: Path) -> None:
     theirs = ModelCheckpoint(tmp_path / "checkpoints", save_last=True, enable_version_counter=False)
-    with pytest.raises(SettingError, match="ModelCheckpoint would overwrite .*last.ckpt, which the"):
+    with pytest.raises(
+        SettingError, match="ModelCheckpoint would overwrite .*last.ckpt, which the lottery resumes from"
+    ):
         fit(mlp(), digits(), tmp_path, trainer={"enable_checkpointing": True}, callbacks=(theirs,))
 
 

@@ -116,7 +116,9 @@ def test_accumulation_that_grows_leaves_rounds_as_long_as_they_were_asked_for(
     run = fit(mlp(), digits(), tmp_path, callbacks=(accumulation, passes), **settings)
     assert passes.seen == [dense, rewound, rewound]
     assert [row.steps for row in run.rows] == [sum(steps for *_, steps in seen) for seen in passes.seen]
-    assert [run.lottery.planned_steps(network) for network in run.lottery.plan] == [row.steps for row in run.rows]
+    assert [run.lottery.experiment.planned_steps(network) for network in run.lottery.plan] == [
+        row.steps for row in run.rows
+    ]
     assert run.trainer.accumulate_grad_batches == 1
 
 
