@@ -437,6 +437,7 @@ def hows(operation: Operation, others: Collection[Operation]) -> tuple[str, ...]
 WRITTEN = {
     *("config.yaml", "checkpoints/last.ckpt", "tickets/round.safetensors", "results.csv", "layers.csv", "curves/*"),
     *("tensorboard/round/events", "tensorboard/all rounds/events", "report.md", "report.html", "figures/*"),
+    "environment.json",
 }
 
 
