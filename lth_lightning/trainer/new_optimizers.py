@@ -201,15 +201,16 @@ def _complete(optimizer: Any) -> None:
         )
     if "_optimizer_step_post_hooks" not in vars(optimizer):
         optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
-        if getattr(type(optimizer).step, "hooked", False):  # another of its class did call it
-            return
+    if not getattr(optimizer.step, "hooked", False):
         step = optimizer.step
 
         def stepped(_: Optimizer, *args: Any, **more: Any) -> Any:
             return step(*args, **more)
 
         # Of this one only: others of its class, used elsewhere, have no place for hooks.
-        optimizer.step = MethodType(Optimizer.profile_hook_step(stepped), optimizer)  # type: ignore[method-assign]
+        hooked = Optimizer.profile_hook_step(stepped)
+        hooked.hooked = True
+        optimizer.step = MethodType(hooked, optimizer)  # type: ignore[method-assign]
 
 
 def _nested(optimizers: Iterable[Any], module: nn.Module) -> list[Optimizer]:

@@ -167,9 +167,9 @@ class FreshFit:
         facts = {f"trainer.{name}": repr(getattr(trainer, name)) for name in DECISIVE}
         facts["trainer.precision"] = str(trainer.precision)
         assert self._optimizers is not None
-        for i, (optimizer, state) in enumerate(zip(trainer.optimizers, self._optimizers.states, strict=True)):
+        for i, optimizer in enumerate(trainer.optimizers):
             facts[f"optimizer {i}"] = type(optimizer).__name__
-            for j, group in enumerate(state["param_groups"]):
+            for j, group in enumerate(optimizer.param_groups):  # new still, and not every `state_dict` has them
                 values = {name: value for name, value in group.items() if name != "params"}
                 facts |= {f"optimizer {i}, group {j}, {name}": repr(value) for name, value in values.items()}
         for i, (config, state) in enumerate(zip(self._optimizers.configs, self._optimizers.schedules, strict=True)):
