@@ -33,7 +33,7 @@ def unknown_name(setting: str, given: str, allowed: Iterable[str]) -> SettingErr
     names = sorted(allowed)
     nearest = max(names, key=lambda name: likeness(given, name), default="")
     hint = f" Did you mean {nearest!r}?" if likeness(given, nearest) >= 0.5 else ""
-    return SettingError(f"{setting}: {given!r} is unknown; there is {', '.join(names)}.{hint}")
+    return SettingError(f"{setting}: {given!r} is unknown; choose from {', '.join(names)}.{hint}")
 
 
 def likeness(given: str, name: str) -> float:

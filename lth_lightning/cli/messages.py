@@ -93,16 +93,16 @@ class Help(DefaultHelpFormatter):
 
     def _expand_help(self, action: argparse.Action) -> str:
         names = ", ".join(_classes_for(action.dest))
-        text, there_is = super()._expand_help(action), f"; there is {names}" if names else ""
+        text, choices = super()._expand_help(action), f"; choose from {names}" if names else ""
         if not _is_ours(action):
-            return re.sub(r", known subclasses: .*\)$", f"{there_is})", text)
+            return re.sub(r", known subclasses: .*\)$", f"{choices})", text)
         if action.dest in SAID_BETTER:
             return SAID_BETTER[action.dest]
         if action.dest.endswith(".help"):
             return "Show the arguments of one of these classes, and stop."
         default = re.search(r"default: (.*?)(?:, known subclasses: .*)?\)$", text.removeprefix(action.help or ""))
         facts = "required" if action.required else f"default: {_in_yaml(default[1])}" if default else ""
-        facts = (facts + there_is).removeprefix("; ")
+        facts = (facts + choices).removeprefix("; ")
         return _capitalised(action.help or "") + (f" ({facts})" if facts else "")
 
 

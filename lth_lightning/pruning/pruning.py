@@ -106,7 +106,7 @@ class Pruning:
         for glob in self.rates:
             if not any(fnmatchcase(name, glob) for name in names):
                 raise SettingError(
-                    f"lottery.pruning.rates: {glob!r} matches no prunable weight; there is {', '.join(names)}."
+                    f"lottery.pruning.rates: {glob!r} matches no prunable weight; choose from {', '.join(names)}."
                 )
         rate_of = {
             name: next((rate for glob, rate in self.rates.items() if fnmatchcase(name, glob)), self.rate)

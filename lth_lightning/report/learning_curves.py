@@ -32,7 +32,7 @@ def chosen_rounds(
         for value in wanted:
             if all(_apart(value, density[number]) > math.log(NEAR) for number in trained):
                 there = ", ".join(f"{density[number]:.3g}" for number in sorted(trained))
-                raise SettingError(f"--densities: no round is near {value:g}; there is {there}.")
+                raise SettingError(f"--densities: no round is near {value:g}; choose from {there}.")
     nearest = {min(trained, key=lambda number: _apart(value, density[number])) for value in wanted if trained}
     return sorted(nearest, key=lambda number: -density[number])
 

@@ -201,7 +201,7 @@ class Ticket:
             TicketError: the ticket does not fit, or holds no trained weights.
         """
         if weights not in ("rewind_point", "trained"):
-            raise TicketError(f"weights: {weights!r} is unknown; there is 'rewind_point' and 'trained'.")
+            raise TicketError(f"weights: {weights!r} is unknown; choose from 'rewind_point', 'trained'.")
         fitting = self.fit_to(module)
         state = fitting.rewind_point if weights == "rewind_point" else fitting.trained
         if state is None:

@@ -170,7 +170,7 @@ def _rows(run: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
-NETWORKS = "there is Conv2, Conv4, Conv6, LeNet300, LeNet5, MLP, ResNet, VGG."
+NETWORKS = "choose from Conv2, Conv4, Conv6, LeNet300, LeNet5, MLP, ResNet, VGG."
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     # numbers and lengths
     "rate of 1": ([*FIT, "--lottery.pruning.rate", "1"], ["pruning.rate: 1.0", "[0, 1)"]),
@@ -463,7 +463,7 @@ def test_a_programming_error_keeps_its_traceback(folder: Path) -> None:
 
 def test_swapped_letters_find_the_name_that_was_meant() -> None:
     assert str(unknown_name("x", "Adma", ["Adam", "Adamax"])).endswith("Did you mean 'Adam'?")
-    assert str(unknown_name("x", "zzz", ["Adam"])) == "x: 'zzz' is unknown; there is Adam."
+    assert str(unknown_name("x", "zzz", ["Adam"])) == "x: 'zzz' is unknown; choose from Adam."
 
 
 # ------------------------------------------------------------------------------------- where a run goes

@@ -263,7 +263,7 @@ def test_settings_out_of_range_are_named(settings: Any, message: str) -> None:
 
 
 def test_plans_that_cannot_work_are_refused_before_training() -> None:
-    with pytest.raises(SettingError, match=r"'\*\.fc9\.weight' matches no prunable weight; there is net.fc1.weight"):
+    with pytest.raises(SettingError, match=r"'\*\.fc9\.weight' matches no prunable weight; choose from net.fc1.weight"):
         Pruning(rates={"*.fc9.weight": 0.1}).check({"net.fc1.weight": 100}, 1)
     with pytest.raises(SettingError, match="nothing to prune"):
         Pruning().check({}, 1)

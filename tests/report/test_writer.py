@@ -353,7 +353,7 @@ def test_learning_curves_fall_back_to_validation_and_are_left_out_where_there_ar
 
 
 def test_a_density_that_no_round_is_near_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"--densities: no round is near 0\.04; there is 0\.5, 0\.25, 0\.125"):
+    with pytest.raises(SettingError, match=r"--densities: no round is near 0\.04; choose from 0\.5, 0\.25, 0\.125"):
         charts_of(experiment(USUAL, curves=curve_rows(USUAL)), [0.04])
     run = save(tmp_path / "run", USUAL)
     with pytest.raises(SettingError, match="has no learning curves"):

@@ -136,9 +136,9 @@ def test_a_layer_of_another_shape_is_refused_with_the_way_out(transfer: Callable
 
 
 def test_a_choice_that_there_is_not_or_that_nothing_follows_from_is_refused(transfer: Callable, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"lottery.transfer: 'signs' is unknown; there is mask, mask_and_sign"):
+    with pytest.raises(SettingError, match=r"lottery.transfer: 'signs' is unknown; choose from mask, mask_and_sign"):
         transfer("signs")
-    with pytest.raises(SettingError, match=r"lottery.on_mismatch: 'drop' is unknown; there is refuse, reinitialise"):
+    with pytest.raises(SettingError, match=r"lottery.on_mismatch: 'drop' is unknown; choose from refuse, reinitialise"):
         transfer("mask", on_mismatch="drop")
     with pytest.raises(SettingError, match=r"lottery.transfer is mask .* nothing to take over"):
         fit(mlp(), digits(), tmp_path / "none", transfer="mask")
