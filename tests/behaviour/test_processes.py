@@ -21,11 +21,8 @@ import pytest
 import torch
 from conftest import (
     ARCHITECTURES,
-<<<<<<< ours
-    HANGS,
-=======
     FOREIGN_METRICS,
->>>>>>> theirs
+    HANGS,
     ForeignData,
     ForeignModule,
     assert_same,

@@ -5,7 +5,7 @@ tensor with networks constructed independently.
 
 Exact
 - ours (MLP, LeNet, Conv, ResNet, VGG; glorot_normal, kaiming_normal, null): bit for bit the draws of before
-- torch: MultiheadAttention (kdim, bias_kv), TransformerEncoderLayer, nn.Transformer, RNN, LSTM, GRU and cells, Bilinear,
+- torch: MultiheadAttention (kdim, bias_kv), TransformerEncoderLayer, nn.Transformer, RNN, LSTM, GRU, cells, Bilinear,
   Embedding and EmbeddingBag with padding_idx, norms, PReLU, AdaptiveLogSoftmaxWithLoss, ConvTranspose; float64,
   bfloat16, complex; lazy layers that have run; torch.compile
 - nn.TransformerEncoder, nn.Transformer: layers that start as copies of one another do so again
