@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lth_lightning.pruning.pruning import Pruning
     from lth_lightning.tickets.ticket import Ticket
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Criterion": "pruning.criteria",
