@@ -17,6 +17,9 @@ What was tried: 24 steps of LeNet-300-100 and of a ResNet-8 (Adam, float32), on 
 | ONEDNN_DEFAULT_FPMATH_MODE=BF16             | same  | same   | variables    |
 | set_float32_matmul_precision medium or high | same  | same   | arithmetic   |
 | use_deterministic_algorithms                | same  | same   | arithmetic   |
+| backends.mkldnn.enabled = False             | same  | other  | arithmetic   |
+| set_flush_denormal                          | same  | same   | arithmetic   |
+| set_num_interop_threads(1)                  | same  | same   | not recorded |
 """
 
 import json
