@@ -160,8 +160,8 @@ class LotteryTicket(L.Callback):
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer)
-        refusals.refuse_what_cannot_work(trainer, pl_module)
         lengths.refuse_rehearsals(trainer)
+        refusals.refuse_what_cannot_work(trainer, pl_module)
         fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)
         lengths.show_round(trainer, epochs=self.train_for.epochs, steps=self.train_for.own_steps)

@@ -82,7 +82,7 @@ class Experiment:
             self.recorder.load_state_dict(progress.recorder)
         self.summary: SummaryCurves | None = None
         self._lock: FolderLock | None = None
-        self._environment_noted = False
+        self._told_of_run = False  # until nothing can be refused any more
         self._accumulated = trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------------ before the first network
@@ -109,10 +109,6 @@ class Experiment:
             raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
         if any(network.variant == "random_reinit" for network in lottery.plan):
             progress.lineage.settle_fresh_weights(self.module, lottery.reinit, "lottery.controls: random_reinit")
-        # Of how much of the network densities are: above our display, or else as Lightning says things.
-        shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
-        say = getattr(self.trainer.progress_bar_callback, "say", rank_zero_info)
-        say(f"Prunable: {prunable_share({'shapes': shapes, **self.share})}.")
 
     def _tell_of_pruned_start(self) -> None:
         """A module that an earlier lottery has trained is left as its last ticket."""
@@ -253,10 +249,18 @@ class Experiment:
             self.fresh.hold_learning_rates(trainer, lineage.rates)
         step, title = fit.steps_done(trainer), network.title(density(self.masks))
         sub_runs.enter_sub_run(trainer, title, 0 if step == self.first_step(network) else step)
+        if not self._told_of_run:
+            self._tell_share()
         self._announce("on_network_start", network, density(self.masks))
-        if not self._environment_noted:  # now that nothing can be refused any more
+        if not self._told_of_run:
             note_environment(trainer, self.folder, network.round, resumed=self.progress.resumed)
-            self._environment_noted = True
+            self._told_of_run = True
+
+    def _tell_share(self) -> None:
+        """Say of how much of the network densities are: above our display, or else as Lightning says things."""
+        shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
+        say = getattr(self.trainer.progress_bar_callback, "say", rank_zero_info)
+        say(f"Prunable: {prunable_share({'shapes': shapes, **self.share})}.")
 
     def finish_network(self) -> None:
         """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
@@ -325,7 +329,8 @@ class Experiment:
             resumed_after: batches of it that are done; the next is the one after.
         """
         trainer, lineage, step = self.trainer, self.progress.lineage, self.progress.epoch_start
-        lengths.check_reloaded(trainer, self.epochs)
+        if self.lottery.train_for.epochs is not None or self.rewind_step:  # lengths that epochs were counted for
+            lengths.check_reloaded(trainer, self.epochs)
         # For a resumed epoch too, in which a GradientAccumulationScheduler does not hear of its start.
         per_step = trainer.accumulate_grad_batches = self.epochs.batches_per_step(trainer.current_epoch)
         # Only a network that starts at a rewind point starts inside an epoch.

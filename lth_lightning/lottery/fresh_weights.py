@@ -240,7 +240,8 @@ def _copies(module: nn.Module, start: State) -> dict[str, str]:
     It equals that one bit for bit, and is not constant; constants are copies where they lie beside one.
     """
     trained, kept = _trained(module), set(_not_trained(module))
-    constant = {name for name, value in start.items() if bool((value == value.reshape(-1)[:1]).all())}
+    flat = {name: value.reshape(-1) for name, value in start.items()}
+    constant = {name for name, value in flat.items() if bool((value == value[:1]).all())}
     formats = {value.dtype for value in start.values()}
     originals: dict[tuple[object, ...], list[str]] = {}
     copies: dict[str, str] = {}

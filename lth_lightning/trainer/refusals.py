@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lth_lightning.errors import SettingError
 
@@ -125,7 +126,8 @@ def _refuse_inference_mode(module: nn.Module) -> None:
         raise SettingError(
             "Trainer.fit is called inside torch.inference_mode(), where nothing trains. Call it outside."
         )
-    if made := [name for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_inference()]:
+    tensors = module.state_dict(keep_vars=True).items()
+    if made := [name for name, tensor in tensors if not is_lazy(tensor) and tensor.is_inference()]:
         raise SettingError(
             f"{type(module).__name__}: {made[0]} was made inside torch.inference_mode() and cannot be trained. Make "
             "the module outside."

@@ -374,8 +374,8 @@ def test_the_header_tells_source_command_cost_and_figures(config: Path) -> None:
 
 
 def options_in_readme() -> list[str]:
-    """The right column of README's table for those who come from another implementation: what is in backticks."""
-    readme = (CONFIGS[0].parents[1] / "README.md").read_text()
+    """The right column of the table for those who come from another implementation, in configs/README.md: its code."""
+    readme = (CONFIGS[0].parent / "README.md").read_text()
     table = readme.split("| there | here |")[1].split("\n\n")[0]
     return [setting for line in table.splitlines() for setting in re.findall(r"`(--.*?)`", line)]
 

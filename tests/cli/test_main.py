@@ -680,6 +680,9 @@ def test_the_program_says_no_more_than_it_must_and_exits_as_it_should(folder: Pa
 
     good, bad = run(*SHORT), run("fti")
     assert (good.returncode, good.stderr) == (0, "")
-    assert good.stdout.startswith("round   density  variant   val acc  test acc  early stop  seconds\n    0  100.00 %")
+    said, *table = good.stdout.splitlines()
+    assert said.startswith("Prunable: ")
+    assert table[0] == "round   density  variant   val acc  test acc  early stop  seconds"
+    assert table[1].startswith("    0  100.00 %")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("error: command: 'fti' is unknown")

@@ -37,6 +37,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from lth_lightning import Pruning, SettingError, prunable_weights
 from lth_lightning.models import Conv2, LeNet300
+from lth_lightning.pruning import matrices
 from lth_lightning.pruning.criteria import Evidence
 from lth_lightning.pruning.masks import dense_masks, masked
 from lth_lightning.pruning.prunable import check_norms, chosen, left_out
@@ -63,9 +64,6 @@ class LanguageModel(nn.Module):
 class Conv1D(nn.Module):
     """As transformers has it, recognised by where it is defined, as importing transformers would take seconds."""
 
-    __module__ = "transformers.pytorch_utils"
-    __qualname__ = "Conv1D"
-
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(inputs, outputs))
@@ -73,6 +71,14 @@ class Conv1D(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs @ self.weight + self.bias
+
+
+@pytest.fixture(autouse=True)
+def _conv1d_stands_for_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by another `__module__`: jsonargparse would import it for the help of each command."""
+    assert ("transformers.pytorch_utils", "Conv1D") in matrices.LAYERS_BY_PATH
+    ours = (Conv1D.__module__, Conv1D.__qualname__)
+    monkeypatch.setattr(matrices, "LAYERS_BY_PATH", {*matrices.LAYERS_BY_PATH, ours})
 
 
 class OwnConv1D(Conv1D):
