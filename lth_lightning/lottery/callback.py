@@ -583,7 +583,8 @@ class LotteryTicket(L.Callback):
         seed_global_generators(
             derive_seed(lineage.seed, "epoch", lineage.order, epoch, *processes.draws_of_rank(trainer))
         )
-        lengths.check_reloaded(trainer, self._epochs)
+        if self.train_for.unit == "ep" or self._rewind_step or self.first_step(self.network):
+            lengths.check_reloaded(trainer, self._epochs)
         # For a resumed epoch too, in which a GradientAccumulationScheduler does not hear of its start.
         per_step = self._epochs.batches_per_step(epoch)
         trainer.accumulate_grad_batches = per_step
