@@ -118,8 +118,9 @@ def check_reloaded(trainer: L.Trainer, expected: Epochs) -> None:
     if trainer.reload_dataloaders_every_n_epochs and just_now and batches != (expected.batches or math.inf):
         raise SettingError(
             f"trainer.reload_dataloaders_every_n_epochs: the training data have {batches} batches in epoch "
-            f"{trainer.current_epoch}, and had {expected.batches} when they were loaded first. A round is "
-            "counted in epochs of one size: let each reload give as many, e.g. by trainer.limit_train_batches."
+            f"{trainer.current_epoch}, and had {expected.batches} when they were loaded first. Rounds in "
+            "epochs, and rewinding, count epochs of one size: let each reload give as many batches, or give train_for "
+            "in steps and rewind to 0it."
         )
 
 

@@ -20,7 +20,7 @@ What was tried, and what comes of it:
 | overfit_batches with a DataLoader | right |
 | overfit_batches with ImageDataModule, whose loader shuffles anew | refused in `on_train_start` |
 | inference_mode, reload_dataloaders_every_n_epochs | right |
-| reload_dataloaders_every_n_epochs with training data of another size | refused where it is reloaded |
+| reload_dataloaders_every_n_epochs, data of another size | in steps from step 0 right, else refused when reloaded |
 | configure_optimizers gives None or [], manual optimization too | refused in `on_fit_start` |
 | fast_dev_run, barebones | refused in `setup` |
 | max_time shorter than a round | right: saved, to be resumed |
@@ -350,8 +350,8 @@ def test_rounds_are_whole_and_evaluated_when_they_end(tmp_path: Path, name: str)
     assert [len(path.read_text().splitlines()) - 1 for path in sorted((tmp_path / "curves").iterdir())] == [points] * 2
 
 
-@pytest.mark.parametrize("train_for", ["3ep", "12it"])
-def test_training_data_that_grow_with_a_reload_are_refused(tmp_path: Path, train_for: str) -> None:
+@pytest.mark.parametrize("lengths", [("3ep", "0it"), ("12it", "5it")])
+def test_training_data_that_grow_are_refused_where_epochs_are_counted(tmp_path: Path, lengths: tuple[str, str]) -> None:
     class Grows(ForeignData):
         loads = 0
 
@@ -359,8 +359,9 @@ def test_training_data_that_grow_with_a_reload_are_refused(tmp_path: Path, train
             self.loads += 1
             return DataLoader(self.splits["train"], batch_size=80 if self.loads < 3 else 40, shuffle=True)
 
+    settings: dict[str, Any] = {"trainer": {"reload_dataloaders_every_n_epochs": 1}}
     with pytest.raises(SettingError, match="have 7 batches in epoch 1, and had 4 when they were loaded first"):
-        fit(ForeignModule(), Grows(), tmp_path, train_for=train_for, trainer={"reload_dataloaders_every_n_epochs": 1})
+        fit(ForeignModule(), Grows(), tmp_path, train_for=lengths[0], rewind_to=lengths[1], **settings)
 
 
 def test_overfitting_is_refused_where_batches_would_change_with_the_epoch(tmp_path: Path) -> None:
