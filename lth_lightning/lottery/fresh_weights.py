@@ -21,7 +21,7 @@ from lth_lightning.seeding import derive_seed, preserved_generators, seed_global
 Reinit = Callable[[], nn.Module]
 
 NOT_DRAWN = 1000.0  # every number format holds it, and no initialisation gives it
-MORE_DRAWS = 16  # of single numbers, whose spread two draws do not show
+MORE_DRAWS = 8  # of what two draws do not settle
 WAY_OUT = (
     "Say how a fresh network is built: LotteryTicket(reinit=function), --lottery.reinit on the command line, with a "
     "function of no arguments that gives a new module of the same names."
@@ -115,15 +115,16 @@ def how_to_draw(
             f"loads, say), so nothing would be random. {WAY_OUT}"
         )
     if reinit is None:
-        single = [name for name in drawn if start[name].numel() == 1 and draws[0][name] != draws[1][name]]
-        draws += [{name: more[name] for name in single} for n in range(2, MORE_DRAWS) if single for more in [draw(n)]]
+        compared = [name for name in drawn if name not in constants]
+        suspects = [
+            name
+            for name in compared
+            if start[name].numel() == 1 or difference(start[name], [draw[name] for draw in draws])
+        ]
+        for number in range(2, MORE_DRAWS if suspects else 2):
+            draws.append({name: value for name, value in draw(number).items() if name in suspects})
         _refuse_other_distribution(
-            {
-                name: difference(start[name], [draw[name] for draw in draws if name in draw])
-                for name in drawn
-                if name not in constants
-            },
-            setting,
+            {name: difference(start[name], [draw[name] for draw in draws]) for name in suspects}, setting
         )
     return FreshWeights(kept, copies, constants)
 
@@ -245,9 +246,10 @@ def _copies(module: nn.Module, start: State) -> dict[str, str]:
     copies: dict[str, str] = {}
     for name in (*trained, *(name for name in start if name not in trained)):
         value = start[name]
-        alike = (one for one in originals.get(_key(value), []) if torch.equal(start[one].to(value.dtype), value))
         if name in constant:
             continue
+        same = (one for one in originals.get(_key(value), []) if torch.equal(start[one].to(value.dtype), value))
+        alike = (one for one in same if one in trained or name in kept)  # buffers may part before the rewind point
         if (original := next(alike, None)) is not None:
             copies[name] = original
         elif name not in kept:

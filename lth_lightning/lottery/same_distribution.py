@@ -4,12 +4,15 @@ Each check is for one tensor, against two or more fresh draws of it. A false ala
 a network has thousands of tensors, so the limits lie six standard errors out; a small tensor has a wide one.
 """
 
-from math import log, sqrt
+from collections.abc import Callable
+from math import sqrt
 
 import torch
 from torch import Tensor
 
 SIGMAS = 6.0
+EMPIRICAL = 8.0  # standard deviations of a few draws, which are known less well
+FEW = 16
 KOLMOGOROV = 3.3  # the two-sample statistic times sqrt(n / 2) exceeds it once in a billion
 MOST = 1 << 15  # entries looked at: enough to see a spread that is off by 4 %
 NEVER_BY_CHANCE = 2.0**-22  # two float32 draws are equal that often
@@ -20,7 +23,7 @@ def difference(start: Tensor, draws: list[Tensor]) -> str | None:
 
     Args:
         start: the weights that training starts with.
-        draws: two or more independent draws, of the same shape.
+        draws: two or more independent draws, of the same shape; of a single number some more.
     """
     if all(torch.equal(draws[0], draw) for draw in draws[1:]):
         return None if torch.equal(start, draws[0]) else _words(start, draws[0])
@@ -34,7 +37,9 @@ def difference(start: Tensor, draws: list[Tensor]) -> str | None:
 def is_same_throughout(draws: list[Tensor]) -> bool:
     """Whether every draw gives the very same weights, and not by a pattern (zeros, an identity): they were loaded."""
     first = draws[0]
-    return all(torch.equal(first, draw) for draw in draws) and first.unique().numel() > max(2, first.numel() // 8)
+    return all(torch.equal(first, draw) for draw in draws) and _real(first).unique().numel() > max(
+        2, first.numel() // 8
+    )
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -59,36 +64,51 @@ def _place(start: Tensor, draws: list[Tensor]) -> bool:
 
 
 def _spread(start: Tensor, draws: list[Tensor]) -> bool:
-    """Standard deviation, mean and the whole distribution function; what two fresh draws differ by is allowed too.
+    """Standard deviation, mean and the whole distribution function.
 
-    The latter is for entries that were not drawn one by one (a row each, say), which vary by more.
+    The limits are those of entries drawn one by one. Of more than two draws it is known by how much they vary, which
+    is more where a row has a scale of its own, say.
     """
-    ours, first, second = tensors = [_sample(tensor) for tensor in (start, *draws[:2])]
+    ours, *fresh = [_sample(tensor) for tensor in (start, *draws)]
     n = ours.numel()
-    kurtosis = max(3.0, *(float(_standardised(tensor).pow(4).mean()) for tensor in tensors))
+    kurtosis = max(3.0, *(float(_standardised(tensor).pow(4).mean()) for tensor in (ours, *fresh[:2])))
     wide = SIGMAS * (1 + 10 / n)
-    spreads = [float(tensor.std(correction=0)) for tensor in tensors]
-    means = [float(tensor.mean()) for tensor in tensors]
-    scales = [log(max(spread, 1e-300)) for spread in spreads]
-    return not (
-        abs(scales[0] - scales[1]) <= wide * sqrt((kurtosis - 1) / (2 * n)) + 3 * abs(scales[1] - scales[2])
-        and abs(means[0] - means[1]) <= wide * max(spreads) * sqrt(2 / n) + 3 * abs(means[1] - means[2])
-        and (
-            (distance := _distance(ours, first)) <= KOLMOGOROV * sqrt(2 / n) or distance <= 3 * _distance(first, second)
-        )
+    near = [torch.cat([ours, *fresh])] if n < FEW else [ours, fresh[0]]  # a few may lie close together by chance
+    spread = max(float(_scale(tensor)) for tensor in near)
+    return (
+        _outside(ours, fresh, lambda tensor: tensor.mean(), wide * spread * sqrt(2 / n))
+        or _outside(ours, fresh, lambda tensor: _scale(tensor).log(), wide * sqrt((kurtosis - 1) / (2 * n)))
+        or _outside(ours, fresh[1:], lambda tensor: _distance(tensor, fresh[0]), KOLMOGOROV * sqrt(2 / n), of_two=True)
     )
 
 
+def _outside(
+    ours: Tensor, fresh: list[Tensor], measure: Callable[[Tensor], Tensor], limit: float, of_two: bool = False
+) -> bool:
+    """Whether a measure of our draw lies outside of what chance allows; a distance is large by itself."""
+    here, there = measure(ours), measure(fresh[0])
+    if float(here if of_two else (here - there).abs()) <= limit:
+        return False
+    if len(fresh) < 3:
+        return True
+    known = torch.stack([measure(draw) for draw in fresh])
+    return not float((here - known.mean()).abs()) <= EMPIRICAL * float(known.std())
+
+
+def _scale(tensor: Tensor) -> Tensor:
+    return tensor.std(correction=0).clamp_min(1e-300)
+
+
 def _standardised(draw: Tensor) -> Tensor:
-    return (draw - draw.mean()) / draw.std(correction=0).clamp_min(1e-300)
+    return (draw - draw.mean()) / _scale(draw)
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
+def _distance(one: Tensor, other: Tensor) -> Tensor:
     """Kolmogorov and Smirnov's: the largest difference of two distribution functions."""
     one, other = one.sort().values, other.sort().values
     both = torch.cat([one, other])
     below = [torch.searchsorted(draw, both, right=True) / draw.numel() for draw in (one, other)]
-    return float((below[0] - below[1]).abs().max())
+    return (below[0] - below[1]).abs().max()
 
 
 def _fixed_entries(start: Tensor, draws: list[Tensor]) -> bool:

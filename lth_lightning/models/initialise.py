@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.models.rebuild import alike, own_values, rebuilt
@@ -136,17 +136,20 @@ def _reset_behind_parametrization(layer: nn.Module, name: str) -> None:
     """Reset what the layer was before, and let the parametrization find the parameters that give those weights."""
     parametrizations = layer.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
-    steps = [step for list_of_one in parametrizations.values() for step in list_of_one.children()]
+    tensors = list(parametrizations)
+    steps = [step for several in parametrizations.values() for step in several.children()]
     if any(_own_buffers(step) or not hasattr(step, "right_inverse") for step in steps):
         _refuse_computed_weights(name, layer)
-    plain, tensors = copy.deepcopy(layer), list(parametrizations)
-    with torch.enable_grad():  # without, it leaves a buffer
-        for tensor in tensors:
-            remove_parametrizations(plain, tensor, leave_parametrized=True)
+    # Not `remove_parametrizations`: a copy has the original's class, which that would change.
+    plain = copy.deepcopy(layer)
+    plain.__class__ = type_before_parametrizations(layer)
+    del plain.parametrizations
+    for tensor in tensors:
+        plain.register_parameter(tensor, nn.Parameter(torch.empty_like(getattr(layer, tensor))))
     _reset(plain, name, covered=False)
     for parameter_name, value in (*plain.named_parameters(), *plain.named_buffers()):
         if parameter_name in tensors:
-            setattr(layer, parameter_name, value)
+            setattr(layer, parameter_name, value.detach())  # a Parameter would be registered beside
         else:
             layer.get_parameter(parameter_name).copy_(value)
 

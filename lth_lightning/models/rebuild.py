@@ -5,13 +5,11 @@ a copy of its student) can be repeated by that constructor alone.
 """
 
 import copy
-import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -92,13 +90,13 @@ def _ways(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
     named = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     required = [one.name for one in parameters if one.name in named and one.default is one.empty]
     saved = getattr(module, "hparams", None) or {}
-    if not parameters:
-        yield kind
-    elif isinstance(saved, Mapping) and saved and not _holds_weights(saved):
+    if isinstance(saved, Mapping) and saved and not _holds_weights(saved):
         if set(named) <= saved.keys():
             yield lambda: kind(**copy.deepcopy(dict(saved)))
         elif len(named) == 1:  # `save_hyperparameters(config)`
             yield lambda: kind(copy.deepcopy(saved))
+    elif not named:
+        yield kind
     if len(required) == 1 and _is_configuration(config := getattr(module, required[0], None)):
         yield lambda: kind(copy.deepcopy(config))
     yield from _registered(module)
@@ -121,12 +119,18 @@ def _holds_weights(value: Any) -> bool:
 def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
     """Builders of the libraries that name their networks."""
     family = type(module).__module__
-    if family.rpartition(".")[0] == "torchvision.models":  # those below it fetch backbones
-        heads = [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
-        ours, members = shapes(module), _torchvision_family(family, heads[-1]) if heads else {}
-        if members:
-            nearest = max(members, key=lambda name: len(ours.items() & members[name].items()))
-            yield lambda: sys.modules["torchvision.models"].get_model(nearest, num_classes=heads[-1])
+    heads = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if family.rpartition(".")[0] == "torchvision.models" and heads:  # those below it fetch backbones
+        models, classes = sys.modules["torchvision.models"], heads[-1].out_features
+        ours = sum(weight.numel() for weight in module.parameters()) + (heads[-1].in_features + 1) * (1000 - classes)
+        sizes = {
+            name: models.get_model_weights(name).DEFAULT.meta["num_params"]
+            for name in models.list_models(module=models)
+            if models.get_model_builder(name).__module__ == family
+        }
+        nearest = min(sizes, key=lambda name: abs(sizes[name] - ours), default=None)
+        if nearest is not None and abs(sizes[nearest] - ours) < ours / 10:
+            yield lambda: models.get_model(nearest, num_classes=classes)
     if family.startswith("timm.models."):
         about = getattr(module, "pretrained_cfg", None) or {}
         first = about.get("first_conv")
@@ -135,15 +139,3 @@ def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
         yield lambda: sys.modules["timm"].create_model(
             about["architecture"], num_classes=getattr(module, "num_classes", 1000), **settings
         )
-
-
-@functools.cache
-def _torchvision_family(family: str, num_classes: int) -> dict[str, dict[str, tuple[int, ...] | None]]:
-    """The shapes of all networks of one file of torchvision's, without their weights."""
-    models = sys.modules["torchvision.models"]
-    with torch.device("meta"):
-        return {
-            name: shapes(models.get_model(name, num_classes=num_classes))
-            for name in models.list_models(module=models)
-            if models.get_model_builder(name).__module__ == family
-        }
