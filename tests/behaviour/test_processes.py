@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import (
     ARCHITECTURES,
+    FOREIGN_METRICS,
     ForeignData,
     ForeignModule,
     assert_same,
@@ -529,31 +530,49 @@ def test_sigterm_ends_all_processes_and_the_run_goes_on_from_there(tmp_path: Pat
 # ------------------------------------------------------------------------ processes that Lightning starts
 
 
-def adam(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=2e-3)
+class BuiltThere(ForeignModule):
+    """Its network is made in each process, so that there is none to be shared by pickling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.body
+
+    def configure_model(self) -> None:
+        torch.manual_seed(3)
+        self.body = ForeignModule().body
 
 
-@pytest.mark.filterwarnings("ignore")  # a fork has pytest's filters
-@pytest.mark.parametrize("way", ["fork", "spawn"])
-def test_results_come_home_from_processes_that_lightning_starts(tmp_path: Path, way: Any) -> None:
-    """ddp_fork and ddp_notebook fork; ddp_spawn pickles what it starts with."""
-    settings: dict[str, Any] = {"rounds": 1, "train_for": "4it", "seed": 7, "controls": ["random_mask"]}
-    lottery, module = LotteryTicket(**settings), mlp(optimizer=adam)
+def fit_by_processes(way: Any, module: L.LightningModule, data: L.LightningDataModule, here: Path) -> LotteryTicket:
+    metrics = FOREIGN_METRICS if isinstance(module, ForeignModule) else None
+    lottery = LotteryTicket(rounds=1, train_for="4it", seed=7, controls=["random_mask"], metrics=metrics)
     strategy = DDPStrategy(start_method=way, process_group_backend="gloo")
-    make_trainer(callbacks=[lottery], strategy=strategy, devices=2, default_root_dir=tmp_path).fit(module, digits())
-    assert lottery.folder.path == tmp_path / "runs/0" and lottery.seed_in_use == 7
+    make_trainer(callbacks=[lottery], strategy=strategy, devices=2, default_root_dir=here).fit(module, data)
+    assert lottery.folder.path == here / "runs/0" and lottery.seed_in_use == 7
     assert [(row.round, row.variant) for row in lottery.results] == [(0, "ticket"), (1, "ticket"), (1, "random_mask")]
     assert lottery.results == read_rows(lottery.folder.results)
     assert lottery.layers == read_layers(lottery.folder.layers)
+    return lottery
+
+
+@pytest.mark.filterwarnings("ignore")  # a fork has pytest's filters
+def test_results_come_home_from_forks(tmp_path: Path) -> None:
+    """Those of ddp_fork and ddp_notebook."""
+    module = mlp()
+    lottery = fit_by_processes("fork", module, digits(), tmp_path)
     ticket = Ticket.load(lottery.folder.ticket(1))
     assert_same(copies(module), ticket.trained)
     assert all(not weight[~ticket.masks[name]].any() for name, weight in prunable_weights(module).items())
 
 
+def test_results_come_home_from_processes_that_a_pickled_callback_starts_in(tmp_path: Path) -> None:
+    """As with ddp_spawn; a server of forks starts sooner."""
+    fit_by_processes("forkserver", BuiltThere(), ForeignData(), tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_weights_that_processes_share_are_refused(tmp_path: Path) -> None:
     """As where Lightning starts processes by a fork server: each process would take every step."""
-    lottery, module = LotteryTicket(rounds=1, train_for="4it"), mlp(optimizer=adam).share_memory()
+    lottery, module = LotteryTicket(rounds=1, train_for="4it"), mlp().share_memory()
     trainer = make_trainer(callbacks=[lottery], strategy="ddp_fork", devices=2, default_root_dir=tmp_path)
     with pytest.raises(Exception, match="trainer.strategy: net.*weight lies in memory that the 2 processes share"):
         trainer.fit(module, digits())

@@ -23,6 +23,8 @@ from conftest import (
 )
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lth_lightning import (
@@ -155,6 +157,143 @@ def test_grasp_lets_those_weights_go_without_which_gradient_flow_grows() -> None
         for place in np.ndindex(*mask.shape):
             growth[bool(mask[place])].append((flow(1 - 1e-5, layer, place) - flow(1 + 1e-5, layer, place)) / 2e-5)
     assert min(growth[False]) > max(growth[True])
+
+
+# ------------------------------------------------------------------------ networks that are hard to differentiate twice
+
+
+class Attention(nn.Module):
+    """Tokens of five numbers, four sequences in a batch, to four classes. Smooth, in float64."""
+
+    def __init__(self, attend: nn.Module) -> None:
+        super().__init__()
+        self.inward, self.attend, self.outward = nn.Linear(5, 8), attend, nn.Linear(8, 4)
+        self.double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.outward(self.attend(self.inward(images).unflatten(0, (-1, len(images) // 4 or 1))).mean(1))
+
+
+class Fused(nn.Module):
+    """`scaled_dot_product_attention`, whose kernels on CPU and GPU have no second derivative."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.all = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.settings = settings
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = (part(tokens).unflatten(2, (2, 4)).transpose(1, 2) for part in self.all)
+        return F.scaled_dot_product_attention(q, k, v, **self.settings).transpose(1, 2).flatten(2)
+
+
+class MultiHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.heads(tokens, tokens, tokens, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.cells = kind(8, 8, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.cells(tokens)[0]
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=nn.Tanh(), batch_first=True)
+
+
+ATTENTIONS = {
+    "scaled dot product": Fused,
+    "causal": lambda: Fused(is_causal=True),
+    "MultiheadAttention": MultiHead,
+    "TransformerEncoderLayer": encoder,
+    "in evaluation mode": lambda: encoder().eval(),
+    "LSTM": lambda: Recurrent(nn.LSTM),
+    "GRU": lambda: Recurrent(nn.GRU),
+}
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_grasp_of_attention_is_the_change_of_its_gradient_along_itself(kind: str) -> None:
+    """Central differences of first derivatives, which the kernels that train have."""
+    network = Attention(ATTENTIONS[kind]())
+    images, targets = batch_of(1)
+    targets = targets[:4]
+    weights = prunable_weights(network)
+
+    def gradient() -> list[Tensor]:
+        loss = F.cross_entropy(network(images) / 2.0, targets)
+        return [g.clone() for g in torch.autograd.grad(loss, list(weights.values()))]
+
+    at, g = [weight.detach().clone() for weight in weights.values()], gradient()
+    step, sides = 1e-4 / max(float(layer.abs().max()) for layer in g), []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for weight, w, d in zip(weights.values(), at, g, strict=True):
+                weight.copy_(w + sign * step * d)
+        sides.append(gradient())
+    with torch.no_grad():
+        for weight, w in zip(weights.values(), at, strict=True):
+            weight.copy_(w)
+    expected = [w * (a - b) / (2 * step) for w, a, b in zip(at, *sides, strict=True)]
+    scores = GraSP(temperature=2.0).scores(evidence_of(network, [(images, targets)]))
+    largest = max(float(layer.abs().max()) for layer in expected)
+    for score, reference in zip(scores.values(), expected, strict=True):
+        torch.testing.assert_close(score, reference, rtol=1e-4, atol=1e-5 * largest)
+
+
+class Once(torch.autograd.Function):
+    """A kernel of one's own, whose way back is not differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        return value.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class Kernel(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return Once.apply(value)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.layer, self.reentrant = nn.Linear(8, 8), reentrant
+
+    def forward(self, value: Tensor) -> Tensor:
+        return checkpoint(self.layer, value, use_reentrant=self.reentrant)
+
+
+def test_a_function_that_is_differentiable_once_has_snip_and_no_grasp() -> None:
+    """PyTorch would leave what it adds to the second derivative out, without a word."""
+    network, plain = Attention(Kernel()), Attention(nn.Tanh())
+    plain.load_state_dict(network.state_dict())
+    batch = batch_of(1)[0], batch_of(1)[1][:4]
+    with pytest.raises(SettingError, match="GraSP differentiates twice, .* once only. Choose SNIP"):
+        GraSP().scores(evidence_of(network, [batch]))
+    torch.testing.assert_close(SNIP().scores(evidence_of(network, [batch])), SNIP().scores(evidence_of(plain, [batch])))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("criterion", [SNIP(), GraSP(), SynFlow(steps=1)])
+def test_activation_checkpointing_is_refused(criterion: Criterion, reentrant: bool) -> None:
+    """Its second way forward would be with the module's own weights, not the criterion's."""
+    batch = batch_of(1)[0], batch_of(1)[1][:4]
+    with pytest.raises(SettingError, match="activation checkpointing would repeat the way forward with other weights"):
+        criterion.scores(evidence_of(Attention(Checkpointed(reentrant)), [batch]))
 
 
 def synflow_by_hand(weights: list[Array], biases: list[Array]) -> list[Array]:
