@@ -8,8 +8,8 @@ Optimizers and schedules:
 - Lookahead, with and without `Optimizer.__init__`; float32 masters; a counter of its own; Lion: made anew.
 - torch's Adam with a `step` that closes over a counter; LambdaLR whose function counts: found stale, made anew.
 - Of pytorch_optimizer 4.1: Lookahead, ScheduleFreeAdamW, ScheduleFreeSGD, Ranger, Prodigy, DAdaptAdam, Lion, AdaBelief,
-  RAdam, Shampoo, NovoGrad, Adan, Lamb, SWATS, GrokFastAdamW; of timm 1.0: SGD, SGDP, AdamW, NAdamW, LAMB, LARS, MADGRAD,
-  Lion, Adan, Adafactor, AdafactorBigVision, Mars, Muon, Lookahead over SGD and Adam: bit for bit a plain loop's.
+  RAdam, Shampoo, NovoGrad, Adan, Lamb, SWATS, GrokFastAdamW; of timm 1.0: SGD, SGDP, AdamW, NAdamW, LAMB, LARS,
+  MADGRAD, Lion, Adan, Adafactor, AdafactorBigVision, Mars, Muon, Lookahead: bit for bit a plain loop's.
 - The same where `configure_optimizers` returns one object each time, as the command line's automatic one does: refused,
   but for Lion, which keeps all in `state` and is found to be new.
 - An optimizer that the module puts aside, steps itself or in the backward pass; one not of torch's kind: refused.
