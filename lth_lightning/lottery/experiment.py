@@ -329,7 +329,7 @@ class Experiment:
             resumed_after: batches of it that are done; the next is the one after.
         """
         trainer, lineage, step = self.trainer, self.progress.lineage, self.progress.epoch_start
-        if self.lottery.train_for.epochs is not None or self.rewind_step:  # lengths that epochs were counted for
+        if self.lottery.train_for.epochs is not None or self.rewind_step or self.first_step(self.network):
             lengths.check_reloaded(trainer, self.epochs)
         # For a resumed epoch too, in which a GradientAccumulationScheduler does not hear of its start.
         per_step = trainer.accumulate_grad_batches = self.epochs.batches_per_step(trainer.current_epoch)
