@@ -48,7 +48,7 @@ SAID_BETTER = {
 UNTOLD = {
     *("lottery", "lottery.pruning", "data", "model", "trainer"),
     *("lottery.run_dir", "model.num_classes", "model.input_shape"),
-    *("lottery.prunable.help", "weights_only"),
+    *("lottery.prunable.help", "lottery.reinit.help", "weights_only"),
 }
 METAVARS: tuple[tuple[tuple[Any, ...], str], ...] = (
     ((Sequence, list, tuple), "[ITEM,...]"),

@@ -30,6 +30,7 @@ from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.masks import Masks
 from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.pruning import Pruning
+from lth_lightning.pruning.state import check_state
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import LayerRow, Row
 from lth_lightning.tickets.transfer import GivenTickets
@@ -168,6 +169,7 @@ class LotteryTicket(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
+        check_state(pl_module)
         lengths.refuse_no_optimizer(trainer)
         self._fresh.capture(trainer, lambda: self.prunable(pl_module))
         self._experiment = Experiment(self, trainer, self._progress, self._fresh, self._length)

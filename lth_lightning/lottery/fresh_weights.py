@@ -62,10 +62,11 @@ class FreshWeights:
                 fresh = copied(_given(module, reinit) if reinit else _reset(module, base))
         finally:
             load_state(module, before)
-        state = {name: fresh.get(name, base[name]) for name in before}
+        state = {name: fresh.get(name, value) for name, value in base.items()}  # buffers may come and go in training
         state |= {name: base[name] for name in self.kept} | self.constants
         state |= {name: state[original] for name, original in self.copies.items()}
-        return copied({name: value.to(before[name].device, before[name].dtype) for name, value in state.items()})
+        own = {name: before.get(name, value) for name, value in base.items()}
+        return copied({name: value.to(own[name].device, base[name].dtype) for name, value in state.items()})
 
 
 def how_to_draw(

@@ -264,10 +264,12 @@ class Heard(logging.Handler):
 def test_at_the_start_one_line_says_of_what_densities_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logger, heard = logging.getLogger("lightning.pytorch.utilities.rank_zero"), Heard()
-    monkeypatch.setattr(logger, "handlers", [heard])
-    with caplog.at_level(logging.INFO, logger.name):
-        run = fit(Classifier(Tied()), digits(), tmp_path / "run", **PRUNING)
+    heard = Heard()
+    for package in ("lightning.pytorch", "pytorch_lightning"):  # they share one logger: that of the last imported
+        logger = logging.getLogger(f"{package}.utilities.rank_zero")
+        monkeypatch.setattr(logger, "handlers", [heard])
+        caplog.set_level(logging.INFO, logger.name)
+    run = fit(Classifier(Tied()), digits(), tmp_path / "run", **PRUNING)
     left_out = "embeddings, shared with a layer (net.embedding.weight)"
     share = f"64 weights, 30.8 % of all parameters; matrices left out: {left_out}"
     assert [line for line in heard.lines if "Prunable" in line] == [f"Prunable: {share}."]

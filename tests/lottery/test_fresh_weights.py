@@ -53,7 +53,7 @@ from lth_lightning.lottery.fresh_weights import how_to_draw
 from lth_lightning.lottery.same_distribution import difference
 from lth_lightning.models import MLP, VGG, Conv2, LeNet5, ResNet
 from lth_lightning.models.rebuild import rebuilt
-from lth_lightning.pruning.masks import prunable_weights
+from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.state import State
 from lth_lightning.seeding import derive_seed, generators
 
