@@ -170,6 +170,7 @@ class LotteryProgress(ProgressBar):
     def __init__(self, console: Console | None = None, rows_only: bool = False) -> None:
         super().__init__()
         self._rows_only = rows_only
+        self._above: str | None = None
         self._given_console = console  # the default one is made by the process that shows it: it cannot be pickled
         self._disabled = False
         self._live: Live | None = None
@@ -189,9 +190,8 @@ class LotteryProgress(ProgressBar):
             print(*args, **kwargs)
 
     def say(self, line: str) -> None:
-        """What the lottery has to say before its first network, above the table."""
-        if not self._rows_only:
-            self.print(line, flush=True)
+        """Put a line above the table."""
+        self._above = None if self._rows_only else line
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         lottery = next((callback for callback in trainer.callbacks if isinstance(callback, LotteryTicket)), None)
@@ -201,15 +201,17 @@ class LotteryProgress(ProgressBar):
         self._lines = NetworkLines(max(len(name) for name in ("variant", *(network.name for network in lottery.plan))))
         self._console = self._given_console or Console(highlight=False)
         self._header_due = True
-        if not self._disabled and can_redraw(self._console):
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
 
     def on_network_start(
         self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
     ) -> None:
         self._network, self._density = network, density
         if self._header_due:
+            if self._above is not None:
+                self.print(self._above, flush=True)
+            if not self._disabled and can_redraw(self._console):
+                self._live = Live(console=self._console, auto_refresh=False, transient=True)
+                self._live.start()
             self._write(Text(self._lines.header, style="bold"))
             self._header_due = False
         self._draw(trainer, None)
