@@ -112,27 +112,28 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _fixed_entries(start: Tensor, draws: list[Tensor]) -> bool:
-    """Whether entries that are constant in every draw (a padding row's zeros) are others here, or the reverse.
+    """Whether entries that are constant in every draw (a padding row's zeros) differ here, or the reverse.
 
-    Entries that are 0 by lot (a sparse initialisation) are counted alone. Half precision has so few numbers that draws
-    are equal by chance.
+    Where the zeros move from draw to draw (a sparse initialisation), only their number is compared. Half precision has
+    so few numbers that draws are equal by chance.
     """
-    ours, first, second = (_real(tensor) for tensor in (start, *draws[:2]))
+    ours, *fresh = (_real(tensor) for tensor in (start, *draws))
     if ours.element_size() < 4:
         return False
     chance = ours.numel() * NEVER_BY_CHANCE
     slack = 2 + chance + SIGMAS * sqrt(chance)
-    zeros = [tensor == 0 for tensor in (ours, first, second)]
-    if torch.equal(zeros[1], zeros[2]):
-        if int((zeros[0] != zeros[1]).count_nonzero()) > slack:
+    zeros = [tensor == 0 for tensor in fresh]
+    if all(torch.equal(zeros[0], other) for other in zeros[1:]):
+        if int(((ours == 0) != zeros[0]).count_nonzero()) > slack:
             return True
     else:
-        here, there = (int(zero.count_nonzero()) for zero in zeros[:2])
+        here, there = int((ours == 0).count_nonzero()), int(zeros[0].count_nonzero())
         if abs(here - there) > slack + SIGMAS * sqrt(here + there):
             return True
-    drawn = ~zeros[1]
-    fixed, here = (int(((first == other) & drawn).count_nonzero()) for other in (second, ours))
-    return abs(fixed - here) > slack + SIGMAS * sqrt(fixed * (1 - fixed / ours.numel()))
+    fixed = torch.stack([tensor == fresh[0] for tensor in fresh[:-1]]).all(dim=0)
+    # Entries of few values agree by chance: as often as they part in the last draw, they may part here.
+    here, by_chance = (int(((tensor != fresh[0]) & fixed).count_nonzero()) for tensor in (ours, fresh[-1]))
+    return here - by_chance > slack + SIGMAS * sqrt(here + by_chance)
 
 
 def _words(start: Tensor, drawn: Tensor) -> str:
