@@ -93,7 +93,8 @@ class Experiment:
         if not progress.resumed:
             progress.seed = self.trainer.strategy.broadcast(self._wanted_seed(otherwise=torch.initial_seed()))
         seed = self._wanted_seed(otherwise=progress.seed)
-        progress.settle("settings", in_words(lottery, seed, self.weights, self.fresh.facts(self.trainer)))
+        facts = self.fresh.facts(self.trainer) | fit.least_facts(self.trainer, self._asked)
+        progress.settle("settings", in_words(lottery, seed, self.weights, facts))
         if not progress.resumed:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
             self._tell_of_pruned_start()
@@ -126,7 +127,7 @@ class Experiment:
         if given.needs_fresh_weights and lineage.own is None:
             # Drawn anew, as a seed gives a network the very weights that a ticket of that seed was found from.
             reinit = self.lottery.reinit
-            lineage.settle_fresh_weights(self.module, reinit, f"lottery.transfer: {given.transfer}")
+            lineage.settle_fresh_weights(self.module, reinit, given.asks_for_fresh_weights)
             lineage.own = lineage.fresh_weights(self.module, reinit, "transfer")
         given.check(self.module, self.weights, self.lottery.controls, lineage.own)
         if given.reinitialised and self.trainer.is_global_zero:
@@ -159,6 +160,8 @@ class Experiment:
             lottery.train_for, lottery.rewind_to, self.epochs.steps, latest
         )
         self.progress.settle("loaders", fit.loader_facts(self.trainer))
+        rewind_step = self.rewind_step if lottery.given is None else latest
+        lengths.check_schedules(self.trainer, self.epochs, rewind_step, passed=lottery.given is None)
 
     def rehearse_or_resume(self) -> None:
         """Score the weights as they are, so that a criterion that cannot fails before anything is trained; or, in a
@@ -209,7 +212,10 @@ class Experiment:
         if self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step)):  # optimizers of their own
             self.hooks.remove()
             self.hooks = MaskHooks(self.module, self.trainer.optimizers, watchful=self._watchful)
-        self.fresh.advance_schedulers(self.trainer, step, epoch)
+        if progress.lineage.schedules is not None and step == progress.lineage.rewind_step > 0:
+            self.fresh.load_schedules(self.trainer, progress.lineage.schedules)
+        elif step:
+            self.fresh.advance_schedules(self.trainer, self.epochs, step)
         self.recorder.start_over()
         progress.stopped, progress.begun = False, True
         self._open_network()
@@ -348,11 +354,19 @@ class Experiment:
             lengths.check_place(self.trainer, self.epochs.place(step), step)
             processes.share_buffers(self.trainer)
             lineage.set_rewind_point(self.module, self.rewind_step)
+        self._note_schedules()
 
     def after_epoch(self) -> None:
-        """Look at what the epoch's end has logged."""
+        """Look at what the epoch's end has logged, and at schedules that the module moves there."""
+        self._note_schedules()
         if fit.steps_done(self.trainer) > self.progress.epoch_start:  # and not resumed here
             self.recorder.look_at_training(self.trainer)
+
+    def _note_schedules(self) -> None:
+        lineage = self.progress.lineage
+        at_rewind_point = fit.steps_done(self.trainer) == lineage.rewind_step > 0
+        if at_rewind_point and self.network.round == 0 and self.lottery.given is None:
+            lineage.schedules = self.fresh.schedules(self.trainer)
 
     @property
     def network_is_over(self) -> bool:

@@ -28,6 +28,7 @@ class Lineage:
         order: … the round whose order of the data they see.
         rewind_step: the optimizer step of the rewind point.
         rewind_point: every parameter and buffer at that step; None until round 0 gets there.
+        schedules: where learning-rate schedules stood at that step.
         start: the weights that this round's networks start from, before their masks: the rewind point, or
             with other ways to rewind the trained weights that its masks were made from.
         trained: the last ticket after training.
@@ -42,6 +43,7 @@ class Lineage:
     order: int = 0
     rewind_step: int = 0
     rewind_point: State | None = None
+    schedules: dict[str, Any] | None = None
     start: State | None = None
     trained: State | None = None
     dense: State | None = None

@@ -77,6 +77,13 @@ class GivenTickets:
         """Whether `load` is to be given weights of the run's own."""
         return self.transfer != "mask_and_weights" or self.on_mismatch == "reinitialise"
 
+    @property
+    def asks_for_fresh_weights(self) -> str:
+        """The setting that makes them needed, with its value."""
+        if self.transfer != "mask_and_weights":
+            return f"lottery.transfer: {self.transfer}"
+        return f"lottery.on_mismatch: {self.on_mismatch}"
+
     def load(self, round: int, module: nn.Module, fresh: State | None) -> Taken:
         """What this run takes over from that round's ticket.
 

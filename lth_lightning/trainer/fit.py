@@ -50,6 +50,12 @@ def may_stop(trainer: L.Trainer, length: FitLength) -> bool:
     return epochs >= (length.at_least_epochs or 0) and steps_done(trainer) >= (trainer.min_steps or 0)
 
 
+def least_facts(trainer: L.Trainer, length: FitLength) -> dict[str, str]:
+    """What keeps a network from being stopped early, in words; `length` as its user set it: see `FreshFit.facts`."""
+    least = {"trainer.min_epochs": length.at_least_epochs, "trainer.min_steps": trainer.min_steps}
+    return {name: str(value) for name, value in least.items() if value}
+
+
 def has_time_limit(trainer: L.Trainer) -> bool:
     """Whether there is a `Trainer(max_time=...)`."""
     return any(isinstance(callback, Timer) for callback in trainer.callbacks)

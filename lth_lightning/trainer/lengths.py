@@ -67,6 +67,23 @@ class Epochs:
         epoch, batch = self.place(step)
         return epoch * (self.batches or 0) + batch
 
+    def moves(self, step: int, frequency: int, *, by_epoch: bool) -> int:
+        """How often Lightning moves a schedule in the first `step` steps.
+
+        By steps it counts the batches of the epoch: one that makes a step moves the schedule if its number is a
+        multiple of `frequency`.
+        """
+        epoch, batch = self.place(step)
+        if by_epoch:
+            return epoch // frequency
+        whole = sum(self._moves(epoch, self.batches or 0, frequency) for epoch in range(epoch))
+        return whole + self._moves(epoch, batch, frequency)
+
+    def _moves(self, epoch: int, batches: int, frequency: int) -> int:
+        size = self.batches_per_step(epoch)
+        by_size = batches // math.lcm(size, frequency)
+        return by_size + (batches == self.batches and bool(batches % size) and batches % frequency == 0)
+
     def _alike(self) -> Iterator[tuple[int, float, int]]:
         """Epochs of equally many steps, one after the other: the first, the one after the last, steps of each."""
         if self.batches is None:
@@ -141,6 +158,35 @@ def check_place(trainer: L.Trainer, expected: Place, step: int) -> None:
             "start inside one: give loaders a length, use trainer.limit_train_batches in place of "
             "on_train_batch_start's -1, or rewind to 0it."
         )
+
+
+def check_schedules(trainer: L.Trainer, epochs: Epochs, step: int, *, passed: bool) -> None:
+    """Look whether schedules move on from a rewind point as they would have without one.
+
+    Args:
+        trainer: with its schedules.
+        epochs: how steps fall into epochs.
+        step: the rewind point's.
+        passed: whether this fit trains up to it, and so sees where schedules stand there.
+
+    Raises:
+        SettingError: they would not.
+    """
+    batch = epochs.place(step).batch if step else 0
+    for config in trainer.lr_scheduler_configs if step else ():
+        name = f"lr_scheduler: {type(config.scheduler).__name__}"
+        if not trainer.lightning_module.automatic_optimization:
+            if not passed:
+                raise SettingError(
+                    f"{name} is moved by the module itself (manual optimization), so nothing says where it stands at "
+                    f"step {step}, the rewind point of the tickets. Use tickets that were rewound to 0it."
+                )
+        elif config.interval == "step" and batch % config.frequency:
+            raise SettingError(
+                f"{name} moves every {config.frequency} batches of an epoch, and the rewind point, step {step}, lies "
+                f"after {batch}. Networks that start there would move it at other steps than the first. Set "
+                f"rewind_to to a multiple of {config.frequency} batches, or frequency to 1."
+            )
 
 
 # ------------------------------------------------------------------------ what the trainer says

@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
 from lth_lightning.trainer.callback_states import CallbackStates
 from lth_lightning.trainer.contents import changed
+from lth_lightning.trainer.lengths import Epochs
 from lth_lightning.trainer.new_optimizers import NewOptimizers
 from lth_lightning.trainer.trainables import Trainables
 
@@ -169,8 +172,7 @@ class FreshFit:
         assert self._optimizers is not None
         for i, optimizer in enumerate(trainer.optimizers):
             facts[f"optimizer {i}"] = type(optimizer).__name__
-            for j, group in enumerate(optimizer.param_groups):  # new still, and not every `state_dict` has them
-                values = {name: value for name, value in group.items() if name != "params"}
+            for j, values in enumerate(_settings(optimizer)):  # new still, and not every `state_dict` has them
                 facts |= {f"optimizer {i}, group {j}, {name}": repr(value) for name, value in values.items()}
         for i, (config, state) in enumerate(zip(self._optimizers.configs, self._optimizers.schedules, strict=True)):
             facts[f"lr_scheduler {i}"] = f"{type(config.scheduler).__name__} by {config.interval}"
@@ -203,17 +205,41 @@ class FreshFit:
             fit_loop._last_train_dl_reload_epoch = fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = -math.inf
             fit_loop.setup_data()
 
-    def advance_schedulers(self, trainer: L.Trainer, step: int, epoch: int) -> None:
-        """Bring new schedulers to where they stand after `step` steps and `epoch` whole epochs of training.
+    def schedules(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Where schedules stand, and with them the settings of each optimizer's groups, as a checkpoint may hold them.
 
-        ReduceLROnPlateau, which follows metrics, starts new.
+        ReduceLROnPlateau, which follows metrics, is left out: it starts new.
+        """
+        moved = [config.scheduler for config in trainer.lr_scheduler_configs]
+        states = [None if isinstance(one, ReduceLROnPlateau) else one.state_dict() for one in moved]
+        return copy.deepcopy({"schedules": states, "groups": [_settings(one) for one in trainer.optimizers]})
+
+    def load_schedules(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
+        """Bring new schedules, and the settings of the groups, to where `schedules` found them."""
+        if all(schedule is None for schedule in state["schedules"]):
+            return
+        for config, schedule in zip(trainer.lr_scheduler_configs, copy.deepcopy(state["schedules"]), strict=True):
+            if schedule is not None:
+                config.scheduler.load_state_dict(schedule)
+        for optimizer, groups in zip(trainer.optimizers, copy.deepcopy(state["groups"]), strict=True):
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                for name, value in settings.items():
+                    if isinstance(group.get(name), torch.Tensor):  # capturable: a graph reads this very tensor
+                        group[name].copy_(value)
+                    else:
+                        group[name] = value
+
+    def advance_schedules(self, trainer: L.Trainer, epochs: Epochs, step: int) -> None:
+        """Bring new schedules to where they stand after `step` steps, as Lightning would have moved them.
+
+        For tickets from files, whose rewind point this fit has not passed itself.
         """
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
                 continue
             with warnings.catch_warnings():  # torch warns of a schedule that moves before its optimizer: here it must
                 warnings.simplefilter("ignore", UserWarning)
-                for _ in range((step if config.interval == "step" else epoch) // config.frequency):
+                for _ in range(epochs.moves(step, config.frequency, by_epoch=config.interval == "epoch")):
                     config.scheduler.step()
 
     def hold_learning_rates(self, trainer: L.Trainer, rates: list[list[float]]) -> None:
@@ -265,6 +291,11 @@ def described(thing: object) -> str:
     """An object in words: its class, and those of its settings that can be told, e.g. `Movement(window=3)`."""
     plain = {name: value for name, value in vars(thing).items() if name[0] != "_" and _is_plain(value)}
     return f"{type(thing).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What schedules may move: all of a group but its parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def _is_plain(value: Any) -> bool:

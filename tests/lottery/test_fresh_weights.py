@@ -716,6 +716,13 @@ def scaled() -> ImageClassifier:
     return ImageClassifier(sequence(nn.Flatten(), nn.Linear(64, 10), Scale(10, 2)), init=None)
 
 
+def test_layers_that_are_to_start_anew_name_the_setting_that_asks_for_it(tmp_path: Path) -> None:
+    fit(foreign(), digits(), tmp_path / "source", rounds=1)
+    settings: dict[str, Any] = {"rounds": None, "tickets": tmp_path / "source" / "tickets"}
+    with pytest.raises(SettingError, match=r"lottery.on_mismatch: reinitialise: .*net.1.weight \(spread"):
+        fit(foreign(), digits(), tmp_path / "run", **settings, on_mismatch="reinitialise")
+
+
 @pytest.mark.parametrize("way", ["mask", "mask_and_sign"])
 def test_transfer_draws_from_the_same_distribution_or_is_refused(tmp_path: Path, way: str) -> None:
     fit(foreign(), digits(), tmp_path / "source", rounds=1)

@@ -15,6 +15,9 @@ RAdam, Shampoo, NovoGrad, Adan, Lamb, SWATS, GrokFastAdamW; of timm 1.0: SGD, SG
   Lion, which keeps all in `state` and is found to be new.
 - An optimizer that the module puts aside, steps itself or in the backward pass; one not of torch's kind: refused.
 - A `state_dict` that does not hold all of it, resumed inside a network: refused at the resume.
+- Schedules by steps or epochs of any frequency, by hand in a step or at an epoch's end, OneCycleLR with its momentum,
+  warm restarts, at a late rewind: where they stood at the rewind point. ReduceLROnPlateau: new. A frequency that does
+  not divide the rewind point's place in its epoch, tickets from files with schedules moved by hand: refused.
 
 What a module changes:
 
@@ -35,6 +38,7 @@ Other callbacks:
 """
 
 import collections
+import contextlib
 import itertools
 import logging
 import random
@@ -52,7 +56,7 @@ from conftest import Cut, Fit, Order, assert_same, copies, digits, fit, train_by
 from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, SpikeDetection
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, LambdaLR, OneCycleLR
 from torchmetrics import MeanMetric
 
 from lth_lightning import SettingError
@@ -245,6 +249,113 @@ def test_optimizers_of_torch_stay_the_same_objects(tmp_path: Path) -> None:
 
     run_of(Module, tmp_path, callbacks=(Look(),))
     assert all(optimizer is Look.seen[0] for optimizer in Look.seen) and len(Look.seen) == 3
+
+
+class Rates(L.Callback):
+    """The learning rate and momentum of each step, by network."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[tuple[float, float]]] = []
+
+    def on_network_start(self, *_: Any) -> None:
+        self.seen.append([])
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        group = optimizer.param_groups[0]
+        self.seen[-1].append((float(group["lr"]), float(group["momentum"])))
+
+
+def scheduled(make: Callable[[Optimizer], Any], **config: Any) -> Callable[[L.LightningModule], Any]:
+    def optimise(module: L.LightningModule) -> Any:
+        optimizer = SGD(module.parameters(), lr=0.1, momentum=0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer), **config}}
+
+    return optimise
+
+
+class MovesItself(Module):
+    """Manual optimization: a schedule for steps, and what it does to momentum by hand where an epoch ends."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+        if batch_idx % 2:
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def on_train_epoch_end(self) -> None:
+        self.optimizers().param_groups[0]["momentum"] *= 0.9  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+
+
+SCHEDULES: dict[str, tuple[type[Module], Callable[[Optimizer], Any], dict[str, Any], str, dict[str, Any]]] = {
+    "every third batch": (
+        *(Module, lambda o: ExponentialLR(o, 0.5)),
+        *({"interval": "step", "frequency": 3}, "10it", {}),
+    ),
+    "every third batch, accumulated": (
+        *(Module, lambda o: ExponentialLR(o, 0.5)),
+        *({"interval": "step", "frequency": 3}, "11it", {"accumulate_grad_batches": 2}),
+    ),
+    "every second epoch": (Module, lambda o: ExponentialLR(o, 0.5), {"frequency": 2}, "17it", {}),
+    "one cycle": (Module, lambda o: OneCycleLR(o, 0.2, total_steps=22), {"interval": "step"}, "9it", {}),
+    "warm restarts": (Module, lambda o: CosineAnnealingWarmRestarts(o, 3), {"interval": "step"}, "8it", {}),
+    "by hand, inside an epoch": (MovesItself, lambda o: ExponentialLR(o, 0.5), {}, "9it", {}),
+    "by hand, between epochs": (MovesItself, lambda o: ExponentialLR(o, 0.5), {}, "2ep", {}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_move_on_from_the_rewind_point_as_in_the_dense_network(name: str, tmp_path: Path) -> None:
+    kind, make, config, rewind_to, trainer = SCHEDULES[name]
+    settings = {"rounds": 1, "train_for": "21it", "rewind_to": rewind_to, "trainer": trainer}
+    rates = Rates()
+    run_of(lambda: kind(scheduled(make, **config)), tmp_path / "whole", callbacks=(rates,), **settings)
+    dense, ticket = rates.seen
+    assert len(dense) == 21 and len(set(dense)) > 1
+    assert ticket == dense[{"2ep": 14}.get(rewind_to) or int(rewind_to[:-2]) :]
+    if trainer or kind is MovesItself:
+        return
+    # From files the schedule cannot be known, and is counted: as Lightning moves it.
+    given = Rates()
+    more = {"rounds": None, "tickets": tmp_path / "whole" / "tickets", "callbacks": (given,)}
+    run_of(lambda: kind(scheduled(make, **config)), tmp_path / "given", **{**settings, **more})
+    assert given.seen[1] == ticket
+
+
+def test_schedules_at_the_rewind_point_come_back_with_a_resume(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "21it", "rewind_to": "9it"}
+    seen = []
+    for name in ("whole", "cut"):
+        rates = Rates()
+        callbacks = (rates, Cut(16)) if name == "cut" else (rates,)
+        with pytest.raises(RuntimeError, match="cut") if name == "cut" else contextlib.nullcontext():
+            run_of(lambda: MovesItself(SCHEDULES_BY_HAND), tmp_path / name, callbacks=callbacks, **settings)
+        seen.append(rates.seen)
+    last, rates = tmp_path / "cut" / "checkpoints" / "last.ckpt", Rates()
+    run_of(lambda: MovesItself(SCHEDULES_BY_HAND), tmp_path / "cut", callbacks=(rates,), ckpt_path=last, **settings)
+    assert rates.seen[-1] == seen[0][-1] and len(seen[1]) == 1
+
+
+SCHEDULES_BY_HAND = scheduled(lambda optimizer: ExponentialLR(optimizer, 0.5))
+
+
+def test_schedules_that_would_move_at_other_steps_are_refused_before_training(tmp_path: Path) -> None:
+    every_second = scheduled(lambda optimizer: ExponentialLR(optimizer, 0.5), interval="step", frequency=2)
+    with pytest.raises(SettingError, match=r"ExponentialLR moves every 2 batches.*step 10, lies after 3.*multiple of"):
+        run_of(lambda: Module(every_second), tmp_path / "odd", train_for="14it", rewind_to="10it")
+    assert not list(tmp_path.glob("odd/results.csv"))
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "9it", "rewind_to": "4it"}
+    run_of(lambda: MovesItself(SCHEDULES_BY_HAND), tmp_path / "source", **settings)
+    with pytest.raises(SettingError, match=r"moved by the module itself .*step 4, the rewind point of the tickets"):
+        run_of(
+            lambda: MovesItself(SCHEDULES_BY_HAND),
+            tmp_path / "given",
+            **{**settings, "rounds": None, "tickets": tmp_path / "source" / "tickets"},
+        )
 
 
 def test_an_optimizer_that_the_module_puts_aside_is_refused(tmp_path: Path) -> None:
@@ -632,6 +743,15 @@ def test_no_network_is_stopped_before_its_least_length(least: dict[str, int], st
     stop = EarlyStopping("val_loss", patience=1, divergence_threshold=-1.0)  # at once
     run = run_of(Module, tmp_path, train_for="5ep", callbacks=(stop,), trainer=least)
     assert [row.steps for row in run.rows] == [steps] * 3
+
+
+def test_a_run_is_not_resumed_with_another_least_length(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="cut"):
+        run_of(Module, tmp_path, callbacks=(Cut(9),), trainer={"min_epochs": 2})
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(SettingError, match=r"trainer.min_epochs was 2, is 1; trainer.min_steps was not there, is 3"):
+        run_of(Module, tmp_path, ckpt_path=last, trainer={"min_epochs": 1, "min_steps": 3})
+    run_of(Module, tmp_path, ckpt_path=last, trainer={"min_epochs": 2})
 
 
 def test_a_stop_inside_an_epoch_shortens_no_later_one(tmp_path: Path) -> None:
