@@ -54,6 +54,12 @@ def _one_thread_and_a_seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.pop("PL_GLOBAL_SEED", None)
 
 
+@pytest.fixture(autouse=True)
+def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing is for power cuts, which no test can stage. A killed process keeps what it has written."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
 class ForeignModule(L.LightningModule):
     """Somebody's own module: dropout, batch norm, momentum, weight decay, a schedule, metrics by other names."""
 

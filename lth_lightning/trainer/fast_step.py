@@ -9,6 +9,7 @@ The environment's LTH_FAST_STEP=0 turns it off. It is off by itself where Lightn
 not the one it was checked against: a new Lightning makes a step slow, never wrong.
 """
 
+import functools
 import hashlib
 import inspect
 import os
@@ -55,9 +56,10 @@ CHECKED = {"d9aa9e08a946882f930842f393748e13534a51226ac04906c64855fa2bcc5bc5"}  
 """SHA-256 of the source of all of `COPIED`, of each Lightning that the fast step was checked against."""
 
 
-def source_of_lightning() -> str:
-    """SHA-256 over the source of what the fast step stands for."""
-    return hashlib.sha256("".join(inspect.getsource(method) for method in COPIED).encode()).hexdigest()
+@functools.cache  # parsing it takes 25 ms
+def source_hash(methods: tuple[Callable[..., Any], ...]) -> str:
+    """SHA-256 over the source of methods."""
+    return hashlib.sha256("".join(inspect.getsource(method) for method in methods).encode()).hexdigest()
 
 
 def is_own(thing: object, base: type, method: str) -> bool:
@@ -70,7 +72,7 @@ def applies(trainer: L.Trainer) -> bool:
 
     Never where it is switched off, or where Lightning's own step is another than the one it stands for.
     """
-    if os.environ.get("LTH_FAST_STEP") == "0" or source_of_lightning() not in CHECKED:
+    if os.environ.get("LTH_FAST_STEP") == "0" or source_hash(COPIED) not in CHECKED:
         return False
     module, precision = trainer.lightning_module, trainer.precision_plugin
     unscaled = type(precision) is MixedPrecision and precision.scaler is None

@@ -1,4 +1,4 @@
-"""The quick step is Lightning's own: the same hooks in the same order, the same counters, and the same weights."""
+"""The fast step is Lightning's own: the same hooks in the same order, the same counters, and the same weights."""
 
 import gc
 import inspect
@@ -266,7 +266,7 @@ def usual_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-def test_the_usual_fit_takes_quick_steps_only_and_gives_the_loop_back(usual_steps: list[int], tmp_path: Path) -> None:
+def test_the_usual_fit_takes_fast_steps_only_and_gives_the_loop_back(usual_steps: list[int], tmp_path: Path) -> None:
     done = fit(mlp(), digits(), tmp_path)
     assert not usual_steps
     assert not {"advance", "on_advance_end"} & vars(done.trainer.fit_loop.epoch_loop).keys()
@@ -311,6 +311,33 @@ def test_steps_that_are_not_the_usual_one_are_lightnings(
 ) -> None:
     fit(make(Diary()), digits(), tmp_path, rounds=1, train_for="4it", trainer=trainer)
     assert len(usual_steps) == 8
+
+
+def test_it_is_switched_off_by_the_environment_and_on_by_default(
+    usual_steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for value, steps in (("1", 0), ("0", 20)):
+        monkeypatch.setenv("LTH_FAST_STEP", value)
+        usual_steps.clear()
+        torch.manual_seed(0)
+        weights.append(copies(fit(mlp(), digits(), tmp_path / value, rounds=1).module))
+        assert len(usual_steps) == steps
+    assert_same(*weights)
+
+
+def test_a_lightning_of_another_source_takes_its_own_steps(
+    usual_steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another body of any one of the methods, as a new version would bring."""
+    for i in range(len(fast_step.COPIED)):
+        monkeypatch.setattr(fast_step, "COPIED", (*COPIED[:i], Backward.backward, *COPIED[i + 1 :]))
+        assert fast_step.source_hash(fast_step.COPIED) not in fast_step.CHECKED
+    fit(mlp(), digits(), tmp_path, rounds=1, train_for="4it")
+    assert len(usual_steps) == 8
+
+
+COPIED = fast_step.COPIED
 
 
 # ------------------------------------------------------------------------------------- what a step must not do
