@@ -587,12 +587,12 @@ def _scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_tickets_beat_their_controls_on_real_digits(tmp_path: Path) -> None:
-    """The hypothesis itself (SCIENCE.md): at 4.4 % of the weights, averaged over three seeds."""
+    """The hypothesis itself (SCIENCE.md): at 4 % of the weights, averaged over two seeds."""
     accuracy: dict[str, list[float]] = {"ticket": [], "random_reinit": [], "random_mask": []}
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         torch.manual_seed(seed)
         module = mlp(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3))
-        pruning = Pruning(densities=[0.5, 0.25, 0.12, 0.06])
+        pruning = Pruning(densities=[0.3, 0.1, 0.04])
         settings: dict[str, Any] = {
             "train_for": "250it",
             "pruning": pruning,
@@ -605,15 +605,15 @@ def test_tickets_beat_their_controls_on_real_digits(tmp_path: Path) -> None:
             tmp_path / str(seed),
             rounds=None,
             seed=seed,
-            control_rounds=[4],
+            control_rounds=[3],
             trainer={"limit_val_batches": 0},
             **settings,
         )
         for row in run.rows[-3:]:
             accuracy[row.variant].append(row.test_acc)
-    means = {variant: sum(values) / 3 for variant, values in accuracy.items()}
-    assert means["ticket"] > means["random_reinit"] + 0.01
-    assert means["ticket"] > means["random_mask"] + 0.01
+    means = {variant: sum(values) / 2 for variant, values in accuracy.items()}
+    assert means["ticket"] > means["random_reinit"] + 0.05
+    assert means["ticket"] > means["random_mask"] + 0.05
 
 
 # ------------------------------------------------------------------------ every network finds a new trainer
