@@ -100,7 +100,7 @@ class _Walk:
         return parts, words
 
     def _attributes(self, thing: Any) -> list[tuple[str, Any]]:
-        """Return the attributes to follow: none for other libraries' objects, except optimizers and containers."""
+        """Return the attributes to follow: none for `FOREIGN_ROOTS`, except optimizers, schedules and containers."""
         followed = isinstance(thing, Optimizer | LRScheduler | Mapping | SequenceABC)
         if not followed and type(thing).__module__.split(".")[0] in FOREIGN_ROOTS:
             return []
