@@ -1,6 +1,6 @@
 """Winning tickets with PyTorch Lightning: train, prune, rewind, repeat, in one `Trainer.fit`.
 
-Names are imported when they are first used (PEP 562), so that `train.py report` starts without Lightning.
+Names are imported on first use (PEP 562), so that `train.py report` starts without Lightning.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""ImageClassifier: the LightningModule around any network that turns images into class scores."""
+"""ImageClassifier: a LightningModule around any network that maps images to class scores."""
 
 from typing import Any
 
@@ -19,27 +19,27 @@ INTERVALS = ("epoch", "step")
 
 
 class ImageClassifier(L.LightningModule):
-    """Trains a network with cross-entropy; logs `train_loss` and loss and accuracy of validation and test data.
+    """Trains a network with cross-entropy; logs `train_loss`, and loss and accuracy on validation and test data.
 
-    It knows nothing of rounds. With `hold`, its optimizers keep a ticket's pruned weights at 0, so that a ticket
-    can be trained by any Trainer, without the callback.
+    The module does not know about rounds. After `hold`, its optimizers keep a ticket's pruned weights at 0, so any
+    Trainer can train a ticket without the callback.
 
     Args:
-        net: the network, from images (N, channels, height, width) to class scores (N, classes): a class of ours, or the
-            import path of one of yours. Its arguments follow: `--model.net MLP --model.net.hidden [300,100]`.
+        net: the network, from images (N, channels, height, width) to class scores (N, classes): a built-in class, or
+            the import path of your own. Its arguments follow: `--model.net MLP --model.net.hidden [300,100]`.
         optimizer: the optimizer, a class of torch.optim. Its arguments follow: `--model.optimizer.lr 1.2e-3`; in a
-            config they stand in `init_args`.
-        lr_scheduler: the learning-rate schedule, a class of torch.optim.lr_scheduler; by default the rate stays.
-        lr_scheduler_interval: whether the schedule counts `epoch` or `step`.
-        init: how weights are drawn anew: `glorot_normal` (Frankle & Carbin 2019; the command line's default), or
-            `kaiming_normal`; null keeps the network's weights as they are, pretrained ones for example.
-        num_classes: how many classes there are; on the command line the data say so.
-        input_shape: (channels, height, width) of an image; on the command line the data say so. Given, the network
-            is tried on such an image before training.
+            config they go under `init_args`.
+        lr_scheduler: the learning-rate schedule, a class of torch.optim.lr_scheduler; the default is a constant rate.
+        lr_scheduler_interval: whether the schedule steps every `epoch` or every `step`.
+        init: how weights are initialised: `glorot_normal` (Frankle & Carbin 2019; the command line's default) or
+            `kaiming_normal`; null keeps the network's own weights, for example pretrained ones.
+        num_classes: number of classes; the command line takes it from the data.
+        input_shape: (channels, height, width) of an image; the command line takes it from the data. If given, the
+            network is tried on such an image before training.
 
     Raises:
-        SettingError: an unknown `init` or `lr_scheduler_interval`, or, in `setup`, a network that does not take
-            the images or does not give one score a class.
+        SettingError: an unknown `init` or `lr_scheduler_interval`; or, in `setup`, a network that does not accept
+            the images or does not return one score per class.
     """
 
     def __init__(
@@ -66,35 +66,35 @@ class ImageClassifier(L.LightningModule):
         scores = MetricCollection({"loss": MeanMetric(), "acc": MeanMetric()}, compute_groups=False)
         self.val_scores = scores.clone(prefix="val_")
         self.test_scores = scores.clone(prefix="test_")
-        self._seen: list[tuple[Tensor, Tensor]] = []  # (N,) losses and (N,) hits of each batch that is evaluated
-        self.train_loss = MeanMetric()  # a metric, so that a checkpoint inside an epoch can hold it
-        # Convolutions on a CPU take two thirds of the time on images whose channels lie together in memory.
+        self._seen: list[tuple[Tensor, Tensor]] = []  # (N,) losses and (N,) hits of each evaluated batch
+        self.train_loss = MeanMetric()  # a metric, so that mid-epoch checkpoints include it
+        # On a CPU, convolutions of channels-last images take two thirds of the time.
         convolves = any(isinstance(layer, _ConvNd) for layer in net.modules())
         self._layout = torch.channels_last if convolves else torch.contiguous_format
         if init is not None:
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights from torch's global generator, the way `init` says."""
+        """Draw fresh weights from torch's global generator, as `init` specifies."""
         if self.init is None:
             reset(self.net)
         else:
             initialise(self.net, self.init)
 
     def hold(self, masks: Masks) -> None:
-        """Keep these weights pruned in any later fit: `module.hold(ticket.apply(module))`.
+        """Keep the masked weights pruned in any later fit: `module.hold(ticket.apply(module))`.
 
         Args:
-            masks: by the names of this module's parameters, as `Ticket.apply` returns them.
+            masks: masks by this module's parameter names, as `Ticket.apply` returns them.
 
         Raises:
-            SettingError: a mask is of another shape than its weight, or there is no such weight.
+            SettingError: a mask's shape differs from its weight's, or the module has no such weight.
         """
         MaskHooks(self).enforce(masks)
         self.masks = masks
 
     def setup(self, stage: str) -> None:
-        """Try the network on an image, so that one that does not fit is found before anything is trained."""
+        """Try the network on an image, so that a network that does not fit fails before training."""
         if self.input_shape is None:
             return
         training = self.training
@@ -104,7 +104,7 @@ class ImageClassifier(L.LightningModule):
                 shape = tuple(self.net(torch.zeros(2, *self.input_shape, device=self.device)).shape)
         except (RuntimeError, ValueError) as error:
             raise SettingError(
-                f"model.net: {type(self.net).__name__} does not take the data's images of shape "
+                f"model.net: {type(self.net).__name__} does not accept the data's images of shape "
                 f"{tuple(self.input_shape)} (channels, height, width): {error}"
             ) from error
         finally:
@@ -116,11 +116,11 @@ class ImageClassifier(L.LightningModule):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of images (N, channels, height, width)."""
+        """Return class scores (N, classes) for images (N, channels, height, width)."""
         return self.net(images.contiguous(memory_format=self._layout) if images.ndim == 4 else images)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, its steps masked if a ticket is held, and the schedule."""
+        """Return the optimizer and the schedule; the optimizer's steps are masked if a ticket is held."""
         optimizer = self.optimizer(self.parameters())
         if self.masks is not None:
             MaskHooks(self, [optimizer]).enforce(self.masks)
@@ -130,25 +130,25 @@ class ImageClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {**schedule, "monitor": "val_loss"}}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean cross-entropy of a batch. Nothing is logged here: a `self.log` costs a sixth of LeNet's step."""
+        """Return a batch's mean cross-entropy, without logging: a `self.log` would cost a sixth of LeNet's step."""
         images, targets = batch
         loss = F.cross_entropy(self(images), targets)
-        # By hand: a torchmetrics `update` takes some 70 µs, this 9.
+        # Updated by hand in 9 µs; a torchmetrics `update` takes some 70.
         self.train_loss.mean_value += loss.detach() * len(targets)
         self.train_loss.weight += len(targets)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch's training images."""
+        """Log the mean loss over the epoch's training images."""
         self.log("train_loss", self.train_loss.mean_value / self.train_loss.weight, sync_dist=True)
         self.train_loss.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Look at a batch of validation images."""
+        """Collect the losses and hits of a batch of validation images."""
         self._look_at(batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Look at a batch of test images."""
+        """Collect the losses and hits of a batch of test images."""
         self._look_at(batch)
 
     def _look_at(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -157,11 +157,11 @@ class ImageClassifier(L.LightningModule):
         self._seen.append((F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=1) == targets))
 
     def on_validation_epoch_start(self) -> None:
-        """Forget an evaluation that was interrupted."""
+        """Discard what an interrupted validation collected."""
         self._seen.clear()
 
     def on_test_epoch_start(self) -> None:
-        """Forget an evaluation that was interrupted."""
+        """Discard what an interrupted test collected."""
         self._seen.clear()
 
     def on_validation_epoch_end(self) -> None:
@@ -173,15 +173,15 @@ class ImageClassifier(L.LightningModule):
         self._log_scores(self.test_scores)
 
     def _log_scores(self, scores: MetricCollection) -> None:
-        if self._seen:  # a process of many may have no image
+        if self._seen:  # one of many processes may have received no image
             losses, hits = (torch.cat(values) for values in zip(*self._seen, strict=True))
-            # Once an evaluation: an update a batch takes 200 µs, a sixth of the forward pass of a thousand images.
+            # Once per evaluation: one update per batch takes 200 µs, a sixth of a forward pass of a thousand images.
             scores[f"{scores.prefix}loss"].update(losses)
             scores[f"{scores.prefix}acc"].update(hits.float())
             self._seen.clear()
-        self.log_dict(scores.compute(), sync_dist=True)  # alike on all ranks already; Lightning wants it said
+        self.log_dict(scores.compute(), sync_dist=True)  # already equal on all ranks; Lightning warns without it
         scores.reset()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The class of each image, (N,)."""
+        """Return the predicted class of each image, (N,)."""
         return self(batch[0]).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Files that are either there as a whole or not at all."""
+"""Atomic file writes, content hashes, and errors for files that cannot be read or written."""
 
 import errno
 import hashlib
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from lth_lightning.errors import SettingError, WriteError
 
-UNFINISHED = ".unfinished"  # what ends so is being written, or was when a kill came; nobody reads it
+UNFINISHED = ".unfinished"  # suffix of a file still being written, or left by a kill; such files are never read
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` so that a reader, or a kill at any moment, finds the old file or the new one.
+    """Write `content` to `path` atomically: readers see the old file or the new one, even after a kill.
 
-    The folder must exist: whoever starts a run or a report makes its folders. One that vanishes later was moved or
-    removed on purpose, and making it anew would leave a run without its beginning.
+    The folder must exist; it is made when a run or a report starts. A folder that disappears later was moved or
+    removed on purpose, and recreating it would leave a run without its beginning.
 
     Raises:
-        WriteError: the folder cannot be written (full, gone, no permission); it names the file, and what
-            stood there before is untouched.
+        WriteError: the file cannot be written (disk full, folder missing, no permission). The error names the
+            file; the old file is left unchanged.
     """
     temporary = None
     try:
@@ -42,30 +42,29 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
-    """The error for a file that could not be written: it names the file and the reason."""
+    """Return the error for a file that could not be written, with the file and the reason."""
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir()
     return WriteError(
-        f"cannot write {path}: {f'there is no folder {path.parent}' if gone else error.strerror or error}."
+        f"cannot write {path}: {f'the folder {path.parent} does not exist' if gone else error.strerror or error}."
     )
 
 
 def is_failure_to_write(error: BaseException | None, folder: Path) -> bool:
-    """Whether the disk is full, or `folder`, to which all is written, has vanished."""
+    """Whether `error` means a full disk, or that the output `folder` has disappeared."""
     return isinstance(error, OSError) and (
         error.errno in NO_SPACE or (error.errno == errno.ENOENT and not folder.is_dir())
     )
 
 
 def failure_to_write(error: BaseException, folder: Path) -> SettingError | None:
-    """The failure that led to `error`, which hides it if Lightning, or another file's failure, came between.
+    """Find the failed write behind `error`, which Lightning or a second failure may have hidden.
 
     Args:
-        error: what was raised in the end.
-        folder: where all is written; named where the system does not say which file it was.
+        error: the exception that was finally raised.
+        folder: the output folder; the error names it if the system does not say which file failed.
 
     Returns:
-        The first error that says what is wrong, else one for the first file that could not be written; None if
-            there is neither.
+        The first `SettingError` in the chain, else an error for the first file that could not be written, else None.
     """
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -78,10 +77,10 @@ def failure_to_write(error: BaseException, folder: Path) -> SettingError | None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, unless they are there.
+    """Make a folder and its parents if they do not exist.
 
     Raises:
-        WriteError: it cannot be made.
+        WriteError: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -90,10 +89,10 @@ def make_folder(path: Path) -> None:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
-        SettingError: it cannot be read.
+        SettingError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -103,25 +102,25 @@ def content_hash(path: Path) -> str:
 
 
 def check_unchanged(path: Path, known_hash: str) -> None:
-    """Refuse to go on with a run whose file is not what it was.
+    """Refuse to resume a run if one of its files has changed.
 
     Args:
         path: the file.
         known_hash: its `content_hash`, from the run's checkpoint.
 
     Raises:
-        SettingError: the file is gone, cannot be read, or has changed.
+        SettingError: the file is missing, cannot be read, or has changed.
     """
     if not path.is_file():
-        raise SettingError(f"{path} is gone; the run that is to go on needs it. Put it back, or start a new run.")
+        raise SettingError(f"{path} is missing, and resuming needs it. Restore it or start a new run.")
     if content_hash(path) != known_hash:
         raise SettingError(
-            f"{path} has changed since the run that is to go on knew it. Put the old one back, or start a new run."
+            f"{path} has changed since the run wrote its checkpoint. Restore the old file or start a new run."
         )
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a kill has left half-written in `folder`; call it only where nobody else writes."""
+    """Remove half-written files that a kill left in `folder`; call it only if no other process writes there."""
     for path in folder.glob(f"*{UNFINISHED}"):
         with suppress(OSError):
             path.unlink()

@@ -1,6 +1,6 @@
-"""Everything random is a pure function of the run's seed and of words that say what it is for.
+"""Seeds: every random draw is a pure function of the run's seed and a purpose given in words.
 
-So a trained network can be repeated alone, from its ticket, without repeating what came before it.
+A single network can therefore be retrained from its ticket, without repeating the networks before it.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A seed in [0, 2**63) for one purpose, e.g. `derive_seed(1, "order", round)`; the same on every machine.
+    """Derive a seed in [0, 2**63) for one purpose, e.g. `derive_seed(1, "order", round)`; the same on every machine.
 
     SHA-256 keeps the streams of neighbouring seeds and rounds apart, where seed + round would make run 1's
     round 2 the same as run 2's round 1.
@@ -24,7 +24,7 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def seed_global_generators(seed: int) -> None:
-    """Seed Python, NumPy and torch (every device): what dropout and stock DataLoaders draw from."""
+    """Seed Python, NumPy and torch (every device), which dropout and stock DataLoaders draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if torch.accelerator.is_available():
@@ -34,7 +34,7 @@ def seed_global_generators(seed: int) -> None:
 
 
 def generators() -> dict[str, Any]:
-    """Where Python's, NumPy's and torch's generators stand: numbers, text and tensors, which checkpoints may hold."""
+    """Return the states of Python's, NumPy's and torch's generators as numbers, text and tensors, for checkpoints."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -45,7 +45,7 @@ def generators() -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any]) -> None:
-    """Put them back where `generators` found them."""
+    """Restore the states that `generators` returned."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -56,7 +56,7 @@ def restore_generators(state: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Give the global generators back as they were, whatever happens inside."""
+    """Restore the global generators on exit, even after an exception."""
     before = generators()
     try:
         yield

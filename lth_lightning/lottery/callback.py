@@ -1,7 +1,7 @@
 """LotteryTicket: the callback that turns one `Trainer.fit` into the whole lottery ticket experiment.
 
 Frankle & Carbin 2019 (arXiv:1803.03635): train a network, prune its smallest weights, rewind the survivors to
-what they were before training, train again, and so on. Late rewinding: Frankle et al. 2020 (arXiv:1912.05671);
+their values before training, and repeat. Late rewinding: Frankle et al. 2020 (arXiv:1912.05671);
 learning-rate rewinding and fine-tuning: Renda et al. 2020 (arXiv:2003.02389).
 """
 
@@ -52,46 +52,46 @@ class LotteryTicket(L.Callback):
     """Find winning tickets in any LightningModule: train, prune, rewind, repeat, inside one `Trainer.fit`.
 
     Every network, dense, ticket or control, starts with new optimizers, schedules and counters, from the
-    rewind point times its mask. The fit ends by itself: `Trainer(max_epochs=-1)`. Other callbacks may follow by
-    defining `on_network_start(trainer, module, network, density)` and `on_network_end(trainer, module, row)`, and the
-    module by `on_network_start(network, density)` and `on_network_end(row)`: what training changes in attributes of
-    theirs is theirs to set back.
+    rewind point times its mask. The callback ends the fit: use `Trainer(max_epochs=-1)`. Other callbacks are notified
+    through `on_network_start(trainer, module, network, density)` and `on_network_end(trainer, module, row)`, the module
+    through `on_network_start(network, density)` and `on_network_end(row)`; both must reset their own attributes that
+    training changes.
 
     Args:
         train_for: length of a round, in optimizer steps (`50000it`) or passes over the training data (`20ep`).
         rounds: how often to prune; round 0 is the dense network. Not needed with `pruning.densities` or `tickets`.
         rewind_to: the rewind point in round 0: `0it` (the initial weights), `500it`, `2ep`, or `5%` of a round.
-            Later rounds start there and train what is left of a round.
+            Later rounds start there and train for the rest of a round.
         rewind: `weights`: every round starts from the rewind point; `learning_rate`: from the last round's
             trained weights, with the schedule rewound; `nothing`: from the trained weights, at the learning rate
             that round 0 ended with, held constant (fine-tuning).
-        pruning: which weights go.
+        pruning: which weights to prune.
         controls: networks to compare the ticket with, in the same fit, on the same batches: `random_reinit`
             (the ticket's mask, fresh weights), `random_mask` (the rewind point's weights, the ticket's mask shuffled
             within each layer), `pruned_only` (the last trained weights times the new mask, not trained).
-        control_rounds: the rounds that have controls; by default every round but the dense one.
-        control_replicates: how many random_reinit and random_mask networks a round, each drawn anew.
+        control_rounds: the rounds with controls; by default every round but the dense one.
+        control_replicates: number of random_reinit and random_mask networks per round, each drawn anew.
         data_order: `fresh`: a new order of the data each round; `same`: round 0's order in every round.
-        tickets: a ticket file, or a folder of them, to train in place of finding new ones.
-        transfer: what is taken over from `tickets`: `mask_and_weights`; `mask_and_sign` (the weights' signs, with newly
-            drawn magnitudes); or the `mask` alone (newly drawn weights).
-        on_mismatch: a layer of `tickets` that has another shape here (other images, other classes): `refuse` it, or
-            `reinitialise` it and keep all its weights.
-        prunable: the rule that says which weights may be pruned, a function from a module to its weights by name.
-        metrics: names under which the module logs `train_loss`, `val_loss`, `val_acc`, `test_loss` and
-            `test_acc`, where it uses others, e.g. `{"val_loss": "valid/ce"}`.
-        evaluate_test: evaluate the test data too at each validation (it never selects anything).
-        checkpoint_every_n_train_steps: save checkpoints/last.ckpt every n optimizer steps too, and not only where an
-            epoch starts: for epochs so long that a kill should not lose one.
-        seed: what data order, dropout and controls depend on; by default that of `seed_everything`.
-        run_dir: where results.csv, layers.csv, tickets/ and checkpoints/ go; by default the folder of the
+        tickets: a ticket file, or a folder of them, to train instead of finding new tickets.
+        transfer: what to take over from `tickets`: `mask_and_weights`; `mask_and_sign` (the weights' signs, with newly
+            drawn magnitudes); or only the `mask` (newly drawn weights).
+        on_mismatch: what to do with a layer of `tickets` whose shape differs (other images, other classes): `refuse`
+            it, or `reinitialise` it and keep all its weights.
+        prunable: a function from a module to its prunable weights by name.
+        metrics: the module's names for `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, if it logs
+            them under other names, e.g. `{"val_loss": "valid/ce"}`.
+        evaluate_test: also evaluate the test data at each validation (never used to select anything).
+        checkpoint_every_n_train_steps: also save checkpoints/last.ckpt every n optimizer steps, not only at the start
+            of an epoch; for epochs too long to lose to a kill.
+        seed: the seed for data order, dropout and controls; the default is that of `seed_everything`.
+        run_dir: the folder for results.csv, layers.csv, tickets/ and checkpoints/; by default the folder of the
             TensorBoardLogger or CSVLogger, or else the next number in runs/ below the trainer's `default_root_dir`.
-        reinit: gives a fresh module, or the network that the module holds, for all that is drawn anew
-            (`random_reinit`, `transfer`). By default the module is rebuilt where it is known how, and reset layer by
-            layer elsewhere, if that gives the distribution of its weights at the start of the fit.
+        reinit: returns a fresh module, or the network that the module holds, whenever weights are drawn anew
+            (`random_reinit`, `transfer`). By default the module is rebuilt if its arguments are known, and otherwise
+            reset layer by layer, provided this gives the distribution of its weights at the start of the fit.
 
     Attributes:
-        plan: the networks, in the order of training.
+        plan: the networks, in training order.
 
     Raises:
         SettingError: a value out of range, or settings that contradict each other.
@@ -143,7 +143,7 @@ class LotteryTicket(L.Callback):
         self.evaluate_test = evaluate_test
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps
         self.given_seed, self.given_run_dir = seed, run_dir
-        self.folder_is_locked = False  # set by who has locked it before the fit: the command line
+        self.folder_is_locked = False  # the command line locks it before the fit and sets this
         refusals.name_mixed_packages()
         self._address = processes.await_home(self)
         self._fitting = False
@@ -153,7 +153,7 @@ class LotteryTicket(L.Callback):
     # ------------------------------------------------------------------------ a fit, in its order
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what cannot work, and let `configure_optimizers` see one round as the length of training."""
+        """Refuse unsupported setups, and make `configure_optimizers` see one round as the length of training."""
         sub_runs.leave_sub_run(trainer)
         self._fitting = stage == "fit"
         if not self._fitting:
@@ -168,7 +168,7 @@ class LotteryTicket(L.Callback):
         lengths.show_round(trainer, epochs=self.train_for.epochs, steps=self.train_for.own_steps)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take θ₀, where DDP has made it equal on all ranks, and everything else a new network starts with."""
+        """Copy θ₀, now that DDP has made it equal on all ranks, and everything else that a new network starts with."""
         check_state(pl_module)
         lengths.refuse_no_optimizer(trainer)
         self._fresh.capture(trainer, lambda: self.prunable(pl_module))
@@ -179,7 +179,7 @@ class LotteryTicket(L.Callback):
         self._experiment.claim_folder()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Turn lengths into steps, now that the length of an epoch is known, and resume what was in training."""
+        """Convert lengths to steps, now that the length of an epoch is known, and resume a network in training."""
         processes.end_on_sigterm(trainer)
         self.experiment.settle_lengths()
         self.experiment.rehearse_or_resume()
@@ -188,9 +188,9 @@ class LotteryTicket(L.Callback):
             resume.after_each_batch(trainer, self.experiment.checkpoint_inside_epoch)
 
     def between_epochs(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where nothing of the last epoch is pending, and the next has not begun: end a network, start the next.
+        """Between two epochs, with nothing of the last pending, end a network and start the next.
 
-        After the last network, and when time is up, it ends the fit: Lightning's loop takes `StopIteration` for that.
+        After the last network, or when time is up, end the fit by the `StopIteration` that Lightning's loop catches.
         """
         experiment, progress = self.experiment, self._progress
         time_is_up = fit.time_is_up(trainer)
@@ -214,14 +214,14 @@ class LotteryTicket(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Take the rewind point when its step is done, and a wish to stop as this network's end."""
+        """Save the rewind point when its step is done, and treat a request to stop as the end of this network."""
         self.experiment.after_batch(outputs, batch)
         self.experiment.take_stop()
         if fit.time_is_up(trainer):
             fit.leave_out_validation(trainer)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make sure that what is scored is the ticket."""
+        """Check that the network to be scored is the ticket."""
         if self._fitting and not trainer.sanity_checking:
             self.experiment.check_pruned()
 
@@ -232,13 +232,13 @@ class LotteryTicket(L.Callback):
             self.experiment.take_stop()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so where there was nothing to train on."""
+        """Raise an error if there were no data to train on."""
         lengths.refuse_no_data(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A scheduler that ends the job (SIGTERM) finds everything saved, where Lightning stops between two batches.
+        """Save everything when SIGTERM ends the job and Lightning stops between two batches.
 
-        Several processes do not stop at one batch for certain; they resume from the last checkpoint.
+        Several processes may not stop at the same batch; they resume from the last checkpoint.
         """
         if not self._fitting:
             return
@@ -251,7 +251,7 @@ class LotteryTicket(L.Callback):
             self.teardown(trainer, pl_module, "fit")  # Lightning has no teardown after an exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take off what the fit put on, as far as it came."""
+        """Undo whatever the fit has set up so far."""
         if not self._fitting:
             return
         fit.call_as_before(trainer, watch.Watch)
@@ -267,12 +267,12 @@ class LotteryTicket(L.Callback):
     # ------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Make the lottery's own checkpoints say where a resumed fit starts."""
+        """Record in the lottery's own checkpoints where a resumed fit starts."""
         if self._progress.moment is not None:
             fit.settle_place(checkpoint, inside_epoch=self._progress.moment[0]["inside_epoch"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and text only, so that checkpoints load with `weights_only`."""
+        """Return tensors, numbers and text only, so that checkpoints load with `weights_only`."""
         if self._progress.moment is not None:
             self._progress.fresh = self._fresh.state_dict()
         if self._fitting and self._experiment is not None:
@@ -280,7 +280,7 @@ class LotteryTicket(L.Callback):
         return self._progress.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over where a checkpoint left off; other commands than `fit` take its weights alone.
+        """Restore the progress from a checkpoint; commands other than `fit` use only its weights.
 
         Raises:
             SettingError: another version saved the state, or it was saved where a fit cannot be resumed.
@@ -291,26 +291,26 @@ class LotteryTicket(L.Callback):
             self._fresh.load_state_dict(self._progress.fresh)
 
     def receive(self, outcome: dict[str, Any]) -> None:
-        """Take over what a fit in processes that Lightning has started came to (ddp_spawn, ddp_fork)."""
+        """Take over the outcome of a fit in processes that Lightning started (ddp_spawn, ddp_fork)."""
         self._progress = Progress.from_state_dict(outcome)
         self._progress.moment = None
 
-    # ------------------------------------------------------------------------ what others may ask
+    # ------------------------------------------------------------------------ public properties
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment of the fit that runs, or that ran last."""
+        """The experiment of the current fit, or of the last one."""
         assert self._experiment is not None, "no fit has started"
         return self._experiment
 
     @property
     def _lineage(self) -> Lineage:
-        """What the rounds so far hand on to the next networks."""
+        """The state that the rounds so far pass to the next networks."""
         return self._progress.lineage
 
     @property
     def results(self) -> list[Row]:
-        """A `Row` for each trained network, as they came."""
+        """A `Row` for each trained network, in training order."""
         return self._progress.results
 
     @property
@@ -320,12 +320,12 @@ class LotteryTicket(L.Callback):
 
     @property
     def seed_in_use(self) -> int:
-        """The seed that everything random depends on, once a fit has started."""
+        """The seed of all random draws, once a fit has started."""
         return self._progress.seed
 
     @property
     def settings(self) -> dict[str, str]:
-        """What this run was set to do, and from which data, in words; what a resumed run must have in common."""
+        """This run's settings and data, in words; a resumed run must have the same."""
         return {name: value for part in self._progress.settings.values() for name, value in part.items()}
 
     @property
@@ -336,10 +336,10 @@ class LotteryTicket(L.Callback):
 
     @property
     def summary(self) -> SummaryCurves | None:
-        """Where TensorBoard's curves over rounds go, once a fit has started."""
+        """TensorBoard's curves over rounds, once a fit has started."""
         return self._experiment.summary if self._experiment else None
 
     @property
     def masks_in_force(self) -> Masks:
-        """The masks of the network that is in training; afterwards, in other processes, of the last ticket."""
+        """The masks of the network in training; after a fit in other processes, the last ticket's."""
         return self._experiment.masks if self._experiment else self._lineage.masks

@@ -1,4 +1,4 @@
-"""How far an experiment has come, as its checkpoint holds it, and whether a resumed fit is of the same experiment."""
+"""An experiment's progress as stored in its checkpoint, and the check that a resumed fit is the same experiment."""
 
 import io
 from dataclasses import asdict, dataclass, field
@@ -16,27 +16,27 @@ from lth_lightning.runs.rows import LayerRow, Row
 from lth_lightning.trainer import resume
 
 Words = dict[str, str]
-"""Settings by their names, in words."""
+"""Settings by name, in words."""
 
 
 @dataclass
 class Progress:
-    """All that a resumed fit needs to know beside weights, optimizers and Lightning's counters.
+    """Everything a resumed fit needs besides weights, optimizers and Lightning's counters.
 
     Args:
-        lineage: what the rounds so far hand on to the next networks.
-        seed: what everything random depends on.
-        position: in the plan.
-        begun: whether the network at that position is in training.
+        lineage: the state that the rounds so far pass to the next networks.
+        seed: the seed of all random draws.
+        position: the index of the current network in the plan.
+        begun: whether that network is in training.
         stopped: whether another callback has ended it early.
-        epoch_start: the step that this epoch began at.
+        epoch_start: the step at which this epoch began.
         results: a row for each trained network.
         layers: a row for each trained network and prunable weight.
-        ticket_hashes: of the tickets written so far, by round.
-        settings: what the run was set to do, by kind.
-        folder: where it writes.
-        recorder: the evaluations of the network in training, in a checkpoint.
-        fresh: what a network starts with and no optimizer's state holds, in a checkpoint.
+        ticket_hashes: hashes of the tickets written so far, by round.
+        settings: the run's settings, by kind.
+        folder: the run's folder.
+        recorder: the evaluations of the network in training; only in a checkpoint.
+        fresh: the part of a network's start that no optimizer's state holds; only in a checkpoint.
         moment: where inside or between epochs a resumed fit starts; None except in a checkpoint.
         resumed: whether this came from a checkpoint.
     """
@@ -58,7 +58,7 @@ class Progress:
     resumed: bool = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and text only, so that checkpoints load with `weights_only`."""
+        """Return tensors, numbers and text only, so that checkpoints load with `weights_only`."""
         state = {name: value for name, value in vars(self).items() if name != "resumed"}
         return state | {
             "lineage": self.lineage.state_dict(),
@@ -67,12 +67,12 @@ class Progress:
         }
 
     def outcome(self) -> dict[str, Any]:
-        """What a process that Lightning has started brings home to the one that called `fit`."""
+        """Return the state that a process started by Lightning sends back to the one that called `fit`."""
         return self.state_dict() | {"moment": []}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Progress":
-        """Take over where a checkpoint left off.
+        """Restore the progress from a checkpoint.
 
         Raises:
             SettingError: another version wrote it, or it was saved where a fit cannot be resumed.
@@ -86,30 +86,30 @@ class Progress:
             raise SettingError(f"the checkpoint was written by another version of lth_lightning ({error}).") from error
         if progress.moment is None:
             raise SettingError(
-                "ckpt_path: another callback (ModelCheckpoint, say) saved this checkpoint, where a batch, a validation "
-                "or a round had not ended, and no run can be resumed from there to the same result. The lottery saves "
-                f"its own: {RunFolder(Path(progress.folder or '')).checkpoint}."
+                "ckpt_path: another callback (ModelCheckpoint, say) saved this checkpoint in the middle of a batch, a "
+                "validation or a round, where a run cannot be resumed to the same result. Resume from the lottery's "
+                f"own checkpoint: {RunFolder(Path(progress.folder or '')).checkpoint}."
             )
         return progress
 
     def settle(self, kind: str, now: Words) -> None:
-        """Note the settings of this run; those of a resumed run must be the ones it began with.
+        """Record the settings of this run; a resumed run must have those it began with.
 
         Raises:
-            SettingError: they differ; it names them, with both values.
+            SettingError: they differ; the error names them, with both values.
         """
         then = self.settings[kind] if self.resumed else now
         differ = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         if differ:
-            words = [f"{name} was {then.get(name, 'not there')}, is {now.get(name, 'not there')}" for name in differ]
-            raise SettingError(f"ckpt_path: the checkpoint is of a run with other settings: {'; '.join(words)}.")
+            words = [f"{name} was {then.get(name, 'not set')}, is {now.get(name, 'not set')}" for name in differ]
+            raise SettingError(f"ckpt_path: the checkpoint is from a run with other settings: {'; '.join(words)}.")
         self.settings = {**self.settings, kind: now}
 
 
 def save(trainer: L.Trainer, path: Path) -> None:
-    """Write everything that a resumed fit needs, as a whole or not at all.
+    """Write everything that a resumed fit needs, atomically.
 
-    Not by `trainer.save_checkpoint`, which writes to TMPDIR first, syncs nothing and makes lost folders anew.
+    `trainer.save_checkpoint` is not used: it writes to TMPDIR first, does not sync and recreates lost folders.
 
     Raises:
         WriteError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, and that nobody else writes there."""
+"""Chooses a run's folder and locks it, so that no other process writes there."""
 
 import os
 from pathlib import Path
@@ -16,16 +16,16 @@ from lth_lightning.trainer.sub_runs import default_folders
 def claim(
     trainer: L.Trainer, progress: Progress, wanted: str | os.PathLike[str] | None, locked: bool
 ) -> tuple[RunFolder, FolderLock | None]:
-    """The folder of this run, the same on all ranks, and its lock.
+    """Return this run's folder, the same on all ranks, and its lock.
 
     Args:
-        trainer: its loggers say where the run goes if nobody else does.
-        progress: of a resumed run, which has a folder and tickets in it.
-        wanted: the folder that was asked for.
+        trainer: its loggers determine the folder if none is given.
+        progress: the progress; a resumed run already has a folder with tickets.
+        wanted: the folder that the user asked for.
         locked: whether the caller has locked it already.
 
     Raises:
-        SettingError: it holds another run, another process writes there, or a ticket of the resumed run is missing.
+        SettingError: the folder holds another run or is locked, or a ticket of the resumed run is missing.
     """
     chosen = wanted or (progress.folder if progress.resumed else None)
     lock = None

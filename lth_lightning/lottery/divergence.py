@@ -1,4 +1,4 @@
-"""Training that diverges is stopped where it happens, before a ticket is made of numbers that mean nothing."""
+"""Stops a run whose training diverges, before a meaningless ticket is made of it."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from lth_lightning.errors import DataError, DivergedError
 from lth_lightning.lottery.plan import TrainedNetwork
 
-NONE = torch.iinfo(torch.int64).max  # a step that none is
+NONE = torch.iinfo(torch.int64).max  # stands for "no step"
 
 
 class LossWatch:
-    """Looks at each training loss, of one network after the other.
+    """Checks each training loss of the network in training.
 
-    One process on a CPU stops at once. Otherwise the first bad step is noted on the device, without waiting
-    for it, and told at the next `check`: by all processes together, so that none is left waiting for another.
-    A loss that is bad because the batch is (a NaN pixel) is an error of its own: there no learning rate helps.
+    A single process on a CPU stops at once. Otherwise the first bad step is recorded on the device, without a sync,
+    and raised at the next `check` by all processes together, so that no process waits for another.
+    A loss that is bad because the batch is (a NaN pixel) is a separate error, as no learning rate would help.
     """
 
     def start_over(self, trainer: L.Trainer, network: TrainedNetwork) -> None:
@@ -32,16 +32,16 @@ class LossWatch:
         self._first_bad_data = self._first_bad.clone()
 
     def see(self, outputs: Any, batch: Any, step: int) -> None:
-        """Look at what `training_step` gave in step `step`: a loss, or a mapping with one; all else says nothing.
+        """Check the loss of a training step.
 
         Args:
-            outputs: what it gave.
-            batch: what it was given: looked at where the loss is bad.
+            outputs: the return value of `training_step`: a loss, or a mapping with one; anything else is ignored.
+            batch: the batch of that step, checked if the loss is bad.
             step: optimizer steps since the network started, this one included.
 
         Raises:
             DivergedError: the loss is NaN or infinite.
-            DataError: so is the batch.
+            DataError: the batch is too.
         """
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):
@@ -59,10 +59,10 @@ class LossWatch:
             self._first_bad_data = torch.minimum(self._first_bad_data, torch.where(data_are_bad, step, NONE))
 
     def check(self, trainer: L.Trainer) -> None:
-        """Tell of a bad loss that was noted.
+        """Raise an error if a bad loss was recorded.
 
         Raises:
-            DivergedError: there was one.
+            DivergedError: a loss was bad.
             DataError: its batch was bad too.
         """
         if self._at_once:
@@ -74,26 +74,26 @@ class LossWatch:
             raise self._error(step, "the training loss is not finite")
 
     def check_weights(self, module: nn.Module, step: int) -> None:
-        """Look at the trained weights themselves, for modules that show no loss.
+        """Check the trained weights themselves, for modules that return no loss.
 
         Raises:
-            DivergedError: one is NaN or infinite.
+            DivergedError: a weight is NaN or infinite.
         """
         for name, weight in module.named_parameters():
             if not bool(weight.isfinite().all()):
-                raise self._error(step, f"{name} holds weights that are not finite", "Or the data hold such values. ")
+                raise self._error(step, f"{name} has weights that are not finite", "Or the data hold such values. ")
 
     def _error(self, step: int, what: str, more: str = "") -> DivergedError:
         return DivergedError(
-            f"{self._place(step)}: {what}. Training has diverged, and the run is stopped; its results and tickets so "
+            f"{self._place(step)}: {what}. Training has diverged and the run is stopped; its results and tickets so "
             f"far are intact. {more}A lower learning rate or gradient clipping may help."
         )
 
     def _data_error(self, step: int, where: str) -> DataError:
         return DataError(
-            f"{self._place(step)}: the training loss is not finite because the batch holds values that are NaN or "
-            f"infinite ({where}). The run is stopped; its results and tickets so far are intact. Look at the data and "
-            "their transforms (a division by 0, say)."
+            f"{self._place(step)}: the training loss is not finite because the batch contains NaN or infinite values "
+            f"({where}). The run is stopped; its results and tickets so far are intact. Check the data and their "
+            "transforms (for a division by 0, say)."
         )
 
     def _place(self, step: int) -> str:
@@ -101,7 +101,7 @@ class LossWatch:
 
 
 def bad_entries(batch: Any) -> str | None:
-    """Where a batch holds values that are NaN or infinite: `entry 0: 3 of 40 examples`; None where all are finite."""
+    """Describe where a batch has NaN or infinite values: `entry 0: 3 of 40 examples`; None if all are finite."""
     found = []
     for name, part in _numbers(batch):
         bad = ~part.isfinite().reshape(len(part) if part.ndim else 1, -1).all(dim=1)
@@ -111,7 +111,7 @@ def bad_entries(batch: Any) -> str | None:
 
 
 def _numbers(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a batch that can hold NaN, each with the path to it: `0`, `pixels.1`."""
+    """Yield the tensors of a batch that can hold NaN, each with its path: `0`, `pixels.1`."""
     if isinstance(batch, Tensor):
         if (batch.is_floating_point() or batch.is_complex()) and batch.layout == torch.strided and batch.numel():
             yield name, batch.detach()

@@ -1,4 +1,4 @@
-"""The training data: all that is random in an epoch is a function of (seed, round, epoch)."""
+"""The training data: makes all randomness in an epoch a function of (seed, round, epoch)."""
 
 import functools
 from collections.abc import Callable
@@ -13,33 +13,33 @@ from lth_lightning.trainer import fit, processes, resume
 
 @runtime_checkable
 class SeekableLoader(Protocol):
-    """A loader whose order is a function of a seed and an epoch; it can start in the middle of one."""
+    """A loader whose order is a function of a seed and an epoch, and which can start in the middle of an epoch."""
 
     def seek(self, *, seed: int, epoch: int, batch: int) -> None:
-        """Let the next iteration give this epoch's batches, from `batch` on."""
+        """Make the next iteration yield this epoch's batches, from `batch` on."""
 
 
 def loads_anew(trainer: L.Trainer) -> bool:
-    """Whether a training loader gives another order in each epoch by itself."""
+    """Whether a training loader reorders its data itself in each epoch."""
     return any(isinstance(loader, SeekableLoader) for loader in fit.train_loaders(trainer))
 
 
 def enter_epoch(trainer: L.Trainer, seed: int, order: int, before: int, resumed_after: int) -> None:
-    """Seed the epoch that starts now, or bring a resumed fit to its place in it.
+    """Seed the epoch that starts now, or move a resumed fit to its place in the epoch.
 
     Args:
-        trainer: at the epoch's start, or where a resumed fit starts inside it.
-        seed: of the run.
-        order: the round whose order of the data is meant.
-        before: batches of the epoch that lie before the rewind point, for a network that starts there.
-        resumed_after: batches that are done; the next is the one after.
+        trainer: the Trainer, at the start of the epoch or where a resumed fit starts inside it.
+        seed: the run's seed.
+        order: the round whose data order is used.
+        before: batches of the epoch before the rewind point, for a network that starts there.
+        resumed_after: batches already done; the next one follows them.
     """
     epoch = trainer.current_epoch
     order_seed = derive_seed(seed, "order", order)
     seed_global_generators(derive_seed(seed, "epoch", order, epoch, *processes.draws_of_rank(trainer)))
     loaders = fit.train_loaders(trainer)
     seekable = [loader for loader in loaders if isinstance(loader, SeekableLoader)]
-    to_skip = 0 if len(loaders) == len(seekable) == 1 else resumed_after  # several take turns in ways of their own
+    to_skip = 0 if len(loaders) == len(seekable) == 1 else resumed_after  # several may be combined in any way
     for loader in seekable:
         loader.seek(seed=order_seed, epoch=epoch, batch=before + resumed_after - to_skip)
     fit.seed_loaders(trainer, order_seed, epoch)
@@ -48,9 +48,9 @@ def enter_epoch(trainer: L.Trainer, seed: int, order: int, before: int, resumed_
 
 
 def pruning_batches(trainer: L.Trainer, seed: int, round: int) -> Callable[[int], list[Batch]]:
-    """Gives so many batches of training data to prune by: a function of (seed, round), the same on all processes.
+    """Return a function from a count to that many training batches for pruning, the same on all processes.
 
-    Loaders are left anywhere, as each epoch begins with its own place.
+    The batches depend only on (seed, round). The loaders' places are not restored, as each epoch sets its own.
     """
     seed = derive_seed(seed, "pruning data", round)
 

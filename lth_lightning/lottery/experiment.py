@@ -1,4 +1,4 @@
-"""One fit of a lottery: begin a network, prune, rewind, and write down what became of it."""
+"""Experiment: one fit of a lottery, which starts each network, prunes, rewinds and records the results."""
 
 import logging
 import os
@@ -38,21 +38,21 @@ log = logging.getLogger(__name__)
 
 
 class Experiment:
-    """The networks of one fit, one after the other.
+    """Trains the networks of one fit, one after the other.
 
     Args:
-        lottery: the callback, which says what to do and hears when.
-        trainer: its fit has started, with new optimizers.
-        progress: how far it has come: nowhere, or as far as a checkpoint says.
-        fresh: what every network starts with beside its weights.
-        asked: how long the fit's user has asked it to be, at least.
+        lottery: the callback, with the settings; its hooks call this object.
+        trainer: a Trainer whose fit has started, with new optimizers.
+        progress: the progress so far: none, or a checkpoint's.
+        fresh: what every network starts with besides its weights.
+        asked: the length of the fit as the user set it, for its minimum.
 
     Attributes:
-        masks: of the network in training.
-        recorder: its evaluations.
-        folder: where the run writes.
+        masks: the masks of the network in training.
+        recorder: the evaluations of that network.
+        folder: the run's folder.
         summary: TensorBoard's curves over rounds.
-        round_steps: optimizer steps of a round.
+        round_steps: optimizer steps per round.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Experiment:
             self.recorder.load_state_dict(progress.recorder)
         self.summary: SummaryCurves | None = None
         self._lock: FolderLock | None = None
-        self._told_of_run = False  # until nothing can be refused any more
+        self._told_of_run = False  # set when nothing can be refused any more
         self._accumulated = trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------------ before the first network
 
     def take_initial_weights(self) -> None:
-        """Take θ₀, and find out now what would otherwise fail rounds later."""
+        """Copy θ₀, and check now what would otherwise fail rounds later."""
         progress, lottery = self.progress, self.lottery
         if not progress.resumed:
             progress.seed = self.trainer.strategy.broadcast(self._wanted_seed(otherwise=torch.initial_seed()))
@@ -107,17 +107,17 @@ class Experiment:
         else:
             self._check_given_tickets()
         if getattr(self.module, "masks", None) is not None:
-            raise SettingError("the module holds masks of its own (`hold`); the lottery starts from a dense network.")
+            raise SettingError("the module holds a ticket's masks (`hold`), but the lottery needs a dense network.")
         if any(network.variant == "random_reinit" for network in lottery.plan):
             progress.lineage.settle_fresh_weights(self.module, lottery.reinit, "lottery.controls: random_reinit")
 
     def _tell_of_pruned_start(self) -> None:
-        """A module that an earlier lottery has trained is left as its last ticket."""
+        """Warn if the module is already pruned, as an earlier lottery leaves it."""
         zeros = share_of_zeros(self.weights)
         if self.lottery.given is None and zeros > 0.01 and self.trainer.is_global_zero:
             log.warning(
-                "round 0 does not start from a new network: %.3g %% of the module's prunable weights are 0 already, as "
-                "an earlier lottery or Ticket.apply leaves them. Give a module that has just been made.",
+                "round 0 does not start from a new network: %.3g %% of the module's prunable weights are already 0, as "
+                "after an earlier lottery or Ticket.apply. Pass a newly built module.",
                 100 * zeros,
             )
 
@@ -125,14 +125,14 @@ class Experiment:
         given, lineage = self.lottery.given, self.progress.lineage
         assert given is not None
         if given.needs_fresh_weights and lineage.own is None:
-            # Drawn anew, as a seed gives a network the very weights that a ticket of that seed was found from.
+            # Drawn anew, as with the ticket's seed the network has the very weights that the ticket was found from.
             reinit = self.lottery.reinit
             lineage.settle_fresh_weights(self.module, reinit, given.asks_for_fresh_weights)
             lineage.own = lineage.fresh_weights(self.module, reinit, "transfer")
         given.check(self.module, self.weights, self.lottery.controls, lineage.own)
         if given.reinitialised and self.trainer.is_global_zero:
             log.warning(
-                "lottery.tickets: of another shape here, so re-initialised and kept whole: %s.",
+                "lottery.tickets: these layers have another shape here, so they are reinitialised and kept whole: %s.",
                 ", ".join(given.reinitialised.values()),
             )
 
@@ -141,9 +141,9 @@ class Experiment:
         return given if given is not None else int(os.environ.get("PL_GLOBAL_SEED", otherwise))
 
     def claim_folder(self) -> None:
-        """Be the one run that writes to its folder, and get ready to record."""
+        """Lock the run's folder for this process, and prepare to record."""
         lottery, progress = self.lottery, self.progress
-        others = self.trainer.callbacks[1:-1]  # without the lottery itself, which is first and last
+        others = self.trainer.callbacks[1:-1]  # without the lottery's own, first and last
         self.recorder.attach(self.trainer, with_test=lottery.evaluate_test, others=others)
         self.folder, self._lock = claim(self.trainer, progress, lottery.given_run_dir, lottery.folder_is_locked)
         progress.folder = str(self.folder.path)
@@ -151,7 +151,7 @@ class Experiment:
         self.summary = SummaryCurves(self.trainer, progress.results)
 
     def settle_lengths(self) -> None:
-        """Turn lengths into steps."""
+        """Convert lengths to steps."""
         lottery = self.lottery
         lengths.refuse_overfitting(self.trainer, shuffles_anew=loads_anew(self.trainer))
         self.epochs = lengths.epochs_of(self.trainer)
@@ -164,8 +164,8 @@ class Experiment:
         lengths.check_schedules(self.trainer, self.epochs, rewind_step, passed=lottery.given is None)
 
     def rehearse_or_resume(self) -> None:
-        """Score the weights as they are, so that a criterion that cannot fails before anything is trained; or, in a
-        resumed fit, open the network whose weights came with the checkpoint."""
+        """Try a criterion for initialisation once, so that it fails before any training; in a resumed fit, open the
+        network whose weights the checkpoint restored."""
         lottery, progress = self.lottery, self.progress
         at_initialisation = lottery.pruning.prune_from == "initialisation" and lottery.plan[-1].round > 0
         if not progress.resumed and lottery.given is None and at_initialisation:
@@ -183,24 +183,24 @@ class Experiment:
 
     @property
     def network(self) -> TrainedNetwork:
-        """The network that is in training, or comes next."""
+        """The network in training, or the next one."""
         return self.lottery.plan[self.progress.position]
 
     def first_step(self, network: TrainedNetwork) -> int:
-        """The step of its round that a network starts at: the rewind point's, but for the network that finds it.
+        """Return the step at which a network starts: the rewind point's, except in round 0, which finds it.
 
-        Of tickets from files, that of the one in training stands for those to come.
+        For tickets from files, the step of the one in training stands in for that of later ones.
         """
         if self.lottery.given is not None:
             return self.progress.lineage.rewind_step
         return 0 if network.round == 0 else self.rewind_step
 
     def planned_steps(self, network: TrainedNetwork) -> int:
-        """The optimizer steps that training it takes, unless something stops it."""
+        """Return a network's number of optimizer steps, unless something stops it early."""
         return 0 if network.variant == "pruned_only" else self.round_steps - self.first_step(network)
 
     def begin_network(self) -> None:
-        """Start from the rewind point times the mask, with everything else new."""
+        """Start a network from the rewind point times the mask, with everything else new."""
         progress, network, plan = self.progress, self.network, self.lottery.plan
         if progress.position == 0 or plan[progress.position - 1].round != network.round:
             self._begin_round(network.round)
@@ -209,7 +209,7 @@ class Experiment:
         load_state(self.module, masked(start, self.masks))
         step = self.first_step(network)
         epoch, _ = self.epochs.place(step)
-        if self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step)):  # optimizers of their own
+        if self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step)):  # new optimizer objects
             self.hooks.remove()
             self.hooks = MaskHooks(self.module, self.trainer.optimizers, watchful=self._watchful)
         if progress.lineage.schedules is not None and step == progress.lineage.rewind_step > 0:
@@ -223,7 +223,7 @@ class Experiment:
             self.finish_network()
 
     def _begin_round(self, round: int) -> None:
-        """The masks of this round, pruned from what the last one trained or read from a file, and where to start."""
+        """Set this round's masks, by pruning or from a ticket's file, and the weights that it starts from."""
         lottery, lineage = self.lottery, self.progress.lineage
         lineage.order = round if lottery.data_order == "fresh" else 0
         if lottery.given is not None:
@@ -231,11 +231,11 @@ class Experiment:
         elif round > 0:
             lineage.prune(lottery.pruning, round, self.module, self._batches(round))
             lineage.rewind(lottery.rewind)
-            # Global pruning may take a layer's last weight, and so cut later layers off from the input.
+            # Global pruning may prune a layer's last weight and cut later layers off from the input.
             lost = [name for name, mask in lineage.masks.items() if not bool(mask.any())]
             if lost and self.trainer.is_global_zero:
                 log.warning(
-                    "round %d: pruning has taken the last weight of %s; scope `layerwise` would keep at least one.",
+                    "round %d: the last weight of %s has been pruned; scope `layerwise` would keep at least one.",
                     round,
                     ", ".join(lost),
                 )
@@ -244,7 +244,7 @@ class Experiment:
         return pruning_batches(self.trainer, self.progress.seed, round)
 
     def _open_network(self) -> None:
-        """What a network needs that no checkpoint holds."""
+        """Set up what a network needs and no checkpoint holds: hooks, learning rates, sub-run, announcements."""
         trainer, network, lineage = self.trainer, self.network, self.progress.lineage
         name = f"round {network.round}, {network.variant}"
         processes.compare(trainer, name, masks=self.masks, weights=full_state(self.module))
@@ -263,13 +263,13 @@ class Experiment:
             self._told_of_run = True
 
     def _tell_share(self) -> None:
-        """Say of how much of the network densities are: above our display, or else as Lightning says things."""
+        """Print the share of the network that densities refer to, above our display or as Lightning prints."""
         shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
         say = getattr(self.trainer.progress_bar_callback, "say", rank_zero_info)
         say(f"Prunable: {prunable_share({'shapes': shapes, **self.share})}.")
 
     def finish_network(self) -> None:
-        """Write down what became of the network; a ticket's weights are kept, for pruning and on disk."""
+        """Record the network's results; keep a ticket's weights for pruning and on disk."""
         progress, network, trainer = self.progress, self.network, self.trainer
         self.watch.check(trainer)
         self.fresh.check(trainer)
@@ -297,7 +297,7 @@ class Experiment:
         lottery, lineage, trainer = self.lottery, self.progress.lineage, self.trainer
         if lineage.start is None:
             raise SettingError(
-                f"lottery.rewind_to: round 0 was stopped early, after {row.steps} steps, before the rewind point at "
+                f"lottery.rewind_to: round 0 was stopped after {row.steps} steps, before the rewind point at "
                 f"step {self.rewind_step}. Rewind to an earlier step, or let rounds run longer."
             )
         processes.share_buffers(trainer)
@@ -316,7 +316,7 @@ class Experiment:
             lineage.rates = fit.learning_rates(trainer)
 
     def leave_last_ticket(self) -> None:
-        """Leave the module as the last ticket, not as whichever control came last."""
+        """Leave the module as the last ticket, not as the last control."""
         if self.progress.lineage.trained is not None:
             load_state(self.module, self.progress.lineage.trained)
             self.fresh.end(self.trainer)
@@ -329,15 +329,15 @@ class Experiment:
     # ------------------------------------------------------------------------ within a network
 
     def enter_epoch(self, resumed_after: int = 0) -> None:
-        """Make all that is random in this epoch a function of (seed, round, epoch), and cut it at the round's end.
+        """Make all randomness in this epoch a function of (seed, round, epoch), and end the epoch with the round.
 
         Args:
-            resumed_after: batches of it that are done; the next is the one after.
+            resumed_after: batches of the epoch already done; the next one follows them.
         """
         trainer, lineage, step = self.trainer, self.progress.lineage, self.progress.epoch_start
         if self.lottery.train_for.epochs is not None or self.rewind_step or self.first_step(self.network):
             lengths.check_reloaded(trainer, self.epochs)
-        # For a resumed epoch too, in which a GradientAccumulationScheduler does not hear of its start.
+        # Also for a resumed epoch, whose start hook a GradientAccumulationScheduler misses.
         per_step = trainer.accumulate_grad_batches = self.epochs.batches_per_step(trainer.current_epoch)
         # Only a network that starts at a rewind point starts inside an epoch.
         before = self.epochs.place(step).batch if step == self.first_step(self.network) else 0
@@ -345,9 +345,9 @@ class Experiment:
         enter_epoch(trainer, lineage.seed, lineage.order, before, resumed_after)
 
     def after_batch(self, outputs: Any, batch: Any) -> None:
-        """Look at the loss, and take the rewind point when its step is done."""
+        """Check the loss, and save the rewind point when its step is done."""
         lengths.check_accumulation(self.trainer, self.epochs.batches_per_step(self.trainer.current_epoch))
-        self.hooks.settle()  # what another callback has just written
+        self.hooks.settle()  # mask what another callback has just written
         step, lineage = fit.steps_done(self.trainer), self.progress.lineage
         self.watch.see(outputs, batch, step)
         if lineage.rewind_point is None and step == self.rewind_step:
@@ -357,9 +357,9 @@ class Experiment:
         self._note_schedules()
 
     def after_epoch(self) -> None:
-        """Look at what the epoch's end has logged, and at schedules that the module moves there."""
+        """Check what the end of the epoch has logged, and note schedules that the module moves there."""
         self._note_schedules()
-        if fit.steps_done(self.trainer) > self.progress.epoch_start:  # and not resumed here
+        if fit.steps_done(self.trainer) > self.progress.epoch_start:  # false if the fit was resumed here
             self.recorder.look_at_training(self.trainer)
 
     def _note_schedules(self) -> None:
@@ -370,16 +370,16 @@ class Experiment:
 
     @property
     def network_is_over(self) -> bool:
-        """Whether a round is done, or another callback has ended it, not before the fit's own `min_epochs`."""
-        # A pass over the data is one, of however many steps: `on_train_batch_start` may leave it early.
+        """Whether the round is done, or another callback has ended it after the fit's `min_epochs`."""
+        # A pass over the data counts whatever its number of steps: `on_train_batch_start` may end it early.
         epochs = self.lottery.train_for.epochs
         passed = epochs is not None and self.trainer.current_epoch >= epochs
         ended = self.progress.stopped and fit.may_stop(self.trainer, self._asked)
         return ended or passed or fit.steps_done(self.trainer) >= self.round_steps
 
     def take_stop(self) -> None:
-        """A callback's wish to stop (EarlyStopping) ends the network, not the experiment; running out of
-        `max_time` ends the fit, to be resumed."""
+        """Handle a request to stop: a callback's (EarlyStopping) ends the network, not the experiment; `max_time`
+        ends the fit, which can be resumed."""
         if fit.time_is_up(self.trainer):
             self.trainer.fit_loop.min_epochs = 0
             return
@@ -389,10 +389,10 @@ class Experiment:
             self.fresh.end_epoch_here(self.trainer)
 
     def check_pruned(self) -> None:
-        """Make sure that what is pruned is 0.
+        """Check that pruned weights are 0.
 
         Raises:
-            RevivedError: it is not; the results so far are on disk.
+            RevivedError: one is not 0; the results so far are on disk.
         """
         try:
             self.hooks.check()
@@ -401,13 +401,13 @@ class Experiment:
             raise RevivedError(f"round {network.round}, {network.name}, step {step}: {error}") from None
 
     def record(self) -> None:
-        """Add a point to the learning curve, from what validation has just logged and the test data."""
+        """Add a point to the learning curve: the validation just logged, and the test data."""
         self.watch.check(self.trainer)
         with self.fresh.averaged_weights(self.trainer):
             self.recorder.record(self.trainer)
 
     def checkpoint_inside_epoch(self) -> None:
-        """Between two batches: save if it is time to, or if time is up."""
+        """Save a checkpoint between two batches, if one is due or time is up."""
         if not resume.is_inside_epoch(self.trainer) or resume.gradients_wait(self.trainer):
             return
         every = self.lottery.checkpoint_every_n_train_steps
@@ -415,22 +415,22 @@ class Experiment:
             self.save_checkpoint(inside_epoch=True)
 
     def save_checkpoint(self, inside_epoch: bool = False) -> None:
-        """Everything a resumed fit needs to start from here, as a whole or not at all."""
+        """Save, atomically, everything that a resumed fit needs to start from here."""
         if self.progress.begun:
             self.watch.check(self.trainer)
         self.progress.moment = resume.capture(self.trainer, inside_epoch=inside_epoch)
         try:
             checkpoint.save(self.trainer, self.folder.checkpoint)
         finally:
-            self.progress.moment = None  # another callback's checkpoint has none
+            self.progress.moment = None  # so that another callback's checkpoint has none
 
     def close(self) -> None:
-        """Take the hooks off, and let others write to the folder."""
+        """Remove the hooks and unlock the folder."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
             self.folder.remove_empty_folders()
         self.hooks.remove()
-        self.trainer.accumulate_grad_batches = self._accumulated  # a GradientAccumulationScheduler sets it by the epoch
+        self.trainer.accumulate_grad_batches = self._accumulated  # a GradientAccumulationScheduler changes it per epoch
         if self.summary is not None:
             self.summary.close()

@@ -1,7 +1,7 @@
-"""Weights drawn anew from θ₀'s own distribution: for random_reinit, and for tickets of which only the mask is taken.
+"""Fresh weights from θ₀'s own distribution, for random_reinit and for tickets whose weights are not taken over.
 
-How to draw them is settled once, before anything is trained, where the module's weights still are θ₀: two dry runs
-show whether what comes out has θ₀'s distribution, tensor by tensor.
+How to draw them is settled once, before any training, while the module's weights still are θ₀. Two dry runs check,
+tensor by tensor, whether the draws have θ₀'s distribution.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,22 +20,22 @@ from lth_lightning.seeding import derive_seed, preserved_generators, seed_global
 
 Reinit = Callable[[], nn.Module]
 
-NOT_DRAWN = 1000.0  # every number format holds it, and no initialisation gives it
-MORE_DRAWS = 8  # of what two draws do not settle
+NOT_DRAWN = 1000.0  # every number format can hold it, and no initialisation draws it
+MORE_DRAWS = 8  # for tensors that two draws do not settle
 WAY_OUT = (
-    "Say how a fresh network is built: LotteryTicket(reinit=function), --lottery.reinit on the command line, with a "
-    "function of no arguments that gives a new module of the same names."
+    "Pass a function that builds a fresh network: LotteryTicket(reinit=function), --lottery.reinit on the command "
+    "line. It takes no arguments and returns a new module with the same names."
 )
 
 
 @dataclass(frozen=True)
 class FreshWeights:
-    """How to draw a module's weights anew: tensors and names alone, which a checkpoint may hold.
+    """How to draw a module's weights anew, as tensors and names only, so that a checkpoint can hold it.
 
     Args:
-        kept: parameters and buffers that are not trained, and stay as at the rewind point.
-        copies: parameters and buffers that start as copies of a trained parameter, by the name of that one.
-        constants: parameters that nothing draws, as they start.
+        kept: parameters and buffers that are not trained and keep the rewind point's values.
+        copies: parameters and buffers that start as copies of a trained parameter, each with that one's name.
+        constants: parameters that are not drawn, with their initial values.
     """
 
     kept: list[str]
@@ -43,16 +43,16 @@ class FreshWeights:
     constants: State
 
     def draw(self, module: nn.Module, reinit: Reinit | None, seed: int, rewind_point: State | None) -> State:
-        """New weights for what is trained; the rest as at the rewind point. `module` stays as it is.
+        """Draw new weights for what is trained; the rest is the rewind point's. `module` is not changed.
 
         Args:
             module: the network.
-            reinit: gives a fresh one; None: `module` is reset (`models.reset`).
-            seed: what the draw depends on, and nothing else.
-            rewind_point: None: what `module` holds.
+            reinit: returns a fresh network; if None, `module` is reset (`models.reset`).
+            seed: the draw depends on nothing else.
+            rewind_point: the state for what is not drawn; if None, the module's own.
 
         Raises:
-            SettingError: what `reinit` gives does not fit the module, or the module cannot be reset.
+            SettingError: `reinit`'s module does not fit `module`, or `module` cannot be reset.
         """
         before = copied(full_state(module))
         base = before if rewind_point is None else rewind_point
@@ -72,22 +72,22 @@ class FreshWeights:
 def how_to_draw(
     module: nn.Module, reinit: Reinit | None, seed: int, prunable: Iterable[str], setting: str
 ) -> FreshWeights:
-    """Settle how weights are drawn anew, while `module` holds θ₀, or refuse.
+    """Settle how weights are drawn anew, while `module` holds θ₀.
 
     Args:
-        module: the network at the start of the fit, left as it is.
-        reinit: gives a fresh one, as the user says: its distribution is taken as given.
-        seed: for the dry runs.
-        prunable: names of the weights that must be drawn anew to be called fresh.
-        setting: what asks for them, to be named in errors.
+        module: the network at the start of the fit; not changed.
+        reinit: the user's function that returns a fresh network; its distribution is not checked.
+        seed: the seed of the dry runs.
+        prunable: names of the weights that must be drawn anew.
+        setting: the setting that asks for fresh weights, for errors.
 
     Raises:
-        SettingError: names, shapes or types of what `reinit` gives do not fit; draws differ under one seed, or give
-            the weights that there are; or, without `reinit`, are of another distribution than θ₀.
+        SettingError: names, shapes or dtypes of `reinit`'s module do not fit; draws under one seed differ, or always
+            give the same weights; or, without `reinit`, draws have another distribution than θ₀.
     """
     start = copied(full_state(module))
     kept, copies = _not_trained(module), _copies(module, start)
-    if reinit is not None:  # it says what is trained, down to which layers are alike
+    if reinit is not None:  # it determines all trained weights, even which layers are equal
         copies = {name: original for name, original in copies.items() if name in kept}
     how = FreshWeights(kept, copies, {})
 
@@ -102,18 +102,18 @@ def how_to_draw(
     again = draw(0)
     if changing := [name for name in drawn if not torch.equal(again[name], draws[0][name])]:
         raise SettingError(
-            f"{setting}: two draws under the same seed differ in {_listed(changing)}. Draw from the global generators "
+            f"{setting}: two draws with the same seed differ in {_listed(changing)}. Draw from the global generators "
             "of torch, NumPy or Python, which the lottery seeds."
         )
     untouched = [name for name in drawn if reinit is None and bool((draws[0][name] == NOT_DRAWN).all())]
     constants = {name: start[name] for name in untouched if is_constant(start[name])}
     if lost := [name for name in untouched if name not in constants]:
-        raise SettingError(f"{setting}: nothing says how to draw {_listed(lost)} anew. {WAY_OUT}")
+        raise SettingError(f"{setting}: no layer has a method to draw {_listed(lost)} anew. {WAY_OUT}")
     loaded = [name for name in drawn if name in set(prunable) and is_same_throughout([draw[name] for draw in draws])]
     if loaded:
         raise SettingError(
-            f"{setting}: a network built anew has the same {_listed(loaded)} each time (pretrained weights that it "
-            f"loads, say), so nothing would be random. {WAY_OUT}"
+            f"{setting}: a newly built network always has the same {_listed(loaded)} (it loads pretrained weights, "
+            f"say), so nothing would be random. {WAY_OUT}"
         )
     if reinit is None:
         compared = [name for name in drawn if name not in constants]
@@ -134,9 +134,9 @@ def _refuse_other_distribution(differences: Mapping[str, str | None], setting: s
     differ = [f"{name} ({what})" for name, what in differences.items() if what]
     if differ:
         raise SettingError(
-            f"{setting}: weights drawn anew, each layer as it initialises itself, would not have the distribution of "
-            f"those that training starts from: {_listed(differ)}. A constructor may do more than its layers do, and "
-            f"weights that were trained before do not tell how they were drawn. {WAY_OUT}"
+            f"{setting}: if each layer initialised itself, the fresh weights would not have the distribution of the "
+            f"initial ones: {_listed(differ)}. A constructor may do more than its layers do, and pretrained weights do "
+            f"not show how they were drawn. {WAY_OUT}"
         )
 
 
@@ -148,7 +148,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _reset(module: nn.Module, base: State) -> State:
-    """By `models.reset`, from buffers as at the rewind point; what it leaves alone is `NOT_DRAWN`."""
+    """Draw by `models.reset`, with the rewind point's buffers; what it does not draw is `NOT_DRAWN`."""
     load_state(module, base)
     for parameter in module.parameters():
         parameter.data.fill_(NOT_DRAWN)
@@ -157,13 +157,13 @@ def _reset(module: nn.Module, base: State) -> State:
 
 
 def _given(module: nn.Module, reinit: Reinit) -> State:
-    """What `reinit` gives, under the names of `module`."""
+    """Draw by `reinit`, and rename the tensors to the names of `module`."""
     built = reinit()
     if not isinstance(built, nn.Module):
-        raise SettingError(f"reinit: it gave {type(built).__name__}, and must give a module.")
+        raise SettingError(f"reinit must return a module, got {type(built).__name__}.")
     complete(built)
     if any(nn.parameter.is_lazy(parameter) for parameter in built.parameters()):
-        raise SettingError("reinit: the module that it gives has lazy layers; pass a batch through it first.")
+        raise SettingError("reinit: the module that it returns has lazy layers; pass a batch through it first.")
     fresh = {stable_name(name): value for name, value in fresh_values(built)}
     target = full_state(module)
     renamed = _renamed(fresh, _trained(module), _all_names(module))
@@ -171,10 +171,10 @@ def _given(module: nn.Module, reinit: Reinit) -> State:
         missing = [name for name in _trained(module) if name not in fresh]
         superfluous = [f"{name} (only there)" for name in fresh if name not in _all_names(module)]
         raise SettingError(
-            f"reinit: the names of the {type(built).__name__} that it gives are not those of "
+            f"reinit: the names of the {type(built).__name__} that it returns are not those of "
             f"{type(module).__name__}, with or without a prefix: {_listed([f'{n} (missing)' for n in missing])}"
-            f"{', ' if missing and superfluous else ''}{_listed(superfluous)}. Give a module of the same class, or the "
-            "network that it holds."
+            f"{', ' if missing and superfluous else ''}{_listed(superfluous)}. Return a module of the same class, or "
+            "the network that it holds."
         )
     ours = {name: value for name, value in renamed.items() if name in target}
     unfit = [
@@ -184,13 +184,13 @@ def _given(module: nn.Module, reinit: Reinit) -> State:
     ]
     if unfit:
         raise SettingError(
-            f"reinit: of another shape or type in the {type(built).__name__} that it gives: {_listed(unfit)}."
+            f"reinit: the {type(built).__name__} that it returns has other shapes or dtypes: {_listed(unfit)}."
         )
     return {name: value.to(target[name].device, target[name].dtype) for name, value in ours.items()}
 
 
 def _renamed(fresh: State, needed: list[str], known: set[str]) -> State | None:
-    """`fresh` under the module's names: as they are, or without a prefix of theirs, or with one of the module's."""
+    """Rename `fresh` to the module's names: unchanged, without a shared prefix, or with one of the module's."""
     heads = {name.split(".", 1)[0] + "." for name in fresh}
     old = ["", *(head for head in heads if all(name.startswith(head) for name in fresh))]
     new = [
@@ -212,7 +212,7 @@ def _all_names(module: nn.Module) -> set[str]:
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    """Formats of one kind convert, as a module of one precision does into another."""
+    """Return (is real, is complex); dtypes of the same kind convert to each other, as modules change precision."""
     return tensor.is_floating_point(), tensor.is_complex()
 
 
@@ -224,7 +224,7 @@ def _trained(module: nn.Module) -> list[str]:
 
 
 def _not_trained(module: nn.Module) -> list[str]:
-    """Frozen parameters, and the buffers beside them: the running statistics of a frozen backbone are part of it."""
+    """List frozen parameters and the buffers beside them, such as a frozen backbone's running statistics."""
     names = [name for name, weight in module.named_parameters() if not weight.requires_grad]
     for name, _ in module.named_buffers():
         owner = name.rpartition(".")[0]
@@ -236,9 +236,9 @@ def _not_trained(module: nn.Module) -> list[str]:
 
 
 def _copies(module: nn.Module, start: State) -> dict[str, str]:
-    """Each tensor that starts as a copy of one that is drawn: a teacher of its student, cloned layers.
+    """Map each tensor that starts as a copy of a drawn one to that one's name: a student's teacher, cloned layers.
 
-    It equals that one bit for bit, and is not constant; constants are copies where they lie beside one.
+    A copy is bit-for-bit equal and not constant; a constant counts as a copy if it lies beside one.
     """
     trained, kept = _trained(module), set(_not_trained(module))
     flat = {name: value.reshape(-1) for name, value in start.items()}
@@ -251,7 +251,7 @@ def _copies(module: nn.Module, start: State) -> dict[str, str]:
         if name in constant:
             continue
         same = (one for one in originals.get(_key(value), []) if torch.equal(start[one].to(value.dtype), value))
-        alike = (one for one in same if one in trained or name in kept)  # buffers may part before the rewind point
+        alike = (one for one in same if one in trained or name in kept)  # buffers may diverge before the rewind point
         if (original := next(alike, None)) is not None:
             copies[name] = original
         elif name not in kept:
@@ -268,7 +268,7 @@ def _copies(module: nn.Module, start: State) -> dict[str, str]:
 
 
 def _parted(copy: str, original: str) -> tuple[str, str]:
-    """Both names without what they end in alike: `teacher.` and `student.`, of `….0.weight`."""
+    """Strip the common ending of two names: `teacher.` and `student.` for `….0.weight`."""
     ours, theirs = copy.split("."), original.split(".")
     while ours and theirs and ours[-1] == theirs[-1]:
         ours.pop(), theirs.pop()
@@ -276,5 +276,5 @@ def _parted(copy: str, original: str) -> tuple[str, str]:
 
 
 def _key(value: Tensor) -> tuple[object, ...]:
-    """What copies have in common, quick to find."""
+    """Return a quick key that copies have in common."""
     return value.dtype, tuple(value.shape), tuple(value.reshape(-1)[:8].tolist())

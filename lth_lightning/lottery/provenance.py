@@ -1,4 +1,4 @@
-"""Where results come from: what a ticket says of itself, and what a run was computed on."""
+"""Provenance of results: the facts stored in a ticket, and the environment that a run was computed in."""
 
 import functools
 import logging
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 
 def architecture(module: L.LightningModule) -> str:
-    """The class of the network that is trained."""
+    """Return the class name of the trained network."""
     return type(getattr(module, "net", module)).__name__
 
 
 def data_name(trainer: L.Trainer) -> str:
-    """The data set's name, or else the class of the DataModule."""
+    """Return the data set's name, or else the DataModule's class name."""
     return str(getattr(trainer.datamodule, "dataset", type(trainer.datamodule).__name__))
 
 
 def image_shape(trainer: L.Trainer, module: L.LightningModule) -> list[int] | None:
-    """(channels, height, width) of an image, where module or DataModule say so by an `input_shape`."""
+    """Return (channels, height, width) of an image if the module or the DataModule has an `input_shape`."""
     known = getattr(module, "input_shape", None) or getattr(trainer.datamodule, "input_shape", None)
     if not isinstance(known, Sequence) or len(known) != 3 or not all(isinstance(size, int) for size in known):
         return None
@@ -54,15 +54,15 @@ def ticket_info(
     lengths: Mapping[str, Length],
     given: GivenTickets | None,
 ) -> dict[str, Any]:
-    """What a ticket says of itself: nothing of time or place, so that equal runs give equal bytes.
+    """Return the facts stored in a ticket, without times or paths, so that equal runs give equal bytes.
 
     Args:
-        trainer: of the fit.
-        module: the module that is trained.
-        row: what became of the ticket.
-        lineage: of the ticket.
+        trainer: the fit's Trainer.
+        module: the trained module.
+        row: the ticket's results.
+        lineage: the ticket's lineage.
         lengths: `train_for` and `rewind_to`.
-        given: the tickets from files that are trained, if any.
+        given: the tickets from files, if the run trains such.
     """
     return {
         "architecture": architecture(module),
@@ -84,7 +84,7 @@ def ticket_info(
 # ------------------------------------------------------------------------ a run
 
 
-# Variables that choose other kernels in the libraries that torch multiplies with.
+# Environment variables that select other kernels in the libraries that torch multiplies with.
 SWITCHES = (
     "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS",
     "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
@@ -92,15 +92,15 @@ SWITCHES = (
 
 
 def note_environment(trainer: L.Trainer, folder: RunFolder, round: int, *, resumed: bool) -> None:
-    """Write down what the run is computed on; a resumed one says what has changed, and goes on.
+    """Record the environment that the run is computed in; a resumed run warns of changes.
 
     Call it in every process.
 
     Args:
-        trainer: of the fit.
-        folder: the run's.
+        trainer: the fit's Trainer.
+        folder: the run's folder.
         round: the round in training.
-        resumed: whether the run has begun before, so that the file is of its beginning.
+        resumed: whether the run is resumed, so that the file may exist already.
 
     Raises:
         SettingError: the file cannot be read.
@@ -109,7 +109,7 @@ def note_environment(trainer: L.Trainer, folder: RunFolder, round: int, *, resum
     now = environment(trainer)
     if not trainer.is_global_zero:
         return
-    unknown = Stretch(0, {})  # what an older version began
+    unknown = Stretch(0, {})  # for a run that an older version began
     stretches = (read_environment(folder.environment) or [unknown]) if resumed else []
     last = stretches[-1] if stretches else unknown
     if last.facts and (changed := changes(last.facts, now)):
@@ -119,7 +119,7 @@ def note_environment(trainer: L.Trainer, folder: RunFolder, round: int, *, resum
 
 
 def environment(trainer: L.Trainer) -> dict[str, str]:
-    """All that bits depend on besides settings and seed, in words; of several processes each value once."""
+    """Return what bits depend on besides settings and seed, in words; distinct values of processes are joined."""
     device = trainer.strategy.root_device
     own = {
         "threads": str(torch.get_num_threads()),
@@ -143,10 +143,10 @@ def environment(trainer: L.Trainer) -> dict[str, str]:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The model of the processor: MKL chooses its kernels by it, and not by the instructions that torch uses.
+    """Return the processor's model, by which MKL chooses its kernels, whatever instructions torch uses.
 
     Args:
-        cpuinfo: where Linux says it. A virtual machine may hide the name, so family and model belong to it.
+        cpuinfo: Linux's file. Family and model are included, as a virtual machine may hide the name.
     """
     try:
         first, *_ = cpuinfo.read_text().strip().split("\n\n")
@@ -162,11 +162,11 @@ def _gpu(device: torch.device) -> str:
 
 
 def _arithmetic(device: torch.device) -> str:
-    """torch's global switches that choose another arithmetic."""
+    """Return torch's global switches that change its arithmetic, in words."""
     backends = torch.backends
     try:
         precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set by backend, which has no name in common
+    except RuntimeError:  # it was set per backend and has no common name
         ours = (backends.cuda.matmul, backends.cudnn.conv) if device.type == "cuda" else (backends.mkldnn.matmul,)
         precision = "/".join(backend.fp32_precision for backend in ours)
     said = {
@@ -182,7 +182,7 @@ def _arithmetic(device: torch.device) -> str:
 
 @functools.cache
 def _version() -> str:
-    """This package's version, and where it lies in a git checkout, the last commit that changed it."""
+    """Return this package's version and, in a git checkout, the last commit that changed it."""
     folder = Path(lth_lightning.__file__).parent
 
     def git(*args: str) -> subprocess.CompletedProcess[str]:
@@ -191,6 +191,6 @@ def _version() -> str:
     try:
         commit = git("log", "-1", "--format=%h", "--", ".").stdout.strip()
         changed = bool(commit) and git("diff", "--quiet", "HEAD", "--", ".").returncode == 1
-    except OSError:  # there is no git
+    except OSError:  # git is not installed
         return lth_lightning.__version__
     return lth_lightning.__version__ + (f" at {commit}" if commit else "") + (" with changes" if changed else "")

@@ -1,4 +1,4 @@
-"""Scores of the network in training: its evaluations, as the module logs them, its time, and its row in the end."""
+"""Recorder: the evaluations of the network in training as the module logs them, its time, and its final row."""
 
 import logging
 import time
@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Of one network after the other.
+    """Records one network after the other.
 
     Args:
         names: the module's name for each of METRICS.
-        asked: those of METRICS whose names somebody has given; without them a run is not worth its time.
+        asked: those of METRICS that the user has given names for; a run that does not log them is stopped.
     """
 
     def __init__(self, names: dict[str, str], asked: Collection[str] = ()) -> None:
         self._names, self._asked = names, asked
-        self._looked_at: set[str] = set()  # `train`, `val`, `test`: whose metrics' names are settled
-        self._evaluated: set[str] = set()  # what validation and test log
+        self._looked_at: set[str] = set()  # those of `train`, `val`, `test` whose metric names are settled
+        self._evaluated: set[str] = set()  # the names that validation and test log
         self._test_loop: TestLoop | None = None
         self.start_over()
 
@@ -44,12 +44,12 @@ class Recorder:
         self._since = time.monotonic()
 
     def attach(self, trainer: L.Trainer, with_test: bool, others: Sequence[L.Callback] = ()) -> None:
-        """Get ready for a fit, and say what it will not evaluate.
+        """Prepare for a fit, and warn of what it will not evaluate.
 
         Args:
-            trainer: its fit has started.
+            trainer: a Trainer whose fit has started.
             with_test: whether to evaluate the test data too.
-            others: the callbacks that hear of that.
+            others: the callbacks to call in a test.
         """
         self._test_loop = TestLoop(trainer, others) if with_test else None
         if not trainer.enable_validation:
@@ -58,15 +58,15 @@ class Recorder:
             )
         asked = sorted(name for name in self._asked if _kind(name) == "test")
         if asked and self._test_loop is not None and not self._test_loop.available:
-            _tell(trainer, f"lottery.metrics names {', '.join(asked)}, but there is no test_step or no data for it.")
+            _tell(trainer, f"lottery.metrics names {', '.join(asked)}, but the module has no test_step or test data.")
 
     def record(self, trainer: L.Trainer) -> None:
-        """Add a point to the learning curve, from what validation has just logged and the test data.
+        """Add a point to the learning curve: the validation just logged, and the test data.
 
-        Only from that: what an earlier evaluation has logged, or training, is not this network's at this step.
+        Values logged by training or an earlier evaluation are ignored, as they are not of this network at this step.
 
         Raises:
-            SettingError: a metric is not logged that was asked for, or cannot be what it is taken for.
+            SettingError: a metric that the user asked for is not logged, or a value cannot be right.
         """
         logged: dict[str, Mapping[str, Tensor]] = {}
         if trainer.validating:
@@ -84,10 +84,10 @@ class Recorder:
         self._curve.append(Evaluation(step, **known))
 
     def look_at_training(self, trainer: L.Trainer) -> None:
-        """Settle the name of `train_loss`; call it after an epoch, whose end may log it.
+        """Check that `train_loss` is logged; call it after an epoch, whose end may log it.
 
         Raises:
-            SettingError: it was asked for, and is not logged.
+            SettingError: the user asked for it, but it is not logged.
         """
         if "train" not in self._looked_at:
             (train_loss,) = mean_over_processes(trainer, [self._metric(trainer, "train_loss")])
@@ -99,7 +99,7 @@ class Recorder:
     ) -> None:
         for name, value in known.items():
             check_accuracy(name, self._names[name], value)
-        for kind in sorted(logged.keys() - self._looked_at):  # in one order on all processes
+        for kind in sorted(logged.keys() - self._looked_at):  # in the same order on all processes
             missing = {name: self._names[name] for name in known if _kind(name) == kind and known[name] is None}
             names = set().union(*gathered(trainer, set(logged[kind]))) if missing else ()
             words = check_logged(missing, names, self._asked, _WHERE[kind])
@@ -110,7 +110,7 @@ class Recorder:
     def _tell_of_no_validation(self, trainer: L.Trainer, why: str) -> None:
         if "val" not in self._looked_at:
             self._looked_at.add("val")
-            _tell(trainer, f"there is no validation: {why}. results.csv leaves val_* and early_stop_* empty.")
+            _tell(trainer, f"nothing is validated: {why}. results.csv leaves val_* and early_stop_* empty.")
 
     @property
     def last(self) -> Evaluation | None:
@@ -118,14 +118,14 @@ class Recorder:
         return self._curve[-1] if self._curve else None
 
     def complete(self, trainer: L.Trainer) -> None:
-        """Evaluate the weights as they are, between epochs, unless the last evaluation saw them."""
+        """Evaluate the final weights, between epochs, unless the last evaluation was at this step."""
         if self._curve and self._curve[-1].step == fit.steps_done(trainer):
             return
         points = len(self._curve)
-        validate(trainer)  # records by itself, in the callback's `on_validation_end`
+        validate(trainer)  # calls `record`, in the callback's `on_validation_end`
         if len(self._curve) == points:
             if trainer.enable_validation:
-                self._tell_of_no_validation(trainer, "its data have no batch")
+                self._tell_of_no_validation(trainer, "the validation data have no batch")
             with preserved_generators():
                 self.record(trainer)
 
@@ -137,7 +137,7 @@ class Recorder:
         return None if value is None else number(name, self._names[name], value)
 
     def row(self, trainer: L.Trainer, network: TrainedNetwork, masks: Masks, first_step: int) -> Row:
-        """The network's line in results.csv; `first_step` is the step it started at."""
+        """Return the network's row of results.csv; `first_step` is the step it started at."""
         last = self._curve[-1]
         steps = fit.steps_done(trainer) - first_step
         best = early_stop(self._curve) if steps else None
@@ -163,7 +163,7 @@ class Recorder:
         )
 
     def curve(self, network: TrainedNetwork) -> list[CurveRow]:
-        """The network's learning curve so far, as lines of its file."""
+        """Return the network's learning curve so far, as rows of its file."""
         return [CurveRow(network.round, network.variant, network.replicate, **asdict(point)) for point in self._curve]
 
     @property
@@ -171,17 +171,17 @@ class Recorder:
         return self._seconds + time.monotonic() - self._since
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers only."""
+        """Return the learning curve and the seconds, as numbers only."""
         return {"curve": [asdict(point) for point in self._curve], "seconds": self._elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a network."""
+        """Resume a network."""
         self._curve = [Evaluation(**point) for point in state["curve"]]
         self._seconds, self._since = state["seconds"], time.monotonic()
 
 
 def layer_rows(network: TrainedNetwork, masks: Masks) -> list[LayerRow]:
-    """The network's lines in layers.csv."""
+    """Return the network's rows of layers.csv."""
     return [
         LayerRow(network.round, network.variant, network.replicate, name, kept, mask.numel(), kept / mask.numel())
         for name, mask in masks.items()

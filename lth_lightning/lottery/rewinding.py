@@ -1,4 +1,4 @@
-"""Lineage: what each round hands on to the next, masks and weights; no Trainer, no files."""
+"""Lineage: the masks and weights that each round passes to the next; no Trainer, no files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -20,22 +20,22 @@ from lth_lightning.tickets.transfer import Taken
 
 @dataclass
 class Lineage:
-    """The tickets found so far, as far as the next networks depend on them.
+    """The state that the tickets found so far pass to the next networks.
 
     Args:
-        masks: this round's ticket's.
-        seed: what everything random in this round's networks hangs on, together with …
-        order: … the round whose order of the data they see.
+        masks: the masks of this round's ticket.
+        seed: the seed of all random draws in this round's networks.
+        order: the round whose data order they use.
         rewind_step: the optimizer step of the rewind point.
-        rewind_point: every parameter and buffer at that step; None until round 0 gets there.
-        schedules: where learning-rate schedules stood at that step.
-        start: the weights that this round's networks start from, before their masks: the rewind point, or
-            with other ways to rewind the trained weights that its masks were made from.
+        rewind_point: every parameter and buffer at that step; None until round 0 reaches it.
+        schedules: the state of learning-rate schedules at that step.
+        start: the weights that this round's networks start from, before masking: the rewind point or, unless
+            `rewind` is `weights`, the trained weights that the masks were made from.
         trained: the last ticket after training.
         dense: round 0 after training, kept for one-shot pruning.
         rates: the learning rates that fine-tuning holds.
-        own: weights drawn for tickets from files of which not all is taken over.
-        fresh: how weights are drawn anew (`FreshWeights`' arguments), where anything asks for it.
+        own: weights drawn for tickets from files that are only partly taken over.
+        fresh: how weights are drawn anew (the arguments of `FreshWeights`), if a setting needs it.
     """
 
     masks: Masks
@@ -52,25 +52,25 @@ class Lineage:
     fresh: dict[str, Any] | None = None
 
     def set_rewind_point(self, module: nn.Module, step: int) -> None:
-        """Take the weights of `module` as they are now for the rewind point."""
+        """Save the current weights of `module` as the rewind point."""
         self.rewind_point = self.start = copied(full_state(module))
         self.rewind_step = step
 
     def prune(self, pruning: Pruning, round: int, module: nn.Module, batches: Callable[[int], list[Batch]]) -> None:
-        """Make this round's masks from what the last round trained, or, one-shot, from the dense network.
+        """Make this round's masks from the last round's trained weights or, one-shot, from the dense network.
 
         Args:
-            pruning: which weights go.
+            pruning: which weights to prune.
             round: 1 for the first pruning.
-            module: the network, and …
-            batches: … so many batches of its training data, for criteria that ask for them.
+            module: the network.
+            batches: returns a given number of training batches, for criteria that need data.
         """
         self.masks = pruning.prune(*self.to_prune(pruning, round, module, batches), round)
 
     def to_prune(
         self, pruning: Pruning, round: int, module: nn.Module, batches: Callable[[int], list[Batch]]
     ) -> tuple[Masks, Evidence]:
-        """The masks to go on from, and what the criterion may look at; arguments as for `prune`."""
+        """Return the masks to prune from and the criterion's evidence; arguments as for `prune`."""
         one_shot = pruning.prune_from != "last_round"
         trained = self.rewind_point if pruning.prune_from == "initialisation" else self.trained_before_pruning
         start = self.rewind_point if one_shot else self.start
@@ -78,7 +78,7 @@ class Lineage:
         base = dense_masks(self.masks) if one_shot else self.masks
         evidence = Evidence(
             trained={name: trained[name] for name in base},
-            # After a resume `start` comes from a file, and what was trained since does not.
+            # After a resume, `start` comes from a file (on the CPU), but newly trained weights do not.
             start=masked({name: start[name].to(trained[name].device) for name in base}, base),
             generator=self._generator("pruning", round),
             network=NetworkFunction(module, trained, batches, derive_seed(self.seed, "probe", round)),
@@ -87,15 +87,15 @@ class Lineage:
 
     @property
     def trained_before_pruning(self) -> State | None:
-        """The trained weights that this round's masks were, or will be, made from."""
+        """The trained weights that this round's masks are made from."""
         return self.trained if self.dense is None else self.dense
 
     def rewind(self, way: str) -> None:
-        """Settle where this round's networks start: at the rewind point, or where the network ended that was pruned."""
+        """Set where this round's networks start: at the rewind point, or at the trained weights that were pruned."""
         self.start = self.rewind_point if way == "weights" else self.trained_before_pruning
 
     def take(self, taken: Taken) -> None:
-        """Go on with what a ticket's file brings: masks, weights, order of the data, and with its weights its seed."""
+        """Take over a ticket from a file: masks, weights, data order and, with its weights, its seed."""
         self.masks, self.start = taken.masks, taken.start
         self.rewind_point = taken.start if taken.whole is None else taken.whole
         self.order = int(taken.info["data_order"])
@@ -103,45 +103,45 @@ class Lineage:
         self.rewind_step, self.rates = taken.rewind_step, taken.rates
 
     def masks_of(self, network: TrainedNetwork) -> Masks:
-        """A network's masks: the ticket's, or for `random_mask` the same shuffled within each layer."""
+        """Return a network's masks: the ticket's, or for `random_mask` the same shuffled within each layer."""
         if network.variant == "random_mask":
             return shuffled(self.masks, self._generator("random_mask", network.round, network.replicate))
         return self.masks
 
     def start_of(self, network: TrainedNetwork, module: nn.Module, reinit: Reinit | None = None) -> State:
-        """The weights that a network starts from, before its masks."""
+        """Return the weights that a network starts from, before masking."""
         if network.variant == "random_reinit":
             return self.fresh_weights(module, reinit, "random_reinit", network.round, network.replicate)
         if network.variant == "pruned_only":
             assert self.trained_before_pruning is not None
             return self.trained_before_pruning
         if network.variant == "random_mask":
-            # Not `start`: what the last round trained is 0 wherever a weight was pruned, and another mask keeps those.
+            # Not `start`: trained weights are 0 where they were pruned, and another mask keeps some of those.
             assert self.rewind_point is not None
             return self.rewind_point
         return self.start if self.start is not None else copied(full_state(module))
 
     def settle_fresh_weights(self, module: nn.Module, reinit: Reinit | None, setting: str) -> None:
-        """Settle how weights are drawn anew, while `module` holds θ₀; a resumed run knows it from its checkpoint.
+        """Settle how weights are drawn anew, while `module` holds θ₀; a resumed run reads it from its checkpoint.
 
         Args:
-            module: the network, left as it is.
-            reinit: gives a fresh one.
-            setting: what asks for fresh weights.
+            module: the network; not changed.
+            reinit: returns a fresh network.
+            setting: the setting that asks for fresh weights.
 
         Raises:
-            SettingError: they would not be of θ₀'s distribution (`how_to_draw`).
+            SettingError: fresh weights would not have θ₀'s distribution (`how_to_draw`).
         """
         if self.fresh is None:
             self.fresh = vars(how_to_draw(module, reinit, self.seed, self.masks, setting))
 
     def fresh_weights(self, module: nn.Module, reinit: Reinit | None, *purpose: str | int) -> State:
-        """New weights for what is trained, as has been settled; the rest as at the rewind point.
+        """Draw new weights for what is trained, as settled before; the rest is the rewind point's.
 
         Args:
-            module: the network, left as it is.
-            reinit: gives a fresh one.
-            purpose: what they are for; the draw depends on it and the seed.
+            module: the network; not changed.
+            reinit: returns a fresh network.
+            purpose: the purpose in words; the draw depends on it and the seed.
         """
         assert self.fresh is not None
         return FreshWeights(**self.fresh).draw(module, reinit, derive_seed(self.seed, *purpose), self.rewind_point)
@@ -150,5 +150,5 @@ class Lineage:
         return torch.Generator().manual_seed(derive_seed(self.seed, *purpose))
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and lists, by the names of the arguments."""
+        """Return tensors, numbers and lists, by the names of the arguments."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,7 +1,7 @@
-"""Whether weights come from the distribution that others were drawn from, as far as one draw of them can tell.
+"""Tests whether a tensor of weights comes from the same distribution as fresh draws, as far as one sample shows.
 
-Each check is for one tensor, against two or more fresh draws of it. A false alarm would refuse a sound experiment and
-a network has thousands of tensors, so the limits lie six standard errors out; a small tensor has a wide one.
+Each check compares one tensor with two or more fresh draws of it. A false alarm would refuse a valid experiment, and
+a network has thousands of tensors, so the limits are six standard errors wide, and wider for small tensors.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 SIGMAS = 6.0
-EMPIRICAL = 8.0  # standard deviations of a few draws, which are known less well
+EMPIRICAL = 8.0  # standard deviations estimated from a few draws, so wider
 FEW = 16
-KOLMOGOROV = 3.3  # the two-sample statistic times sqrt(n / 2) exceeds it once in a billion
-MOST = 1 << 15  # entries looked at: enough to see a spread that is off by 4 %
-NEVER_BY_CHANCE = 2.0**-22  # two float32 draws are equal that often
+KOLMOGOROV = 3.3  # the two-sample statistic times sqrt(n / 2) exceeds this once in a billion
+MOST = 1 << 15  # entries compared: enough to detect a spread that is off by 4 %
+NEVER_BY_CHANCE = 2.0**-22  # the probability that two float32 draws are equal
 
 
 def difference(start: Tensor, draws: list[Tensor]) -> str | None:
-    """What tells `start` from fresh draws of the same tensor, in words; None where nothing does.
+    """Describe how `start` differs from fresh draws of the same tensor; None if it does not.
 
     Args:
         start: the weights that training starts with.
-        draws: two or more independent draws, of the same shape; of a single number some more.
+        draws: two or more independent draws of the same shape; a single number needs more.
     """
     if all(torch.equal(draws[0], draw) for draw in draws[1:]):
         return None if torch.equal(start, draws[0]) else _words(start, draws[0])
@@ -35,7 +35,7 @@ def difference(start: Tensor, draws: list[Tensor]) -> str | None:
 
 
 def is_same_throughout(draws: list[Tensor]) -> bool:
-    """Whether every draw gives the very same weights, and not by a pattern (zeros, an identity): they were loaded."""
+    """Whether all draws are equal and not a pattern (zeros, an identity), so the weights were loaded."""
     first = draws[0]
     return all(torch.equal(first, draw) for draw in draws) and _real(first).unique().numel() > max(
         2, first.numel() // 8
@@ -47,7 +47,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """At most `MOST` entries, in an odd step: an even one may see a single column. Squares need double precision."""
+    """Take at most `MOST` entries in double precision, at an odd stride, as an even one may hit a single column."""
     flat = _real(tensor)
     return flat[:: 1 if flat.numel() <= MOST else (flat.numel() // MOST) | 1].double().cpu()
 
@@ -57,23 +57,23 @@ def _one_value(tensor: Tensor) -> bool:
 
 
 def _place(start: Tensor, draws: list[Tensor]) -> bool:
-    """Whether a number is 0 or 1 where others are drawn, or lies far outside of them."""
+    """Whether a single number is 0 or 1 where draws are random, or is far outside their range."""
     ours, drawn = _sample(start)[0], torch.stack([_sample(draw)[0] for draw in draws])
     middle, reach = (drawn.max() + drawn.min()) / 2, (drawn.max() - drawn.min()) / 2
     return float(ours) in (0.0, 1.0) or not float((ours - middle).abs()) <= 8 * float(reach)
 
 
 def _spread(start: Tensor, draws: list[Tensor]) -> bool:
-    """Standard deviation, mean and the whole distribution function.
+    """Whether the mean, the standard deviation or the whole distribution function differs.
 
-    The limits are those of entries drawn one by one. Of more than two draws it is known by how much they vary, which
-    is more where a row has a scale of its own, say.
+    The limits assume independent entries. With more than two draws, their observed variation counts too; it is larger
+    if each row has its own scale, say.
     """
     ours, *fresh = [_sample(tensor) for tensor in (start, *draws)]
     n = ours.numel()
     kurtosis = max(3.0, *(float(_standardised(tensor).pow(4).mean()) for tensor in (ours, *fresh[:2])))
     wide = SIGMAS * (1 + 10 / n)
-    near = [torch.cat([ours, *fresh])] if n < FEW else [ours, fresh[0]]  # a few may lie close together by chance
+    near = [torch.cat([ours, *fresh])] if n < FEW else [ours, fresh[0]]  # a few may be close together by chance
     spread = max(float(_scale(tensor)) for tensor in near)
     return (
         _outside(ours, fresh, lambda tensor: tensor.mean(), wide * spread * sqrt(2 / n))
@@ -85,7 +85,7 @@ def _spread(start: Tensor, draws: list[Tensor]) -> bool:
 def _outside(
     ours: Tensor, fresh: list[Tensor], measure: Callable[[Tensor], Tensor], limit: float, of_two: bool = False
 ) -> bool:
-    """Whether a measure of our draw lies outside of what chance allows; a distance is large by itself."""
+    """Whether a measure of our tensor is outside what chance allows; a measure `of_two` is already a distance."""
     here, there = measure(ours), measure(fresh[0])
     if float(here if of_two else (here - there).abs()) <= limit:
         return False
@@ -104,7 +104,7 @@ def _standardised(draw: Tensor) -> Tensor:
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """Kolmogorov and Smirnov's: the largest difference of two distribution functions."""
+    """Return the Kolmogorov-Smirnov distance: the largest difference of two distribution functions."""
     one, other = one.sort().values, other.sort().values
     both = torch.cat([one, other])
     below = [torch.searchsorted(draw, both, right=True) / draw.numel() for draw in (one, other)]
@@ -114,8 +114,8 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 def _fixed_entries(start: Tensor, draws: list[Tensor]) -> bool:
     """Whether entries that are constant in every draw (a padding row's zeros) differ here, or the reverse.
 
-    Where the zeros move from draw to draw (a sparse initialisation), only their number is compared. Half precision has
-    so few numbers that draws are equal by chance.
+    Entries that are randomly 0 (a sparse initialisation) are only counted. Half precision is skipped, as it has so few
+    numbers that draws are equal by chance.
     """
     ours, *fresh = (_real(tensor) for tensor in (start, *draws))
     if ours.element_size() < 4:

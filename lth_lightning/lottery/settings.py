@@ -1,4 +1,4 @@
-"""Settings: which contradict each other, and which a resumed run must have in common with its past."""
+"""Checks settings against each other, and lists those that a resumed run must share with its beginning."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -17,10 +17,10 @@ DATA_ORDERS = ("fresh", "same")
 
 
 def check_choices(rewind: str, data_order: str, metrics: Mapping[str, str], known_metrics: Sequence[str]) -> None:
-    """Refuse names that are none of those allowed.
+    """Refuse unknown names.
 
     Raises:
-        SettingError: it names the setting, and what to choose from.
+        SettingError: a name is unknown; the error names the setting and the allowed names.
     """
     for setting, given, allowed in (("rewind", rewind, REWINDS), ("data_order", data_order, DATA_ORDERS)):
         if given not in allowed:
@@ -30,36 +30,36 @@ def check_choices(rewind: str, data_order: str, metrics: Mapping[str, str], know
 
 
 def check_transfer(transfer: str, on_mismatch: str) -> None:
-    """Refuse ways to take tickets over where there are none.
+    """Refuse settings for taking over tickets if no tickets are given.
 
     Raises:
-        SettingError: one is not the default.
+        SettingError: one of them is not the default.
     """
     if (transfer, on_mismatch) != ("mask_and_weights", "refuse"):
         raise SettingError(
-            f"lottery.transfer is {transfer} and lottery.on_mismatch {on_mismatch}, but there is nothing to take "
-            "over: name the tickets (--lottery.tickets RUN/tickets)."
+            f"lottery.transfer is {transfer} and lottery.on_mismatch {on_mismatch}, but lottery.tickets is not set. "
+            "Name the tickets to take over (--lottery.tickets RUN/tickets)."
         )
 
 
 def check_interval(every: int | None) -> None:
-    """Refuse a number of steps that is not one.
+    """Refuse an interval of fewer than 1 step.
 
     Raises:
-        SettingError: it is less than 1.
+        SettingError: `every` is less than 1.
     """
     if every is not None and every < 1:
-        raise SettingError(f"lottery.checkpoint_every_n_train_steps: {every}; give 1 or more steps, or null.")
+        raise SettingError(f"lottery.checkpoint_every_n_train_steps must be at least 1, or null; got {every}.")
 
 
 def in_words(lottery: "LotteryTicket", seed: int, weights: Mapping[str, Tensor], of_trainer: Words) -> Words:
-    """What decides what a run's networks become.
+    """Return, in words, the settings that a run's networks depend on.
 
     Args:
-        lottery: its settings.
-        seed: what everything random depends on.
-        weights: the prunable weights by name, each with its shape.
-        of_trainer: the same of optimizers, schedules and the Trainer.
+        lottery: the callback with its settings.
+        seed: the seed of all random draws.
+        weights: the prunable weights by name, for their shapes.
+        of_trainer: the same settings of optimizers, schedules and the Trainer.
     """
     pruning, given = lottery.pruning, lottery.given
     settings = {

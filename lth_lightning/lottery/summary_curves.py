@@ -11,22 +11,22 @@ from lth_lightning.trainer.sub_runs import loggers_of
 
 
 class SummaryCurves:
-    """Sub-runs with the round as step: accuracy and early-stop step over rounds, one sub-run a variant.
+    """TensorBoard sub-runs with the round as step, one per variant: accuracy and early-stop step over rounds.
 
     Args:
-        trainer: its first TensorBoardLogger says where; without one nothing is written.
-        past: rows that a resumed run has written already.
+        trainer: its first TensorBoardLogger sets the folder; without one nothing is written.
+        past: rows that a resumed run has already written.
     """
 
     def __init__(self, trainer: L.Trainer, past: Sequence[Row]) -> None:
         loggers = loggers_of(trainer)
         self._folder = Path(loggers[0].log_dir) if loggers and trainer.is_global_zero else None
-        self._past = list(past)  # a copy: new rows come to the original
+        self._past = list(past)  # a copy, as new rows are appended to the original
         self._writers: dict[str, SummaryWriter] = {}
         self._begun: set[str] = set()
 
     def add(self, row: Row) -> None:
-        """Add the points of a trained network. Of several replicates the first stands for all."""
+        """Add the points of a trained network. Only the first of several replicates is shown."""
         if (writer := self.of_variant(row.variant)) is None or row.replicate > 0:
             return
         for tag, value in (
@@ -41,22 +41,22 @@ class SummaryCurves:
         writer.flush()
 
     def of_variant(self, variant: str) -> SummaryWriter | None:
-        """The writer of a variant's sub-run; None where nothing is to be written."""
+        """Return the writer of a variant's sub-run; None if nothing is to be written."""
         done = [row.round for row in self._past if row.variant == variant]
-        # A kill between a row and its checkpoint leaves a point that the resumed run will write again.
+        # A kill between a row and its checkpoint leaves a point that the resumed run writes again.
         return self.writer(f"all rounds, {variant}", max(done, default=-1) + 1)
 
     def of_all(self, void_from: int) -> SummaryWriter | None:
-        """The writer of the sub-run for what is not a variant's: figures, text."""
+        """Return the writer of the sub-run for what belongs to no variant: figures, text."""
         return self.writer("all rounds", void_from)
 
     def writer(self, name: str, void_from: int) -> SummaryWriter | None:
-        """The writer of a sub-run, one a folder: TensorBoard would let a second one purge what the first wrote.
+        """Return the writer of a sub-run, one per folder, as a second writer would purge what the first wrote.
 
         Args:
             name: the sub-run's folder.
-            void_from: what a run that was killed has written there of this step and later is void. It counts the first
-                time only: what this fit has written is not.
+            void_from: points from this step on, left by a killed run, are void. This applies only the first time, as
+                later points are this fit's own.
         """
         if self._folder is not None and name not in self._writers:
             purge = None if name in self._begun else void_from
@@ -65,7 +65,7 @@ class SummaryCurves:
         return self._writers.get(name)
 
     def close(self) -> None:
-        """Flush and close the files; a writer that is asked for later opens another."""
+        """Flush and close the files; a later call to `writer` opens a new one."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()

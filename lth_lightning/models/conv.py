@@ -9,7 +9,7 @@ from lth_lightning.models.network import Network
 
 
 class _PairedConvs(Network):
-    """Pairs of 3 x 3 convolutions (`conv1`, `conv2`, …), each pair max-pooled; then `fc1`, `fc2`, `output`."""
+    """Pairs of 3 x 3 convolutions (`conv1`, `conv2`, …), each followed by max pooling; then `fc1`, `fc2`, `output`."""
 
     def __init__(self, widths: Sequence[int], input_shape: tuple[int, int, int], num_classes: int) -> None:
         shrink = 2 ** len(widths)
@@ -28,7 +28,7 @@ class _PairedConvs(Network):
         x = images
         for first, second in zip(convs[::2], convs[1::2], strict=True):
             x = F.relu(first(x))
-            # The maximum of ReLUs is the ReLU of the maximum, on a quarter of the numbers.
+            # ReLU after pooling equals ReLU before it, on a quarter of the numbers.
             x = F.relu(F.max_pool2d(second(x), 2))
         x = F.relu(fc1(x.flatten(1)))
         x = F.relu(fc2(x))
@@ -60,7 +60,7 @@ class Conv4(_PairedConvs):
 class Conv6(_PairedConvs):
     """Conv-6: three pairs of convolutions, of widths 64, 128 and 256. 2,262,602 parameters on CIFAR-10.
 
-    That follows from figure 2's layers; the 1.7M that the paper prints does not.
+    This count follows from the layers in figure 2; the paper's 1.7M does not.
 
     Raises:
         SettingError: images below 8 x 8; or as in `Network`.

@@ -1,6 +1,6 @@
 """Fresh weights for any module: by a scheme of the papers, or as each layer initialises itself.
 
-Both functions draw from torch's global generator: `torch.manual_seed` before the call repeats the weights. A
+Both functions draw from torch's global generator, so `torch.manual_seed` before the call reproduces the weights. A
 module on a GPU draws from that GPU's generator, so initialise on the CPU for the same weights everywhere.
 """
 
@@ -18,8 +18,8 @@ from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.models.rebuild import alike, own_values, rebuilt
 
 WAY_OUT = (
-    "Keep the network's own weights (ImageClassifier's init: null), and for weights drawn anew say how to build the "
-    "network a second time: LotteryTicket(reinit=function), --lottery.reinit on the command line."
+    "Keep the network's own weights (ImageClassifier's init: null), and for fresh weights pass a function that builds "
+    "the network again: LotteryTicket(reinit=function), --lottery.reinit on the command line."
 )
 
 SCHEMES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -30,20 +30,20 @@ SCHEMES: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @torch.no_grad()
 def initialise(module: nn.Module, scheme: str) -> None:
-    """Draw the weights of Linear and convolution layers anew, in place, and set their biases to 0.
+    """Draw fresh weights for Linear and convolution layers, in place, and set their biases to 0.
 
-    Any other layer that holds parameters is reset in its own way (`reset`): normalisation gets weight 1, bias 0 and
-    fresh running statistics. Buffers of a layer without one (constants, as a rule) stay, and so do constant parameters
-    (LayerScale's).
+    Any other layer with parameters is reset by its own method (`reset`): normalisation gets weight 1, bias 0 and
+    fresh running statistics. Buffers of a layer without such a method (usually constants) do not change, nor do
+    constant parameters (LayerScale's).
 
     Args:
-        module: Any module, ours or not.
+        module: Any module.
         scheme: `glorot_normal`: standard deviation sqrt(2 / (fan_in + fan_out)), as in Frankle & Carbin 2019
             (Glorot & Bengio 2010); or `kaiming_normal`: sqrt(2 / fan_in) (He et al. 2015).
 
     Raises:
-        SettingError: the scheme is unknown; or a layer's parameters cannot be given fresh values, for want of
-            a way of its own or because they are computed from others (weight_norm, say).
+        SettingError: the scheme is unknown; or a layer's parameters cannot be reset, because it has no reset method
+            or computes them from others (weight_norm, say).
     """
     if scheme not in SCHEMES:
         raise unknown_name("model.init", scheme, SCHEMES)
@@ -61,21 +61,21 @@ def initialise(module: nn.Module, scheme: str) -> None:
 
 @torch.no_grad()
 def reset(module: nn.Module) -> None:
-    """Give every layer fresh weights and buffers, in place, the way it was given its first ones.
+    """Give every layer fresh weights and buffers, in place, the way it was first initialised.
 
-    That way is, for each module from the outermost in: its own `reset_parameters()` (torch's attention and Transformer
-    spell it `_reset_parameters`), once its children are done; or what it is when built anew (`rebuilt`), where it is
-    known how; or the ways of Hugging Face (`_init_weights`) and timm (`init_weights`), once its children are done. A
-    module that initialises its children in a way of its own has the last word, and children that it leaves alone do not
-    keep trained weights. What nobody repeats is what a constructor did beyond that where its arguments are unknown.
+    For each module, from the outermost in, that is the first of: its own `reset_parameters()` (`_reset_parameters` in
+    torch's attention and Transformer), after its children; the weights of a newly built module (`rebuilt`), if its
+    arguments are known; the methods of Hugging Face (`_init_weights`) and timm (`init_weights`), after its children.
+    A module that initialises its children itself thus has the last word, and children that it skips do not keep
+    trained weights. Further work of a constructor whose arguments are unknown is not repeated.
 
     Args:
-        module: Any module, ours or not.
+        module: Any module.
 
     Raises:
-        SettingError: a module holds parameters that are not constant, and neither it nor one around it can reset them;
-            or they are computed from others (weight_norm, say) in a way that cannot be inverted. Buffers of such a
-            module (a loss's class weights, say) stay.
+        SettingError: a module holds parameters that are not constant, and neither it nor a parent can reset them; or
+            they are computed from others (weight_norm, say) in a way that cannot be inverted. Buffers of such a
+            module (a loss's class weights, say) do not change.
     """
     _reset(module, name="", covered=False)
 
@@ -106,7 +106,7 @@ def _own_reset(layer: nn.Module) -> Callable[[], object] | None:
 
 
 def _framework_reset(layer: nn.Module) -> Callable[[], object] | None:
-    """Hugging Face's models draw the weights of one layer at a time; timm's, and many people's, all of them at once."""
+    """Return the reset of Hugging Face (one layer at a time), or of timm and many others (all layers at once)."""
     each, whole = getattr(layer, "_init_weights", None), getattr(layer, "init_weights", None)
     if callable(each) and _required(each) == 1 and (hasattr(layer, "config") or whole is None):
         return lambda: layer.apply(each)
@@ -119,7 +119,7 @@ def _required(function: Callable[..., object]) -> int:
 
 
 def _take_over(layer: nn.Module, built: nn.Module, name: str, covered: bool) -> None:
-    """Take the weights of `built`; layers that have been replaced since are reset on their own."""
+    """Copy the weights of `built`; reset layers that were replaced after construction on their own."""
     fresh = dict(own_values(built, f"{name}."))
     for own_name, value in own_values(layer, f"{name}."):
         value.copy_(fresh[own_name])
@@ -133,14 +133,14 @@ def _take_over(layer: nn.Module, built: nn.Module, name: str, covered: bool) -> 
 
 
 def _reset_behind_parametrization(layer: nn.Module, name: str) -> None:
-    """Reset what the layer was before, and let the parametrization find the parameters that give those weights."""
+    """Reset the unparametrized layer, and let the parametrization's inverse compute the parameters from it."""
     parametrizations = layer.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     tensors = list(parametrizations)
     steps = [step for several in parametrizations.values() for step in several.children()]
     if any(_own_buffers(step) or not hasattr(step, "right_inverse") for step in steps):
         _refuse_computed_weights(name, layer)
-    # Not `remove_parametrizations`: a copy has the original's class, which that would change.
+    # Not `remove_parametrizations`, which would change the class that the copy shares with the original.
     plain = copy.deepcopy(layer)
     plain.__class__ = type_before_parametrizations(layer)
     del plain.parametrizations
@@ -149,7 +149,7 @@ def _reset_behind_parametrization(layer: nn.Module, name: str) -> None:
     _reset(plain, name, covered=False)
     for parameter_name, value in (*plain.named_parameters(), *plain.named_buffers()):
         if parameter_name in tensors:
-            setattr(layer, parameter_name, value.detach())  # a Parameter would be registered beside
+            setattr(layer, parameter_name, value.detach())  # a Parameter would be registered in addition
         else:
             layer.get_parameter(parameter_name).copy_(value)
 
@@ -159,12 +159,12 @@ def _own_parameters(layer: nn.Module, recurse: bool = False) -> list[str]:
 
 
 def _drawn_parameters(layer: nn.Module) -> list[str]:
-    """The layer's own parameters that are not constant; a constant (LayerScale's 1e-6) is its own fresh value."""
+    """Return the layer's own non-constant parameters; a constant (LayerScale's 1e-6) is its own fresh value."""
     return [name for name, weight in layer.named_parameters(recurse=False) if not is_constant(weight)]
 
 
 def is_constant(tensor: Tensor) -> bool:
-    """Whether all entries are one value that somebody wrote down; of a single entry that shows in its few digits."""
+    """Whether all entries are one value set by hand; a single entry counts if it has few digits."""
     first = tensor.detach().reshape(-1)[:1]
     if tensor.numel() != 1:
         return bool((tensor == first).all())
@@ -176,16 +176,16 @@ def _own_buffers(layer: nn.Module) -> list[str]:
 
 
 def _refuse_computed_weights(name: str, layer: nn.Module) -> None:
-    """Writing to a computed weight is lost: the layer would silently keep its trained values."""
+    """Refuse computed weights: writes to them are lost, so the layer would silently keep its trained values."""
     if is_parametrized(layer) or (isinstance(layer, nn.Linear | _ConvNd) and "weight" not in _own_parameters(layer)):
         raise SettingError(
             f"{name or 'the network'} ({type(layer).__name__}): its weight is computed from other parameters "
-            f"(weight_norm, spectral_norm, parametrize, prune), so it cannot be given fresh values. {WAY_OUT}"
+            f"(weight_norm, spectral_norm, parametrize, prune), so it cannot be drawn anew. {WAY_OUT}"
         )
 
 
 def _cannot_reset(name: str, layer: nn.Module) -> SettingError:
     where, kind = name or "the network", type(layer).__name__
     return SettingError(
-        f"{where} ({kind}) holds {', '.join(_drawn_parameters(layer))}, and nothing says how to draw it anew. {WAY_OUT}"
+        f"{where} ({kind}) holds {', '.join(_drawn_parameters(layer))}, but has no method to draw it anew. {WAY_OUT}"
     )

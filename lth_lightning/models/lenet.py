@@ -21,7 +21,7 @@ class LeNet300(MLP):
 
 
 class LeNet5(Network):
-    """LeNet-5 with its widths 6-16-120-84, and with ReLU and max pooling as it is built today.
+    """LeNet-5 with its original widths 6-16-120-84 and the ReLU and max pooling common today.
 
     61,706 parameters on MNIST, in `conv1`, `conv2`, `fc1`, `fc2`, `output`. The first convolution pads by 2:
     LeCun et al. padded the 28 x 28 digits to 32 x 32.
@@ -48,5 +48,5 @@ class LeNet5(Network):
 
 
 def _side(side: int) -> int:
-    """Height or width after padded convolution, pooling, convolution, pooling."""
+    """Return the height or width after padded convolution, pooling, convolution, pooling."""
     return (side // 2 - 4) // 2

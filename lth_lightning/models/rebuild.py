@@ -1,7 +1,7 @@
-"""A module built a second time, where it can be known how the first was built.
+"""Builds a module a second time, if its class and arguments show how the first was built.
 
-What a constructor does beyond its layers' own initialisation (a std of 0.02, a last batch norm at 0, a teacher that is
-a copy of its student) can be repeated by that constructor alone.
+Only the constructor can repeat what it does beyond its layers' own initialisation (a std of 0.02, a last batch norm at
+0, a teacher that is a copy of its student).
 """
 
 import copy
@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 
 def rebuilt(module: nn.Module) -> nn.Module | None:
-    """A new module as `module` was built: the same class, with fresh weights.
+    """Build `module` again: the same class, with fresh weights.
 
-    How it was built is known if its class takes no arguments; if a LightningModule has saved them
-    (`save_hyperparameters()`); if it takes one configuration, which it keeps (Hugging Face's `PreTrainedModel`,
-    nanoGPT); and of torchvision's and timm's networks by the name they are registered under.
+    The arguments are known if the class takes none; if a LightningModule has saved them (`save_hyperparameters()`); if
+    the class takes one configuration and keeps it (Hugging Face's `PreTrainedModel`, nanoGPT); or if torchvision or
+    timm registers the network under a name.
 
     Returns:
-        The new module, or None if it is not known how. Layers may differ that were replaced (a head for other
-        classes), but most parameters have the names and shapes of the module's.
+        The new module, or None if the arguments are not known. Layers that were replaced (a head for other classes)
+        may differ, but most parameters have the names and shapes of the module's.
     """
     ours, found = shapes(module), None
     most = len(ours) // 2
     for build in _ways(module):
         try:
             built = complete(build())
-        except Exception:  # whatever a constructor needs and lacks: this is then not the way it was built
+        except Exception:  # a constructor may fail in any way; then the module was not built like this
             continue
         common = len(ours.items() & shapes(built).items())
         if common > most and alike(built, module):
@@ -38,7 +38,7 @@ def rebuilt(module: nn.Module) -> nn.Module | None:
 
 
 def alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether both are of one class and, children aside, hold tensors of the same names and shapes."""
+    """Whether both have the same class and, apart from children, tensors of the same names and shapes."""
     if type(one) is not type(other) or any(nn.parameter.is_lazy(weight) for weight in one.parameters(recurse=False)):
         return False
     ours, theirs = ([(name, value.shape) for name, value in own_values(layer)] for layer in (one, other))
@@ -46,14 +46,14 @@ def alike(one: nn.Module, other: nn.Module) -> bool:
 
 
 def complete(built: nn.Module) -> nn.Module:
-    """With what a LightningModule builds in `configure_model`, which Lightning calls before a fit."""
+    """Call a LightningModule's `configure_model`, as Lightning does before a fit, and return the module."""
     if callable(rest := getattr(built, "configure_model", None)):
         rest()
     return built
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
-    """Each parameter's shape, shared ones under all their names; None where a lazy layer has yet to make it."""
+    """Return each parameter's shape, shared ones under all their names; None for uninitialised lazy parameters."""
     return {
         name: None if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
         for name, parameter in module.named_parameters(remove_duplicate=False)
@@ -61,14 +61,14 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
 
 
 def fresh_values(built: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """What a newly built module says of weights: parameters by all their names, and the buffers that go with weights.
+    """Yield a newly built module's parameters, by all their names, and the buffers that belong to weights.
 
-    Those belong to layers that reset themselves (running statistics) or to the parametrization of a weight. Other
-    buffers may have been filled since the module was built (the data's mean, class weights).
+    Those buffers belong to layers that reset themselves (running statistics) or to the parametrization of a weight.
+    Other buffers may have been filled after the module was built (the data's mean, class weights).
 
     Args:
         built: the module.
-        name: its own name, with a dot, to go before theirs.
+        name: the prefix of all names, ending in a dot.
     """
     yield from own_values(built, name)
     for child_name, child in built.named_children():
@@ -76,7 +76,7 @@ def fresh_values(built: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor
 
 
 def own_values(layer: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The part of `fresh_values` that is the layer's own."""
+    """Yield the layer's own part of `fresh_values`, without its children's."""
     for parameter_name, weight in layer.named_parameters(recurse=False):
         yield name + parameter_name, weight.detach()
     if hasattr(layer, "reset_parameters") or "parametrizations" in name.split("."):
@@ -103,12 +103,12 @@ def _ways(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
 
 
 def _is_configuration(value: object) -> bool:
-    """Something with settings of its own; of a width or a name alone a constructor's other arguments stay unknown."""
+    """Whether `value` holds settings; a width or a name alone does not determine the constructor's other arguments."""
     return isinstance(value, Mapping) or (hasattr(value, "__dict__") and not _holds_weights(value))
 
 
 def _holds_weights(value: Any) -> bool:
-    """A module among the arguments would be shared, and would bring its weights along."""
+    """Whether an argument is a module or a tensor, whose trained weights the rebuilt module would share."""
     if isinstance(value, Mapping):
         return any(map(_holds_weights, value.values()))
     if isinstance(value, list | tuple):
@@ -117,10 +117,10 @@ def _holds_weights(value: Any) -> bool:
 
 
 def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
-    """Builders of the libraries that name their networks."""
+    """Yield the builders of torchvision and timm, which register their networks by name."""
     family = type(module).__module__
     heads = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    if family.rpartition(".")[0] == "torchvision.models" and heads:  # those below it fetch backbones
+    if family.rpartition(".")[0] == "torchvision.models" and heads:  # subpackages would download backbones
         models, classes = sys.modules["torchvision.models"], heads[-1].out_features
         ours = sum(weight.numel() for weight in module.parameters()) + (heads[-1].in_features + 1) * (1000 - classes)
         sizes = {

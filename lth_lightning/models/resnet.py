@@ -10,14 +10,14 @@ from lth_lightning.models.network import Network
 
 
 class ResNet(Network):
-    """Three stages of n residual blocks, of `width`, 2 `width` and 4 `width` channels: 6n + 2 layers.
+    """Three stages of n residual blocks with `width`, 2 `width` and 4 `width` channels: 6n + 2 layers.
 
-    Where a stage halves the image, its first block's shortcut is a 1 x 1 convolution with batch norm (He et al.'s
-    option B), as in OpenLTH. It fits the sizes that Frankle & Carbin 2019, figure 2, give for what they call
-    Resnet-18: ResNet-20 on CIFAR-10 has 270,256 weights in convolutions (their 270K; 267,696 without these) and
+    In a stage that halves the image, the first block's shortcut is a 1 x 1 convolution with batch norm (He et al.'s
+    option B), as in OpenLTH. This matches the sizes that Frankle & Carbin 2019, figure 2, give for what they call
+    Resnet-18: ResNet-20 on CIFAR-10 has 270,256 convolution weights (their 270K; 267,696 without shortcuts) and
     272,474 parameters, or 274,042 with the running statistics (their 274K).
 
-    Layers are named `conv1`, `blocks.0.conv1`, …, `blocks.3.shortcut.conv`, …, `output`; `*shortcut*` finds the
+    Layers are named `conv1`, `blocks.0.conv1`, …, `blocks.3.shortcut.conv`, …, `output`; `*shortcut*` matches the
     convolutions of the shortcuts.
 
     Args:
@@ -40,9 +40,9 @@ class ResNet(Network):
         blocks_per_stage, rest = divmod(depth - 2, 6)
         if rest or blocks_per_stage < 1:
             nearest = [near for near in (depth - rest, depth - rest + 6) if near >= 8] or [8]
-            raise SettingError(f"ResNet: depth is 6n + 2; got {depth}, nearest: {' and '.join(map(str, nearest))}.")
+            raise SettingError(f"ResNet: depth must be 6n + 2, got {depth}; nearest {' and '.join(map(str, nearest))}.")
         if width < 1:
-            raise SettingError(f"ResNet: width is 1 or more; got {width}.")
+            raise SettingError(f"ResNet: width must be at least 1, got {width}.")
         self.conv1 = nn.Conv2d(input_shape[0], width, kernel_size=3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.blocks = nn.Sequential()

@@ -1,4 +1,4 @@
-"""VGG with batch norm for CIFAR: Simonyan & Zisserman 2015, in the form of Liu et al. 2019."""
+"""VGG with batch norm for CIFAR: Simonyan & Zisserman 2015, as modified by Liu et al. 2019."""
 
 from torch import Tensor, nn
 
@@ -10,16 +10,16 @@ CONVS_PER_STAGE = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3)
 
 
 class VGG(Network):
-    """Five stages of 3 x 3 convolutions, max pooling between them, the mean over pixels, one linear layer.
+    """Five stages of 3 x 3 convolutions with max pooling between them, the mean over pixels, one linear layer.
 
-    The large hidden layers of the ImageNet network are gone, as in Liu et al. 2019 ("Rethinking the value of
+    The ImageNet network's large hidden layers are left out, as in Liu et al. 2019 ("Rethinking the value of
     network pruning") and Frankle & Carbin 2019, section 4. VGG-19 on CIFAR-10 has 20,035,018 parameters,
-    20,018,880 of them weights of convolutions.
+    20,018,880 of them convolution weights.
 
     Layers are named `features.conv1`, `features.norm1`, …, `output`.
 
     Args:
-        depth: 11, 13, 16 or 19, named after Simonyan & Zisserman's networks: the number of convolutions + 3.
+        depth: 11, 13, 16 or 19, as in the names of Simonyan & Zisserman's networks: the number of convolutions + 3.
 
     Raises:
         SettingError: another depth; images below 16 x 16; or as in `Network`.
@@ -34,7 +34,7 @@ class VGG(Network):
     ) -> None:
         super().__init__(input_shape, num_classes, smallest=16)
         if depth not in CONVS_PER_STAGE:
-            raise SettingError(f"VGG: depth is one of {', '.join(map(str, CONVS_PER_STAGE))}; got {depth}.")
+            raise SettingError(f"VGG: depth must be one of {', '.join(map(str, CONVS_PER_STAGE))}, got {depth}.")
         self.features = nn.Sequential()
         channels, number = input_shape[0], 0
         for stage, (width, convs) in enumerate(zip(WIDTHS, CONVS_PER_STAGE[depth], strict=True)):

@@ -1,4 +1,4 @@
-"""Criteria: a score for each weight, and the lowest go. Those that need gradients are in `gradient_criteria`."""
+"""Pruning criteria: a score for each weight; the lowest are pruned. `gradient_criteria` has those with gradients."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ PRUNE_FROM = ("last_round", "dense", "initialisation")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at.
+    """The inputs of a criterion.
 
     Args:
-        trained: the prunable weights by name, as training left them; at initialisation the rewind point's.
-        start: the same weights as the round started with them.
-        generator: a CPU generator seeded by (run seed, round), for criteria that draw.
+        trained: the prunable weights by name, after training; for pruning at initialisation, the rewind point's.
+        start: the same weights at the start of the round.
+        generator: a CPU generator seeded by (run seed, round), for random criteria.
         network: the network as a function of its weights, with training data, for criteria that need gradients.
     """
 
@@ -32,11 +32,11 @@ class Evidence:
 
 
 class Criterion(ABC):
-    """Scores weights; the lowest go first. Only surviving weights are compared, whatever a score says.
+    """Scores weights; the lowest are pruned first. Only surviving weights compete, whatever the others' scores.
 
     Attributes:
-        prunes_from: what it may prune from (`Pruning.prune_from`).
-        steps: in how many steps it prunes, with scores of what the last one left.
+        prunes_from: the allowed values of `Pruning.prune_from`.
+        steps: number of pruning steps; each scores the weights that the previous one left.
 
     Example:
         >>> class LargeInitLargeFinal(Criterion):
@@ -50,13 +50,13 @@ class Criterion(ABC):
 
     @abstractmethod
     def scores(self, evidence: Evidence) -> State:
-        """A score for each entry of each weight in `evidence.trained`, of the weight's shape."""
+        """Return a score for each entry of each weight in `evidence.trained`, in the weight's shape."""
 
 
 class Magnitude(Criterion):
-    """|w| after training: the small ones go (Han et al. 2015, arXiv:1506.02626; Frankle & Carbin 2019).
+    """|w| after training: prunes the smallest (Han et al. 2015, arXiv:1506.02626; Frankle & Carbin 2019).
 
-    At initialisation it is the large-init criterion of Zhou et al. 2019.
+    At initialisation this is the large-init criterion of Zhou et al. 2019.
     """
 
     def scores(self, evidence: Evidence) -> State:
@@ -64,7 +64,7 @@ class Magnitude(Criterion):
 
 
 class MagnitudeIncrease(Criterion):
-    """|w| after training − |w| before it: what grew least goes (Zhou et al. 2019, arXiv:1905.01067, section 2)."""
+    """|w| after training − |w| before: prunes what grew least (Zhou et al. 2019, arXiv:1905.01067, section 2)."""
 
     prunes_from: ClassVar[tuple[str, ...]] = ("last_round", "dense")
 
@@ -73,7 +73,7 @@ class MagnitudeIncrease(Criterion):
 
 
 class Movement(Criterion):
-    """|w after training − w before it|: what moved least goes (Zhou et al. 2019, arXiv:1905.01067, section 2)."""
+    """|w after training − w before|: prunes what moved least (Zhou et al. 2019, arXiv:1905.01067, section 2)."""
 
     prunes_from: ClassVar[tuple[str, ...]] = ("last_round", "dense")
 
@@ -82,7 +82,7 @@ class Movement(Criterion):
 
 
 class Random(Criterion):
-    """A uniform draw for each weight: what pruning does when it knows nothing."""
+    """A uniform random score for each weight: the uninformed baseline."""
 
     def scores(self, evidence: Evidence) -> State:
         return {

@@ -1,8 +1,8 @@
-"""Criteria for pruning at initialisation: what a weight is worth, told by gradients in place of training.
+"""Criteria for pruning at initialisation: gradients, not training, score the weights.
 
-The baselines that lottery tickets are compared with (Frankle et al. 2021, arXiv:2009.08576). All three papers rank the
-weights of all layers together: `Pruning(scope="global", prune_from="initialisation", criterion=SynFlow())`. They see
-the network through `Evidence.network`. Their scores are signed as everywhere here: the lowest go.
+Lottery tickets are compared with these baselines (Frankle et al. 2021, arXiv:2009.08576). All three papers rank the
+weights of all layers together: `Pruning(scope="global", prune_from="initialisation", criterion=SynFlow())`. The
+criteria call the network through `Evidence.network`. As for all criteria here, the lowest scores are pruned.
 """
 
 from functools import reduce
@@ -19,18 +19,18 @@ from lth_lightning.pruning.state import State
 
 
 class _ByLoss(Criterion):
-    """What SNIP and GraSP have in common: a loss, over some batches of the training data."""
+    """Base of SNIP and GraSP: a loss over some batches of the training data."""
 
     prunes_from: ClassVar[tuple[str, ...]] = ("initialisation",)
 
     def __init__(self, steps: int, batches: int) -> None:
         if batches < 1:
-            raise SettingError(f"lottery.pruning.criterion.batches: {batches}; gradients need at least 1 batch.")
+            raise SettingError(f"lottery.pruning.criterion.batches must be at least 1, got {batches}.")
         self.steps = steps
         self.batches = batches
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch, a scalar: the mean cross-entropy. A subclass can put another in its place."""
+        """Return the loss of a batch, a scalar: the mean cross-entropy unless a subclass overrides it."""
         return F.cross_entropy(outputs, targets)
 
     def _loss(self, network: NetworkFunction, weights: State, batch: Batch) -> Tensor:
@@ -40,8 +40,8 @@ class _ByLoss(Criterion):
             return self.loss(self._scaled(outputs), targets)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise SettingError(
-                f"lottery.pruning.criterion: the loss of {type(self).__name__}, cross-entropy if a subclass has no "
-                f"`loss(outputs, targets)` of its own, does not take outputs of shape {tuple(outputs.shape)} and "
+                f"lottery.pruning.criterion: the loss of {type(self).__name__}, cross-entropy unless a subclass "
+                f"overrides `loss(outputs, targets)`, does not accept outputs of shape {tuple(outputs.shape)} and "
                 f"targets of shape {tuple(targets.shape)}: {error}"
             ) from error
 
@@ -49,7 +49,7 @@ class _ByLoss(Criterion):
         return outputs
 
     def _gradient(self, network: NetworkFunction, weights: State, batches: list[Batch]) -> list[Tensor]:
-        """The gradient of the mean of the batches' losses, in the order of `weights`."""
+        """Return the gradient of the batches' mean loss, in the order of `weights`."""
         total = [torch.zeros_like(weight) for weight in weights.values()]
         for batch in batches:
             for so_far, gradient in zip(total, _derivative(self._loss(network, weights, batch), weights), strict=True):
@@ -58,13 +58,13 @@ class _ByLoss(Criterion):
 
 
 class SNIP(_ByLoss):
-    """|∂L/∂w · w|: how much the loss would feel the connection go (Lee et al. 2019, arXiv:1810.02340).
+    """|∂L/∂w · w|: how sensitive the loss is to removing a connection (Lee et al. 2019, arXiv:1810.02340).
 
-    It is |∂L/∂c| at c = 1, with a gate c on each connection, but for the paper's normalisation, which ranks nothing.
+    This is |∂L/∂c| at c = 1, with a gate c on each connection, without the paper's rank-preserving normalisation.
 
     Args:
-        steps: in how many steps to prune, scored anew at each; the paper's is 1.
-        batches: of the training data, for the gradient.
+        steps: number of pruning steps, with new scores at each; the paper uses 1.
+        batches: number of training batches for the gradient.
     """
 
     def __init__(self, steps: int = 1, batches: int = 1) -> None:
@@ -78,21 +78,21 @@ class SNIP(_ByLoss):
 
 
 class GraSP(_ByLoss):
-    """w · Hg: first go the weights without which gradient flow |g|² gains most (Wang et al. 2020, arXiv:2002.07376).
+    """w · Hg: prunes the weights whose removal raises gradient flow |g|² most (Wang et al. 2020, arXiv:2002.07376).
 
-    The paper's S(−w) = −w · Hg with the sign turned, as it removes the highest. g and H are the gradient and the
-    Hessian of the loss by the prunable weights.
+    This is the paper's S(−w) = −w · Hg with the opposite sign, as the paper removes the highest. g and H are the
+    gradient and the Hessian of the loss with respect to the prunable weights.
 
     Args:
-        steps: in how many steps to prune, scored anew at each; the paper's is 1.
-        batches: of the training data, for g and H alike.
-        temperature: what class scores are divided by before the loss; 200 in the authors' code.
+        steps: number of pruning steps, with new scores at each; the paper uses 1.
+        batches: number of training batches for both g and H.
+        temperature: divisor of the class scores before the loss; 200 in the authors' code.
     """
 
     def __init__(self, steps: int = 1, batches: int = 1, temperature: float = 200.0) -> None:
         super().__init__(steps, batches)
         if not temperature > 0:
-            raise SettingError(f"lottery.pruning.criterion.temperature: {temperature}; it is above 0.")
+            raise SettingError(f"lottery.pruning.criterion.temperature must be above 0, got {temperature}.")
         self.temperature = temperature
 
     def scores(self, evidence: Evidence) -> State:
@@ -114,14 +114,14 @@ class GraSP(_ByLoss):
 
 
 class SynFlow(Criterion):
-    """∂R/∂|w| · |w|, R the sum of outputs for an input of ones: needs no data (Tanaka et al. 2020, arXiv:2006.05467).
+    """∂R/∂|w| · |w|, R the sum of outputs for an input of ones; needs no data (Tanaka et al. 2020, arXiv:2006.05467).
 
-    Every parameter and buffer is replaced by its absolute value, in evaluation mode (algorithm 1). In enough steps
-    it empties a layer only where every mask of that density would (theorem 3, of `scope: global`). In float64, as
-    products of many layers' weights leave the range of float32.
+    Every parameter and buffer is replaced by its absolute value, in evaluation mode (algorithm 1). With enough steps
+    and `scope: global`, it empties a layer only if every mask of that density would (theorem 3). The arithmetic is in
+    float64, as products of many layers' weights exceed the range of float32.
 
     Args:
-        steps: in how many steps to prune, scored anew at each; the paper's is 100.
+        steps: number of pruning steps, with new scores at each; the paper uses 100.
     """
 
     prunes_from: ClassVar[tuple[str, ...]] = ("initialisation",)
@@ -131,11 +131,11 @@ class SynFlow(Criterion):
 
     def scores(self, evidence: Evidence) -> State:
         network = _network(self, evidence)
-        inputs, _ = network.batches(1)[0]  # of the data only an example's shape
+        inputs, _ = network.batches(1)[0]  # only for the shape of an example
         if not inputs.is_floating_point():
             raise SettingError(
-                f"lottery.pruning.criterion: SynFlow gives the network an input of ones, and this network's inputs are "
-                f"{inputs.dtype}, of which ones mean something; choose another criterion."
+                f"lottery.pruning.criterion: SynFlow feeds the network an input of ones, so inputs must be floating "
+                f"point, got {inputs.dtype}. Choose another criterion."
             )
 
         def absolute(value: Tensor) -> Tensor:
@@ -156,13 +156,13 @@ class SynFlow(Criterion):
 def _network(criterion: Criterion, evidence: Evidence) -> NetworkFunction:
     if evidence.network is None:
         raise SettingError(
-            f"{type(criterion).__name__} scores by gradients; its evidence needs a network (`NetworkFunction`)."
+            f"{type(criterion).__name__} scores by gradients, so `Evidence.network` must be a `NetworkFunction`."
         )
     return evidence.network
 
 
 def _leaves(network: NetworkFunction, evidence: Evidence) -> State:
-    """The prunable weights as variables to differentiate by, in float32 or better."""
+    """Return the prunable weights as leaf tensors that require gradients, in float32 or better."""
     dtype = reduce(torch.promote_types, (weight.dtype for weight in evidence.trained.values()), torch.float32)
     return {
         name: weight.detach().to(network.device, dtype, copy=True).requires_grad_()
@@ -171,7 +171,7 @@ def _leaves(network: NetworkFunction, evidence: Evidence) -> State:
 
 
 def _derivative(value: Tensor, weights: State, *, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """By each weight; 0 for weights that the value does not hang on."""
+    """Differentiate with respect to each weight; the result is 0 for weights that the value does not depend on."""
     if not value.requires_grad:
         return tuple(torch.zeros_like(weight) for weight in weights.values())
     try:
@@ -181,7 +181,7 @@ def _derivative(value: Tensor, weights: State, *, create_graph: bool = False) ->
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if "torch.utils.checkpoint" in str(error):  # the kind that is a function of its own
+        if "torch.utils.checkpoint" in str(error):  # reentrant checkpointing, a torch.autograd.Function
             raise SettingError(CHECKPOINTING) from error
         raise SettingError(
             f"lottery.pruning.criterion: the network cannot be differentiated as the criterion needs it ({error}). "
@@ -190,8 +190,8 @@ def _derivative(value: Tensor, weights: State, *, create_graph: bool = False) ->
 
 
 def _refuse_once_differentiable(gradient: Tensor) -> None:
-    """PyTorch takes what a function's `once_differentiable` backward gives for a constant, and says nothing, where
-    only some variables are differentiated by."""
+    """Refuse `once_differentiable` functions: PyTorch silently treats their gradients as constants here, where only
+    some variables are differentiated."""
     found, nodes = set(), [gradient.grad_fn]
     while nodes:
         node = nodes.pop()
@@ -200,8 +200,8 @@ def _refuse_once_differentiable(gradient: Tensor) -> None:
         found.add(node)
         if "Error" in node.name():
             raise SettingError(
-                "lottery.pruning.criterion: GraSP differentiates twice, and the network has a function of its own "
-                "(torch.autograd.Function) that can be differentiated once only. Choose SNIP."
+                "lottery.pruning.criterion: GraSP differentiates twice, but the network has a torch.autograd.Function "
+                "that is `once_differentiable`. Choose SNIP."
             )
         nodes += [following for following, _ in node.next_functions]
 

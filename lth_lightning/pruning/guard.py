@@ -1,4 +1,4 @@
-"""Layers that load weights or are copied: what is pruned is 0 there too."""
+"""Guard: keeps pruned weights at 0 in layers that are copied or that load weights."""
 
 import copy
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from lth_lightning.pruning.optimizer_hooks import watch_optimizers
 class Guard:
     """Masks a layer's weight after `load_state_dict`.
 
-    It is part of the layer: where that is copied, or sent to another process, the guard comes along and holds the new
-    weight, so that a copy does not train dense.
+    The guard is part of the layer. When the layer is copied or sent to another process, the guard is copied with it
+    and holds the new weight, so that the copy does not train dense.
     """
 
     def __init__(self, weight: nn.Parameter, held: HeldMask) -> None:
@@ -26,14 +26,14 @@ class Guard:
             return
         if not any(self._weight is own for own in layer._parameters.values()):
             raise RevivedError(
-                f"{type(layer).__name__}.load_state_dict(assign=True) has put another Parameter in the place of one "
-                "that is pruned, which no mask and no optimizer knows. Load without `assign`."
+                f"{type(layer).__name__}.load_state_dict(assign=True) has replaced a pruned Parameter; the new one has "
+                "no mask and no optimizer. Load without `assign`."
             )
         self._held.clear_weight(self._weight)
 
     @property
     def _holds(self) -> bool:
-        """Not if the weight was let go, and this guard is left over in a copy of its layer."""
+        """False if the weight was released and this guard is left over in a copy of its layer."""
         return held_by(self._weight) is self._held
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Guard":
@@ -46,7 +46,7 @@ class Guard:
 
 
 def _guard(weight: nn.Parameter, mask: Tensor) -> Guard:
-    """Hold the weight of a copied layer."""
+    """Hold a copied layer's weight."""
     held = HeldMask(mask)
     held.take(weight)
     watch_optimizers()
@@ -54,6 +54,6 @@ def _guard(weight: nn.Parameter, mask: Tensor) -> Guard:
 
 
 def owners(source: nn.Module | Mapping[str, nn.Parameter], weight: nn.Parameter) -> list[nn.Module]:
-    """The layers of a module that the weight is a parameter of."""
+    """Return the layers of a module that have `weight` as a parameter."""
     layers = source.modules() if isinstance(source, nn.Module) else ()
     return [layer for layer in layers if any(weight is own for own in layer._parameters.values())]

@@ -1,4 +1,4 @@
-"""A mask as it is applied: to a weight, its gradients and its optimizer state, of any type, device and strides."""
+"""HeldMask: applies a mask to a weight, its gradients and its optimizer state, of any dtype, device and strides."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,29 +9,29 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-HELD = "_lth_held"  # the attribute of a Parameter that holds its mask; a deep copy does not have it
+HELD = "_lth_held"  # the Parameter attribute that holds its mask; deep copies lack it
 
 
 class HeldMask:
-    """A weight's mask, in the form that is fastest to apply: integers with all bits set where a weight is kept.
+    """A weight's mask in the form that is fastest to apply: integers with all bits set where a weight is kept.
 
-    `and` with them takes the time of a product, and `masked_fill_` forty times that; and unlike a product it gives +0.0
-    where a gradient is infinite or NaN, as gradients are when a scaler overflows.
+    A bitwise `and` is as fast as a product and forty times as fast as `masked_fill_`. Unlike a product, it gives +0.0
+    where a gradient is infinite or NaN, which happens when a gradient scaler overflows.
     """
 
     def __init__(self, mask: Tensor, watchful: bool = False) -> None:
         self.mask = mask
         self.watchful = watchful
         self._bits: dict[tuple[int, torch.device], Tensor] = {}
-        self.handles: list[RemovableHandle] = []  # of all hooks that go when the weight is let go
-        self._state: Any = None  # an optimizer's state of the weight that was 0 where it is pruned …
-        self._state_versions: list[tuple[Tensor, int]] = []  # … when its tensors had counted so many writes
-        self._version = -1  # of the weight when it was last masked; every write in place counts it up
+        self.handles: list[RemovableHandle] = []  # of all hooks to remove when the weight is released
+        self._state: Any = None  # the weight's optimizer state when it was last masked, and …
+        self._state_versions: list[tuple[Tensor, int]] = []  # … the version counters of its tensors then
+        self._version = -1  # the weight's version counter when last masked; every in-place write increments it
 
-    # ------------------------------------------------------------------------ take and let go
+    # ------------------------------------------------------------------------ take and release
 
     def take(self, weight: nn.Parameter) -> None:
-        """Hold the weight, in place of a mask that may hold it."""
+        """Hold the weight, replacing any mask that already holds it."""
         if (before := held_by(weight)) is not None:
             before.let_go(weight)
         self.clear_weight(weight)
@@ -43,7 +43,7 @@ class HeldMask:
                 weight.register_post_accumulate_grad_hook(self._mask_gradient),
                 weight.register_post_accumulate_grad_hook(self.settle),  # for steps inside backward
             ]
-            # First of all: an optimizer that steps inside backward is a hook too, and may have been there before.
+            # First, because an optimizer that steps inside backward is a hook too and may be registered already.
             weight._post_accumulate_grad_hooks.move_to_end(self.handles[0].id, last=False)  # type: ignore[attr-defined]
 
     def let_go(self, weight: nn.Parameter) -> None:
@@ -56,8 +56,8 @@ class HeldMask:
     # ------------------------------------------------------------------------ set to 0
 
     def clear(self, tensor: Tensor) -> None:
-        """Set what is pruned of a tensor of the weight's shape to +0.0, in place; any dtype, device and strides."""
-        tensor = tensor.detach()  # cheaper than a `no_grad`; it shares the version counter
+        """Set the pruned entries of a tensor of the weight's shape to +0.0, in place; any dtype, device and strides."""
+        tensor = tensor.detach()  # cheaper than `no_grad`; shares the version counter
         if tensor.element_size() > 8:  # complex128
             tensor = torch.view_as_real(tensor)
         bits = self._bits.get((tensor.element_size(), tensor.device))
@@ -67,18 +67,18 @@ class HeldMask:
 
     def _make_bits(self, tensor: Tensor) -> Tensor:
         mask = self.mask if tensor.ndim == self.mask.ndim else self.mask.unsqueeze(-1).expand(tensor.shape)
-        bits = torch.empty_like(tensor, dtype=INTEGERS[tensor.element_size()])  # of the same strides: one pass
+        bits = torch.empty_like(tensor, dtype=INTEGERS[tensor.element_size()])  # same strides, for a single pass
         bits.copy_(mask).neg_()
         self._bits[tensor.element_size(), tensor.device] = bits
         return bits
 
     def clear_weight(self, weight: nn.Parameter) -> None:
-        """Mask the weight, and note that it is."""
+        """Mask the weight and record its version."""
         self.clear(weight)
         self._version = weight._version
 
     def settle(self, weight: Tensor) -> None:
-        """Mask the weight if it was, or may have been, written to since."""
+        """Mask the weight if it was, or may have been, written to since it was last masked."""
         if self.watchful or weight._version != self._version:
             self.clear_weight(weight)  # type: ignore[arg-type]
 
@@ -93,15 +93,15 @@ class HeldMask:
         gradient.masked_at = gradient._version  # type: ignore[attr-defined]
 
     def _sparse(self, gradient: Tensor) -> Tensor:
-        """A sparse gradient (`nn.Embedding(sparse=True)`) whose pruned entries are 0."""
+        """Return a sparse gradient (`nn.Embedding(sparse=True)`) with its pruned entries set to 0."""
         gradient = gradient.coalesce()
         kept = self.mask.to(gradient.device)[tuple(gradient.indices())]
         values = gradient.values().masked_fill(~kept, 0)
-        with torch.sparse.check_sparse_tensor_invariants(False):  # or torch warns that nobody has said
+        with torch.sparse.check_sparse_tensor_invariants(False):  # set explicitly, or torch warns
             return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
 
     def before_step(self, weight: nn.Parameter, optimizer: Optimizer) -> None:
-        """Mask all that the step will read: what others did to it since may not be seen by any count."""
+        """Mask everything that the step will read; writes since the last step may not show in any version counter."""
         self.clear_weight(weight)
         if not self._is_masked(weight.grad):
             self._mask_gradient(weight)
@@ -109,7 +109,7 @@ class HeldMask:
             self.clear_state(weight, optimizer.state.get(weight))
 
     def after_step(self, weight: nn.Parameter, optimizer: Optimizer, keeps_zeros: bool) -> None:
-        """Mask what the step may have made other than 0."""
+        """Mask whatever the step may have made nonzero."""
         state = optimizer.state.get(weight)
         if keeps_zeros and self._is_masked(weight.grad) and state is self._state:
             self._state_versions = [(value, value._version) for value, _ in self._state_versions]
@@ -120,7 +120,7 @@ class HeldMask:
         self.clear_state(weight, state)
 
     def clear_state(self, weight: Tensor, state: Any) -> None:
-        """Mask an optimizer's state of the weight, and note that it is."""
+        """Mask the weight's state in an optimizer and record its version."""
         values = list(tensors_like(weight, state))
         for value in values:
             self.clear(value)
@@ -131,19 +131,19 @@ class HeldMask:
         return gradient is None or getattr(gradient, "masked_at", None) == gradient._version
 
     def alive(self, tensor: Tensor) -> Tensor:
-        """How many pruned entries of a tensor of the weight's shape are not 0, on its device."""
+        """Count the nonzero pruned entries of a tensor of the weight's shape, on its device."""
         return tensor.detach()[~self.mask.to(tensor.device)].count_nonzero()
 
 
 def held_by(weight: Tensor) -> HeldMask | None:
-    """The mask that holds a weight."""
+    """Return the mask that holds a weight, or None."""
     return weight.__dict__.get(HELD)
 
 
 def tensors_like(weight: Tensor, state: Any) -> Iterator[Tensor]:
-    """The numbers an entry in an optimizer's state, however deep they lie: tensors of the weight's shape.
+    """Yield the tensors of the weight's shape in an optimizer's state, however deeply nested.
 
-    Integers are codes (of 8-bit optimizers), for which 0 need not mean 0.
+    Integer tensors are skipped: they are codes (8-bit optimizers), for which 0 need not mean 0.
     """
     if isinstance(state, Tensor):
         numbers = state.is_floating_point() or state.is_complex()
@@ -151,7 +151,7 @@ def tensors_like(weight: Tensor, state: Any) -> Iterator[Tensor]:
             yield state
     elif isinstance(state, Mapping):
         for name, value in state.items():
-            if name != "step_size":  # Rprop's: a learning rate an entry, which is never 0
+            if name != "step_size":  # Rprop's learning rate per entry, which is never 0
                 yield from tensors_like(weight, value)
     elif isinstance(state, list | tuple):
         for value in state:

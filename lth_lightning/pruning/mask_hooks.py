@@ -1,4 +1,4 @@
-"""MaskHooks: pruned weights, their gradients and their optimizer state stay at exactly 0, whoever touches them."""
+"""MaskHooks: keeps pruned weights, their gradients and their optimizer state at exactly 0, whatever writes to them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -18,25 +18,25 @@ from lth_lightning.pruning.state import parameters_by_name
 class MaskHooks:
     """Keep pruned weights, their gradients and their optimizer state at exactly 0.
 
-    A weight is held from `enforce` on: what is there is set to 0, and what comes later is seen to.
+    `enforce` sets pruned entries to 0 and keeps them at 0 from then on:
 
-    - After a gradient is accumulated it is masked. This is before unscaling, clipping and the step in automatic and
-      manual optimization alike, and before DDP averages, so that pruned weights do not count in the clipping norm.
-      A step inside backward (an optimizer a parameter) finds the gradient masked too.
-    - Immediately before a step of any optimizer reads them, those made later included, weights are masked, and so are
-      gradients and state that were written to. After the step everything is, unless it cannot have changed a 0: passes
+    - A gradient is masked as soon as it is accumulated. This is before unscaling, clipping and the step in automatic
+      and manual optimization alike, and before DDP averages, so pruned weights do not count in the clipping norm.
+      A step inside backward (one optimizer per parameter) sees the masked gradient too.
+    - Immediately before a step of any optimizer, even one created later, weights are masked, and so are gradients and
+      state that were written to. Everything is masked after the step, unless the step cannot have changed a 0: passes
       over the state would cost as much as the optimizer.
-    - What `load_state_dict` brings is masked: into the optimizers given, and, where a module is given, into its layers.
-    - A deep copy of such a module, and one that a process receives, holds its own weights.
+    - What `load_state_dict` loads into the given optimizers, or into the layers of a given module, is masked.
+    - A deep copy of such a module, or a copy sent to another process, holds its own weights.
 
-    A write between two steps is undone by the next one, or by `settle`; `check` finds one that is not.
+    The next step, or `settle`, undoes a write between two steps; `check` finds one that was not undone.
 
     Args:
-        weights: the module whose weights are meant, by their names in the masks; or the weights by name. Only with a
-            module is `load_state_dict` of a network seen at once, and a deep copy held.
-        optimizers: those that have run before, or may load a state.
-        watchful: mask weights before each forward pass too (of a step with a closure), whether or not a write to them
-            was seen: one by `weight.data` cannot be. Worth its time where somebody acts between the steps.
+        weights: a module whose parameters the masks name, or the weights by name. Only with a module are a network's
+            `load_state_dict` masked at once and its deep copies held.
+        optimizers: optimizers that have already stepped, or that may load a state.
+        watchful: also mask weights before each forward pass (of a step with a closure), whether or not a write was
+            detected; writes to `weight.data` cannot be. Worth its cost if other code acts between the steps.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -62,10 +62,10 @@ class MaskHooks:
         self._handles: list[RemovableHandle] = []
 
     def enforce(self, masks: Masks) -> None:
-        """Set what is pruned to 0 now and keep it there, until the next call or `remove`.
+        """Set pruned weights to 0 now and keep them at 0 until the next call or `remove`.
 
         Raises:
-            SettingError: the masks do not fit the weights (`check_masks`), or name a weight that is not there.
+            SettingError: the masks do not fit the weights (`check_masks`), or name a weight that does not exist.
         """
         by_name = isinstance(self._source, nn.Module)
         weights = parameters_by_name(self._source, masks) if by_name else dict(self._source)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ class MaskHooks:
                     self._handles.append(optimizer.register_load_state_dict_post_hook(clear_state_of))
 
     def remove(self) -> None:
-        """Let go of the weights; they stay as they are."""
+        """Release the weights; their values do not change."""
         for weight in self._weights.values():
             if (held := held_by(weight)) is not None:
                 held.let_go(weight)
@@ -96,23 +96,23 @@ class MaskHooks:
         self._handles.clear()
 
     def settle(self) -> None:
-        """Mask the weights that somebody has written to since the last step."""
+        """Mask the weights that were written to since the last step."""
         for weight in self._weights.values():
             if (held := held_by(weight)) is not None:
                 held.settle(weight)
 
     def check(self) -> None:
-        """Make sure that what is pruned is 0: weights, gradients, and the state of the optimizers given.
+        """Check that pruned weights, their gradients and their state in the given optimizers are 0.
 
         Raises:
-            RevivedError: something is not; it names the weight.
+            RevivedError: one is not 0; the error names the weight.
         """
         if isinstance(self._source, nn.Module):
             now = parameters_by_name(self._source, self._weights)
             if replaced := [name for name, weight in self._weights.items() if now[name] is not weight]:
                 raise RevivedError(
-                    f"{replaced[0]} is another Parameter than the one that was pruned: something has put a new one in "
-                    "its place, which no mask and no optimizer knows. Write to the Parameter in place (`copy_`)."
+                    f"{replaced[0]} is another Parameter than the one that was pruned. Something has replaced it, and "
+                    "the new one has no mask and no optimizer. Write to the Parameter in place (`copy_`)."
                 )
         found = {
             (name, what): held.alive(value)
@@ -125,9 +125,9 @@ class MaskHooks:
         ):
             (name, what), count = next((key, count) for key, count in zip(found, counts, strict=True) if count)
             raise RevivedError(
-                f"{name}: {count} of its pruned weights {what} not 0. Something writes to it outside of an optimizer's "
-                "step (a callback, a hook of the module, a wrapper around the optimizer), and would train another "
-                "network than the ticket. Take that off, or let it leave zeros as they are."
+                f"{name}: {count} of its pruned weights {what} not 0. Something writes to it outside an optimizer's "
+                "step (a callback, a hook of the module, a wrapper around the optimizer), so the network in training "
+                "is not the ticket. Remove that code, or make it keep zeros."
             )
 
     def _belongings(self, weight: nn.Parameter) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,7 @@
-"""Where a network multiplies by weights: each layer's matrices, and the parameters that are trained in their place.
+"""The weight matrices that a network multiplies by, and the parameters that they are computed from.
 
-A pruned 0 must be a 0 in the product. Where a layer computes its matrix from a parameter, the parameter is pruned only
-if the computation provably keeps zeros; what does not is said here, with the way out.
+A pruned 0 must be a 0 in the product. If a layer computes its matrix from a parameter, that parameter is pruned only
+if the computation provably keeps zeros; otherwise the error texts here give the reason and the fix.
 """
 
 import copy
@@ -21,20 +21,20 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lth_lightning.pruning.state import stable_name
 from lth_lightning.seeding import preserved_generators
 
-# Layers that are no subclasses of torch's, by class path: nothing is imported for them.
+# Layers that do not subclass torch's, by class path, so that nothing is imported for them.
 LAYERS_BY_PATH = {("transformers.pytorch_utils", "Conv1D"), ("torchvision.ops.deform_conv", "DeformConv2d")}
 ONE_NORM = -1  # torch's `dim` for a norm over all entries
 LEAVE_OUT = "or leave it out by lottery.prunable"
 CHANGED = (
-    "{} multiplies by other numbers than its weight holds (it standardises them, say), so a pruned weight would not be "
-    f"a 0 in use. Take a layer that does not, {LEAVE_OUT}."
+    "{} changes its weight before multiplying by it (standardises it, say), so a pruned weight would not act as a 0. "
+    f"Use a layer that multiplies by its weight unchanged, {LEAVE_OUT}."
 )
 COMPUTED = (
-    "it is computed from another parameter ({}), and a 0 in that one need not be a 0 here. Take it off with "
+    "it is computed from another parameter ({}), and a 0 in that one need not be a 0 here. Remove this with "
     f"`torch.nn.utils.parametrize.remove_parametrizations`, {LEAVE_OUT}."
 )
 PRUNED = (
-    "torch.nn.utils.prune holds a mask of its own on it, which densities would not count. Take it off with "
+    "torch.nn.utils.prune keeps its own mask on it, which densities would not count. Remove it with "
     f"`torch.nn.utils.prune.remove`, {LEAVE_OUT}."
 )
 
@@ -44,10 +44,10 @@ class Matrix:
     """A weight matrix of a layer.
 
     Args:
-        name: of the matrix, by its layer: `net.0.weight`.
-        parameter: what is trained in its place, often the matrix itself; None where something else computes it.
-        problem: why a 0 in the parameter need not be a 0 in the matrix, and what to do; None if it is one.
-        norm_dim: the dimension along which the matrix is divided by norms, `ONE_NORM` for a single one; None: by none.
+        name: the layer's name and the attribute: `net.0.weight`.
+        parameter: the trained parameter, often the matrix itself; None if something else computes the matrix.
+        problem: why a 0 in the parameter need not be a 0 in the matrix, and the fix; None if it always is.
+        norm_dim: the dimension along which the matrix is divided by norms, `ONE_NORM` for a single norm, None for none.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Matrix:
 
 
 def matrices(module: nn.Module) -> Iterator[Matrix]:
-    """The weight matrices of all layers whose kind is known, in the order of `named_modules`."""
+    """Yield the weight matrices of all layers of known types, in the order of `named_modules`."""
     tried: dict[type, bool] = {}
     for layer_name, layer in module.named_modules():
         for attribute in _attributes(layer):
@@ -73,7 +73,7 @@ def matrices(module: nn.Module) -> Iterator[Matrix]:
 
 
 def _attributes(layer: nn.Module) -> tuple[str, ...]:
-    """The attributes of a layer that its input, or its state, is multiplied by."""
+    """Return the attributes that a layer multiplies its input, or its hidden state, by."""
     if isinstance(layer, nn.Linear | nn.Bilinear | _ConvNd):
         return ("weight",)
     if isinstance(layer, nn.MultiheadAttention):  # its out_proj is a Linear
@@ -87,7 +87,7 @@ def _attributes(layer: nn.Module) -> tuple[str, ...]:
 
 
 def _matrix(name: str, layer: nn.Module, attribute: str) -> Matrix | None:
-    """The matrix that a layer has as an attribute; None if it has none, or nothing in it is trained."""
+    """Return the matrix behind a layer's attribute; None if there is none, or nothing in it is trained."""
     if attribute in layer._parameters:
         weight = layer._parameters[attribute]
         return None if weight is None else Matrix(name, weight)
@@ -101,7 +101,7 @@ def _matrix(name: str, layer: nn.Module, attribute: str) -> Matrix | None:
 
 
 def _parametrized(name: str, steps: Any) -> Matrix:
-    """weight_norm and spectral_norm only scale entries; of what others do nothing is known."""
+    """Handle parametrizations: weight_norm and spectral_norm only scale entries; others might do anything."""
     odd = [type(step).__name__.lstrip("_") for step in steps if type(step) not in (_WeightNorm, _SpectralNorm)]
     normed = type(steps[0]) is _WeightNorm
     weight = steps.original1 if normed else steps.original if steps.is_tensor else steps.original0
@@ -110,7 +110,7 @@ def _parametrized(name: str, steps: Any) -> Matrix:
 
 
 def _hooked(name: str, layer: nn.Module, attribute: str, hook: Any) -> Matrix | None:
-    """The same for the older ways, which compute the attribute in a hook before `forward`."""
+    """Handle the older torch.nn.utils versions, which compute the attribute in a forward pre-hook."""
     if isinstance(hook, WeightNorm) and hook.name == attribute:
         return Matrix(name, layer._parameters[f"{attribute}_v"], norm_dim=hook.dim)
     if isinstance(hook, SpectralNorm) and hook.name == attribute:
@@ -120,11 +120,11 @@ def _hooked(name: str, layer: nn.Module, attribute: str, hook: Any) -> Matrix | 
     return None
 
 
-# ------------------------------------------------------------------------------------- layers of somebody's own
+# ------------------------------------------------------------------------------------- custom layers
 
 
 def _has_a_way_of_its_own(layer: nn.Module) -> bool:
-    """Whether a class that is not torch's says what a Linear or a convolution does with its weight."""
+    """Whether a class outside torch overrides how a Linear or a convolution uses its weight."""
     if not isinstance(layer, nn.Linear | _ConvNd) or "weight" not in layer._parameters:
         return False
     speaker = next(kind for kind in type(layer).__mro__ if vars(kind).keys() & {"forward", "_conv_forward"})
@@ -134,9 +134,9 @@ def _has_a_way_of_its_own(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def _changes_zeros(layer: nn.Module) -> bool:
-    """Whether an input counts although all its weights are 0: it is tried on a copy, as no class says so.
+    """Whether an input affects the output although all its weights are 0, found by a trial on a copy.
 
-    A layer that cannot be tried so (its `forward` takes more than inputs) is taken for one that does not.
+    A layer that cannot be tried (its `forward` takes more than inputs) is assumed to keep zeros.
     """
     try:
         with preserved_generators():
@@ -158,5 +158,5 @@ def _changes_zeros(layer: nn.Module) -> bool:
             others = inputs.clone()
             others[:, ::every] += 1
             return not torch.equal(trial(inputs), trial(others))
-    except Exception:  # any: the code is somebody else's
+    except Exception:  # third-party code may raise anything
         return False

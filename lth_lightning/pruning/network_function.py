@@ -1,4 +1,4 @@
-"""A network as a function of its weights: what criteria that need gradients may ask of it, and leave no trace."""
+"""NetworkFunction: a network as a function of its weights, called without side effects, for gradient criteria."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 """Inputs and targets."""
 
 CHECKPOINTING = (
-    "lottery.pruning.criterion: activation checkpointing would repeat the way forward with other weights than the "
+    "lottery.pruning.criterion: activation checkpointing would repeat the forward pass with other weights than the "
     "criterion's. Turn it off in the module, or choose Magnitude."
 )
 
@@ -27,14 +27,14 @@ CHECKPOINTING = (
 class NetworkFunction:
     """Calls `module` with other weights than its own.
 
-    Its parameters, gradients, buffers and modes (training or evaluation) stay as they are, and so do the global
-    generators; dropout draws the same at each call.
+    The module's parameters, gradients, buffers and modes (training or evaluation) do not change, nor do the global
+    generators. Dropout draws the same at each call.
 
     Args:
-        module: the network; of a LightningModule its `forward` is meant.
-        state: every parameter and buffer by `stable_name`, used where a call gives no others.
-        batches: gives so many batches (inputs, targets) of the training data, the same ones at each call.
-        seed: what dropout hangs on.
+        module: the network, or a LightningModule, whose `forward` is called.
+        state: every parameter and buffer by `stable_name`; defaults for what a call leaves out.
+        batches: returns a given number of training batches (inputs, targets), the same ones at each call.
+        seed: the seed for dropout.
 
     Example:
         >>> state = {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}
@@ -50,22 +50,22 @@ class NetworkFunction:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and so its weights, inputs and outputs."""
+        """The device of the network, its weights, inputs and outputs."""
         return next(self.module.parameters()).device
 
     def __call__(self, weights: Mapping[str, Tensor], inputs: Tensor, *, evaluate: bool = False) -> Tensor:
-        """What the network gives for `inputs`, with a graph back to `weights`.
+        """Return the network's outputs for `inputs`, with a graph back to `weights`.
 
         Args:
-            weights: parameters and buffers in place of those of `state`, by the same names. What is left out, and the
-                inputs, are taken in their precision.
+            weights: parameters and buffers that replace those of `state`, by the same names. The others, and the
+                inputs, are converted to their precision.
             inputs: one batch, without the targets.
-            evaluate: as in evaluation, where batch norm uses its running statistics; otherwise in the modes that the
-                parts of the network are in.
+            evaluate: run in evaluation mode, where batch norm uses its running statistics; otherwise each part of the
+                network keeps its mode.
 
         Raises:
-            SettingError: the module has no `forward` that turns a batch's inputs into a tensor, or it checkpoints
-                activations.
+            SettingError: the module has no `forward` that turns a batch's inputs into a tensor, or it uses activation
+                checkpointing.
         """
         dtype = next(iter(weights.values())).dtype
         others = {name: self._own(value, dtype) for name, value in self.state.items() if name not in weights}
@@ -84,11 +84,11 @@ class NetworkFunction:
                     raise
                 raise SettingError(CHECKPOINTING) from error
         if not isinstance(outputs, Tensor):
-            raise self._not_callable(f"it gives {type(outputs).__name__}")
+            raise self._not_callable(f"it returns {type(outputs).__name__}")
         return outputs
 
     def _own(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy, as batch norm writes into its buffers."""
+        """Copy the value, as batch norm writes to its buffers."""
         return value.detach().to(self.device, dtype if value.is_floating_point() else value.dtype, copy=True)
 
     def _not_callable(self, why: str) -> SettingError:
@@ -100,7 +100,7 @@ class NetworkFunction:
 
 @contextmanager
 def _differentiable_twice() -> Iterator[None]:
-    """Compiled code and the fused kernels of attention are not."""
+    """Turn off compiled code and fused attention kernels, which cannot be differentiated twice."""
     with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
         yield
 

@@ -1,4 +1,4 @@
-"""Every step of every optimizer, seen from before and after: what it reads and leaves of held weights is 0."""
+"""Hooks before and after every optimizer step: pruned entries of held weights are 0 when it starts and ends."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.held_mask import held_by
 
-# In these, each entry's step depends on that entry alone: a state of 0 stays 0 as long as the gradient is 0.
+# Here each entry's step depends on that entry alone: a state of 0 stays 0 as long as the gradient is 0.
 ENTRY_BY_ENTRY = (
     *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Rprop, torch.optim.RMSprop, torch.optim.Adagrad),
     *(torch.optim.Adadelta, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
@@ -21,9 +21,9 @@ _watching: list[RemovableHandle] = []
 
 
 def watch_optimizers() -> None:
-    """See each step of each optimizer of this process, those made later included, from the first held weight on.
+    """Hook into each step of each optimizer of this process, even those created later.
 
-    An optimizer that holds no such weight pays a look at its parameters.
+    An optimizer without held weights only pays for a look at its parameters.
     """
     if not _watching:
         _watching.append(register_optimizer_step_pre_hook(_before_step))
@@ -31,7 +31,7 @@ def watch_optimizers() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-    """See to all that the step reads, immediately before it does: with a closure, as in Lightning, that is after it."""
+    """Mask what the step reads, immediately before it does: after the closure, if there is one, as in Lightning."""
     held = [
         (mask, weight)
         for group in optimizer.param_groups
@@ -75,7 +75,7 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
 
 
 def clear_state_of(optimizer: Optimizer) -> None:
-    """Set the state of pruned weights to 0, of the optimizers inside it too (Lookahead's base, say)."""
+    """Set the state of pruned weights to 0, also in optimizers inside this one (Lookahead's base, say)."""
     for weight in list(optimizer.state):
         if isinstance(weight, Tensor) and (held := held_by(weight)) is not None:
             held.clear_state(weight, optimizer.state[weight])
@@ -87,7 +87,7 @@ def clear_state_of(optimizer: Optimizer) -> None:
 
 
 def _clear_history(optimizer: LBFGS) -> None:
-    """LBFGS keeps directions as vectors over all parameters, under the first of them."""
+    """Mask LBFGS's directions, which are vectors over all parameters, stored under the first of them."""
     state = optimizer.state.get(optimizer._params[0], {})
     flat = [state.get("d"), state.get("prev_flat_grad"), *(state.get("old_dirs") or []), *(state.get("old_stps") or [])]
     for vector in flat:
@@ -100,7 +100,7 @@ def _clear_history(optimizer: LBFGS) -> None:
 
 
 def _keeps_zeros(optimizer: Optimizer) -> bool:
-    """Whether its step leaves a state of 0 where the gradient is 0. An `eps` of 0, also in float16, makes it 0 / 0."""
+    """Whether a step keeps a state of 0 where the gradient is 0. An `eps` of 0, also in float16, would give 0 / 0."""
     return type(optimizer) in ENTRY_BY_ENTRY and all(
         group.get("eps", 1.0) >= max((torch.finfo(p.dtype).tiny for p in group["params"]), default=0.0)
         for group in optimizer.param_groups
@@ -108,7 +108,7 @@ def _keeps_zeros(optimizer: Optimizer) -> bool:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose steps no hook can see.
+    """Refuse an optimizer whose steps cannot be hooked.
 
     Raises:
         SettingError: its class does not call `torch.optim.Optimizer.__init__`.
@@ -116,6 +116,6 @@ def check_optimizer(optimizer: Optimizer) -> None:
     if not hasattr(optimizer, "_optimizer_step_post_hooks"):
         name = type(optimizer).__name__
         raise SettingError(
-            f"configure_optimizers: {name} does not call torch.optim.Optimizer.__init__, so its steps cannot be seen "
+            f"configure_optimizers: {name} does not call torch.optim.Optimizer.__init__, so its steps cannot be hooked "
             f"and pruned weights could come back. Call super().__init__(params, defaults) in {name}."
         )

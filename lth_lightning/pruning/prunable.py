@@ -1,4 +1,4 @@
-"""Which weights may be pruned, which matrices are left out and why, and which weights cannot be pruned exactly."""
+"""Which weights may be pruned, which weight matrices are left out and why, and which cannot be pruned exactly."""
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -18,14 +18,14 @@ TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that may be pruned: all trained weight matrices of layers that multiply by them.
+    """Return the prunable weights: all trained weight matrices of layers that multiply by them.
 
-    Those are Linear, Bilinear, convolutions, MultiheadAttention (its in-projections too), RNN, LSTM and GRU with their
-    cells, transformers' Conv1D, torchvision's DeformConv2d, and subclasses. Never biases, never normalisation, never
-    embeddings (Frankle & Carbin 2019, section 2), also where a head shares its weight with an embedding. A weight that
-    several layers share counts once, under the first name that `module.named_parameters()` has for it. A weight under
-    weight_norm or spectral_norm is pruned where it is trained, as both only scale it. Any function of this signature
-    can take its place: `LotteryTicket(prunable=...)`, one that leaves out what `chosen` refuses, say.
+    Those layers are Linear, Bilinear, convolutions, MultiheadAttention (with its in-projections), RNN, LSTM and GRU
+    and their cells, transformers' Conv1D, torchvision's DeformConv2d, and subclasses. Biases, normalisation and
+    embeddings are never prunable (Frankle & Carbin 2019, section 2), even if a head shares an embedding's weight. A
+    weight shared by several layers counts once, under its first name in `module.named_parameters()`. Under weight_norm
+    or spectral_norm the original weight is pruned, as both only scale it. `LotteryTicket(prunable=...)` takes any
+    function of this signature, for example one that leaves out what `chosen` refuses.
     """
     names, embeddings = _names(module), _embeddings(module)
     weights = [matrix.parameter for matrix in matrices(module) if matrix.parameter is not None]
@@ -37,30 +37,30 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
-    """What `rule` says may be pruned, each weight once, by the name that `full_state(module)` has for it.
+    """Return the weights that `rule` selects, each once, by its name in `full_state(module)`.
 
     Raises:
-        SettingError: there is none, one goes by a name that the module does not have for it, or one cannot be pruned
-            exactly; it says why and what to do.
+        SettingError: no weight is selected, one has a name that the module does not give it, or one cannot be pruned
+            exactly; the error gives the reason and the fix.
     """
     check_state(module)
     given, names, own = dict(rule(module)), _names(module), aliases(module)
     for name, weight in given.items():
         if id(weight) not in names:
             raise SettingError(
-                f"lottery.prunable: what it gives as {name!r} is not a parameter of {type(module).__name__}; give the "
-                "parameters themselves, by their names in `module.named_parameters()`."
+                f"lottery.prunable: {name!r} is not a parameter of {type(module).__name__}. Return the parameters "
+                "themselves, by their names in `module.named_parameters()`."
             )
         if own.get(stable_name(name)) is not weight:
             raise SettingError(
-                f"lottery.prunable: it gives a weight the name {name!r}, but {type(module).__name__} calls it "
-                f"{names[id(weight)]!r}; give names as in `module.named_parameters()`."
+                f"lottery.prunable: a weight is returned as {name!r}, but {type(module).__name__} calls it "
+                f"{names[id(weight)]!r}. Use the names in `module.named_parameters()`."
             )
     weights = {names[id(weight)]: weight for weight in given.values()}
     if not weights:
         without = ", ".join(f"{name} ({reason})" for name, reason in left_out(module, weights).items())
         raise SettingError(
-            f"nothing to prune: {type(module).__name__} has no prunable weight. Left out: {without or 'none'}. Name "
+            f"nothing to prune: {type(module).__name__} has no prunable weight. Left out: {without or 'none'}. Choose "
             "weights to prune by lottery.prunable."
         )
     for name, weight in weights.items():
@@ -72,7 +72,7 @@ def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
     for weight_id, layer in _embeddings(module).items():
         if weight_id in pruned and layer.sparse:
             raise SettingError(
-                f"{names[weight_id]} has sparse gradients, which masks do not fit. Build its {type(layer).__name__} "
+                f"{names[weight_id]} has sparse gradients, which cannot be masked. Build its {type(layer).__name__} "
                 f"with sparse=False, {LEAVE_OUT}."
             )
     _refuse_shared_memory(module, weights)
@@ -80,9 +80,9 @@ def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
 
 
 def left_out(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """The weight matrices of `module` that are not among `weights`, and why, in words.
+    """Return the weight matrices of `module` that are not in `weights`, each with the reason in words.
 
-    Those are the matrices of known layers, and any other parameter with two dimensions greater than 1.
+    Weight matrices are those of known layers, and any other parameter with two dimensions greater than 1.
     """
     names, pruned, embeddings = _names(module), {id(weight) for weight in weights.values()}, _embeddings(module)
     found = list(matrices(module))
@@ -106,10 +106,10 @@ def left_out(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str
 
 
 def check_norms(module: nn.Module, masks: Masks) -> None:
-    """Refuse masks that leave nothing of what a weight is divided by the norm of: 0 / 0 is NaN.
+    """Refuse masks that prune everything a norm is taken over: dividing by it would give 0 / 0 = NaN.
 
     Raises:
-        SettingError: weight_norm or spectral_norm would divide by 0; it names the weight.
+        SettingError: weight_norm or spectral_norm would divide by 0; the error names the weight.
     """
     names = _names(module)
     for matrix in matrices(module):
@@ -119,21 +119,21 @@ def check_norms(module: nn.Module, masks: Masks) -> None:
         parts = mask.flatten()[None] if matrix.norm_dim == ONE_NORM else mask.movedim(matrix.norm_dim, 0).flatten(1)
         if lost := int((~parts.any(dim=1)).sum()):
             raise SettingError(
-                f"{matrix.name}: weight_norm or spectral_norm divides it by norms, and of {lost} the masks prune every "
-                "weight, which gives 0 / 0. Prune it less by lottery.pruning.rates, or take the norm off."
+                f"{matrix.name}: weight_norm or spectral_norm divides it by norms, and the masks prune every weight of "
+                f"{lost} of them, which gives 0 / 0. Prune it less by lottery.pruning.rates, or remove the norm."
             )
 
 
-# ------------------------------------------------------------------------------------- what there is in a module
+# ------------------------------------------------------------------------------------- a module's parameters
 
 
 def _names(module: nn.Module) -> dict[int, str]:
-    """The name of each parameter in `full_state`, by its id."""
+    """Map each parameter's id to its name in `full_state`."""
     return {id(parameter): stable_name(name) for name, parameter in module.named_parameters()}
 
 
 def _embeddings(module: nn.Module) -> dict[int, nn.Embedding | nn.EmbeddingBag]:
-    """The layer of each parameter of an embedding, by the parameter's id."""
+    """Map the id of each embedding parameter to its layer."""
     found: dict[int, nn.Embedding | nn.EmbeddingBag] = {}
     for layer in module.modules():
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
@@ -144,7 +144,7 @@ def _embeddings(module: nn.Module) -> dict[int, nn.Embedding | nn.EmbeddingBag]:
     return found
 
 
-# ------------------------------------------------------------------------------------- what cannot be right
+# ------------------------------------------------------------------------------------- refusals
 
 
 def _check_weight(name: str, weight: nn.Parameter) -> None:
@@ -153,17 +153,17 @@ def _check_weight(name: str, weight: nn.Parameter) -> None:
     if weight.dtype not in TYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)
         raise SettingError(
-            f"{name} is {str(weight.dtype).removeprefix('torch.')}; what is pruned must be one of {allowed}. Convert "
+            f"{name} must be one of {allowed} to be pruned, got {str(weight.dtype).removeprefix('torch.')}. Convert "
             f"it, {LEAVE_OUT}."
         )
     if weight.numel() == 0:
         raise SettingError(f"{name} has no entries, so there is nothing to prune; leave it out by lottery.prunable.")
     if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), weight.shape, strict=True)):
-        raise SettingError(f"{name} is expanded: several entries are one number in memory. Clone it, {LEAVE_OUT}.")
+        raise SettingError(f"{name} is expanded: several entries share one number in memory. Clone it, {LEAVE_OUT}.")
 
 
 def _refuse_shared_memory(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
-    """Two parameters in the same memory are trained by two steps, and what one prunes the other moves."""
+    """Refuse two parameters in the same memory: both are stepped, so one moves what the other prunes."""
     spans = sorted(
         (str(weight.device), weight.data_ptr(), weight.data_ptr() + _extent(weight), stable_name(name))
         for name, weight in module.named_parameters()
@@ -173,11 +173,11 @@ def _refuse_shared_memory(module: nn.Module, weights: Mapping[str, nn.Parameter]
         if device == other_device and start < end and not weights.keys().isdisjoint((name, other)):
             raise SettingError(
                 f"{name} and {other} are two parameters in the same memory. To share a weight, assign the parameter "
-                "itself: `head.weight = embedding.weight`; otherwise clone one."
+                "itself (`head.weight = embedding.weight`); otherwise clone one."
             )
 
 
 def _extent(weight: Tensor) -> int:
-    """The bytes from a tensor's first entry to its last."""
+    """Return the bytes from a tensor's first entry to its last."""
     last = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
     return (last + 1) * weight.element_size()

@@ -1,8 +1,8 @@
-"""Pruning: which weights go before a round is trained. Tensors in, masks out.
+"""Pruning: which weights are pruned before a round is trained. Tensors in, masks out.
 
-Three questions, kept apart: *how many* (`rate`, `rates`, `densities`) is arithmetic on layer sizes and is
-known before training; *against what* (`scope`, `prune_from`) says which weights compete; *which* is the
-`Criterion`, a score for each weight, and the lowest scores go. Criteria that need gradients are in `saliency.py`.
+Three questions are kept apart. *How many* (`rate`, `rates`, `densities`) is arithmetic on layer sizes and known before
+training. *Against what* (`scope`, `prune_from`) decides which weights compete. *Which* is the `Criterion`: a score for
+each weight, and the lowest are pruned. Criteria that need gradients are in `gradient_criteria.py`.
 """
 
 import math
@@ -24,7 +24,7 @@ SCOPES = ("layerwise", "global")
 
 @dataclass(frozen=True)
 class Competitors:
-    """Weights that are ranked together and lose the same fraction a round."""
+    """Weights that are ranked together and lose the same fraction per round."""
 
     names: tuple[str, ...]
     rate: float
@@ -32,24 +32,24 @@ class Competitors:
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which weights go before a round is trained.
+    """Which weights are pruned before a round is trained.
 
     Args:
-        rate: fraction of the surviving weights pruned a round, in [0, 1).
+        rate: fraction of the surviving weights pruned per round, in [0, 1).
         rates: fractions by glob over parameter names, in place of `rate`, e.g. `{"*.output.weight": 0.1}`;
             0 = never. The first glob that matches a name decides.
-        densities: densities to reach after round 1, 2, …, each in (0, 1) and falling, in place of rounds and
-            rate: `[0.6, 0.36]`. Weights that `rates` sets to 0 stay whole.
-        prune_from: `last_round` (iterative: rank the weights the last round trained), `dense` (one-shot: every
-            round's mask comes from the dense network's trained weights) or `initialisation` (one-shot too, from the
-            rewind point's weights: nothing is trained first).
-        scope: `layerwise` (each weight loses its rate) or `global` (all weights of one rate are ranked
+        densities: densities to reach after round 1, 2, …, each in (0, 1) and decreasing, in place of rounds and
+            rate: `[0.6, 0.36]`. Weights that `rates` sets to 0 are not pruned.
+        prune_from: `last_round` (iterative: rank the weights trained in the last round), `dense` (one-shot: every
+            round's mask comes from the dense network's trained weights) or `initialisation` (also one-shot, from the
+            rewind point's weights, before any training).
+        scope: `layerwise` (rank each weight matrix alone) or `global` (rank all matrices with the same rate
             together).
-        criterion: which weights go; `Magnitude`, `MagnitudeIncrease`, `Movement`, `Random`; at initialisation `SNIP`,
-            `GraSP`, `SynFlow`; or any subclass of `Criterion`.
+        criterion: which weights to prune; `Magnitude`, `MagnitudeIncrease`, `Movement`, `Random`; at initialisation
+            `SNIP`, `GraSP`, `SynFlow`; or any subclass of `Criterion`.
 
     Raises:
-        SettingError: a value out of range; it names the setting, what was given and what is allowed.
+        SettingError: a value out of range; the error names the setting, what was given and what is allowed.
     """
 
     rate: float = 0.2
@@ -62,9 +62,7 @@ class Pruning:
     def __post_init__(self) -> None:
         for setting, rate in {"rate": self.rate, **{f"rates[{glob!r}]": r for glob, r in self.rates.items()}}.items():
             if not 0 <= rate < 1:
-                raise SettingError(
-                    f"lottery.pruning.{setting}: {rate} is no fraction to prune a round; it lies in [0, 1)."
-                )
+                raise SettingError(f"lottery.pruning.{setting} must be in [0, 1), got {rate}.")
         if self.densities is not None:
             self._check_densities(self.densities)
         for setting, given, allowed in (
@@ -77,7 +75,7 @@ class Pruning:
 
     def _check_criterion(self, name: str, allowed: Sequence[str]) -> None:
         if (steps := self.criterion.steps) < 1:
-            raise SettingError(f"lottery.pruning.criterion.steps: {steps}; {name} prunes in 1 step or more.")
+            raise SettingError(f"lottery.pruning.criterion.steps ({name}) must be at least 1, got {steps}.")
         if self.prune_from not in allowed:
             raise SettingError(
                 f"lottery.pruning.prune_from: {name} prunes from {' or '.join(allowed)}, not from {self.prune_from}; "
@@ -88,17 +86,17 @@ class Pruning:
         falling = all(after < before for before, after in zip([1.0, *densities], densities, strict=False))
         if not densities or not falling or densities[-1] <= 0:
             raise SettingError(
-                f"lottery.pruning.densities: {list(densities)} must fall from round to round and lie in (0, 1), "
-                "e.g. [0.6, 0.36, 0.216]."
+                "lottery.pruning.densities must be in (0, 1) and decrease from round to round, e.g. "
+                f"[0.6, 0.36, 0.216]; got {list(densities)}."
             )
         if odd := [glob for glob, rate in self.rates.items() if rate != 0]:
             raise SettingError(
                 "lottery.pruning.rates: with lottery.pruning.densities a rate can only be 0 (never prune), but "
-                f"{odd[0]!r} has {self.rates[odd[0]]}; leave out one of the two."
+                f"{odd[0]!r} has {self.rates[odd[0]]}. Leave out one of the two settings."
             )
 
     def groups(self, names: Sequence[str]) -> list[Competitors]:
-        """Weights by what they compete with, in the order of `names`.
+        """Group the weights that compete with each other, in the order of `names`.
 
         Raises:
             SettingError: a glob of `rates` matches none of `names`.
@@ -112,7 +110,7 @@ class Pruning:
             name: next((rate for glob, rate in self.rates.items() if fnmatchcase(name, glob)), self.rate)
             for name in names
         }
-        if self.densities is not None:  # every weight that may be pruned has the same target, whatever `rate` says
+        if self.densities is not None:  # every prunable weight has the same target, whatever `rate` is
             rate_of = {name: rate if name in self._frozen(names) else 1.0 for name, rate in rate_of.items()}
         if self.scope == "layerwise":
             return [Competitors((name,), rate) for name, rate in rate_of.items()]
@@ -125,10 +123,10 @@ class Pruning:
         return {name for name in names if any(fnmatchcase(name, glob) for glob in self.rates)}
 
     def kept(self, group: Competitors, size: int, round: int) -> int:
-        """How many of a group's `size` weights survive after `round` prunings.
+        """Return how many of a group's `size` weights survive `round` prunings.
 
-        Exactly floor(rate · survivors) go a round, with the rate read as it is written: 0.29 of 100 is 29,
-        though 0.29 * 100 is 28.999999999999996. As 1 > rate, one weight always stays.
+        Each round prunes exactly floor(rate · survivors), with the rate as the decimal it is written as: 0.29 of 100
+        is 29, though 0.29 * 100 is 28.999999999999996. As rate < 1, at least one weight survives.
         """
         if round == 0 or group.rate == 0:
             return size
@@ -139,7 +137,7 @@ class Pruning:
         return size
 
     def density_after(self, sizes: Mapping[str, int], round: int) -> float:
-        """The density after `round` prunings of weights with these sizes, known before any training.
+        """Return the density after `round` prunings of weights with these sizes, known before any training.
 
         Example:
             >>> lenet = {"fc1.weight": 235200, "fc2.weight": 30000, "output.weight": 1000}
@@ -153,32 +151,32 @@ class Pruning:
         """Refuse, before any training, a plan whose later rounds would prune nothing.
 
         Raises:
-            SettingError: no weight is prunable, a glob matches none, or some round prunes nothing.
+            SettingError: no weight is prunable, a glob matches no weight, or a round would prune nothing.
         """
         if not sum(sizes.values()):
-            raise SettingError("nothing to prune: there is no prunable weight.")
+            raise SettingError("nothing to prune: the network has no prunable weight.")
         if rounds and self.density_after(sizes, 1) == 1:
             raise SettingError(
-                f"nothing to prune: lottery.pruning.rate is {self.rate} and lottery.pruning.rates {self.rates}, which "
-                "is less than one weight of each layer."
+                f"nothing to prune: lottery.pruning.rate {self.rate} and lottery.pruning.rates {self.rates} amount to "
+                "less than one weight of each layer. Raise one of them."
             )
         for round in range(1, rounds + 1):
             if self.density_after(sizes, round) == self.density_after(sizes, round - 1):
                 raise SettingError(
                     f"nothing left to prune in round {round}: at density "
-                    f"{self.density_after(sizes, round):.4g} the rates take less than one weight of each layer. "
-                    f"Set lottery.rounds to {round - 1} at most, or raise lottery.pruning.rate."
+                    f"{self.density_after(sizes, round):.4g} the rates amount to less than one weight of each layer. "
+                    f"Set lottery.rounds to at most {round - 1}, or raise lottery.pruning.rate."
                 )
 
     def prune(self, masks: Masks, evidence: Evidence, round: int) -> Masks:
-        """The masks of `round`, from those that `evidence` was trained with.
+        """Return the masks of `round`, pruned from the masks that `evidence` was trained with.
 
-        A criterion of several steps scores what each step leaves, with the same fraction to go in each (Tanaka et al.
-        2020, arXiv:2006.05467, algorithm 1). Of equal scores the earlier weight goes first, in the order of names and
-        then of positions, so that exactly as many weights go as `kept` says, on every device.
+        A criterion with several steps scores the survivors anew at each step and prunes the same fraction in each
+        (Tanaka et al. 2020, arXiv:2006.05467, algorithm 1). Of equal scores the earlier weight is pruned first, by
+        name order and then by position, so exactly as many weights remain as `kept` says, on every device.
 
         Args:
-            masks: the current masks (all True for pruning from `dense` or `initialisation`). Left alone.
+            masks: the current masks (all True for pruning from `dense` or `initialisation`); not modified.
             evidence: the trained weights, by the names of `masks`.
             round: 1 for the first pruning.
 
@@ -198,7 +196,7 @@ class Pruning:
         return pruned
 
     def scores(self, masks: Masks, evidence: Evidence) -> State:
-        """What the criterion gives for the surviving weights: (n,) by name, in the order of positions.
+        """Return the criterion's scores of the surviving weights: (n,) by name, in the order of positions.
 
         Raises:
             SettingError: a score is missing, NaN or of another shape.
@@ -208,27 +206,27 @@ class Pruning:
 
 
 def _on_the_way(before: int, after: int, part: float) -> int:
-    """How many survive after this part of the way from `before` to `after`, at one rate a step."""
+    """Return the survivors after this fraction of the steps from `before` to `after`, at the same rate per step."""
     return max(after, round(before ** (1 - part) * after**part))
 
 
 def _keep_highest(masks: Masks, scores: Mapping[str, Tensor], count: int) -> Masks:
-    """Masks that keep the `count` survivors with the highest scores; `scores` are those of survivors."""
+    """Return masks that keep the `count` survivors with the highest scores; `scores` are the survivors'."""
     survivors = {name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()}
     ranked = torch.cat([scores[name] for name in masks])
     goes = lowest(ranked, len(ranked) - count)
     pruned = {}
     for (name, mask), part in zip(masks.items(), goes.split([len(s) for s in survivors.values()]), strict=True):
-        flat = mask.flatten().clone()  # in the order of positions, however the mask lies in memory
+        flat = mask.flatten().clone()  # in the order of positions, whatever the mask's memory layout
         flat[survivors[name][part]] = False
         pruned[name] = flat.view(mask.shape)
     return pruned
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Bool (n,): the `count` lowest of `scores` (n,), the earlier position first among equal ones.
+    """Mark the `count` lowest of `scores` (n,) in a bool (n,); of equal scores, the earlier position first.
 
-    Selection by the count-th value in place of a sort: 20M weights take a tenth of the time.
+    Selecting by the count-th value takes a tenth of a sort's time on 20M weights.
     """
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -247,9 +245,9 @@ def _survivor_scores(scores: Mapping[str, Tensor], name: str, mask: Tensor) -> T
     if name not in scores or scores[name].shape != mask.shape:
         given = tuple(scores[name].shape) if name in scores else "none"
         raise SettingError(
-            f"the criterion must score {name} entry by entry, shape {tuple(mask.shape)}; it gave {given}."
+            f"lottery.pruning.criterion: the scores of {name} must have shape {tuple(mask.shape)}, got {given}."
         )
     survivors = scores[name][mask]
     if bool(survivors.isnan().any()):
-        raise SettingError(f"the criterion gave NaN for {name}; weights cannot be ranked by it.")
+        raise SettingError(f"lottery.pruning.criterion: the scores of {name} contain NaN and cannot be ranked.")
     return survivors

@@ -1,6 +1,6 @@
 """A winning ticket on disk: mask, rewind point and trained weights in one small file without pickle.
 
-Read `ticket`, then `transfer` (train tickets from files), then `packed_file` (what can be read without torch).
+Read `ticket`, then `transfer` (train tickets from files), then `packed_file` (read a ticket's file without torch).
 
-Rule: imports `pruning` and the foundation only.
+Rule: this package imports `pruning` and the foundation only.
 """

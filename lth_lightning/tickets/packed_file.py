@@ -1,4 +1,4 @@
-"""What can be read of a ticket's file without torch, whose import takes a report a second."""
+"""Reads a ticket's file without torch, whose import would add a second to every report."""
 
 import json
 import math
@@ -12,14 +12,14 @@ import safetensors
 
 from lth_lightning.errors import TicketError
 
-KEY = "lth_lightning.ticket"  # the only key: safetensors writes several in random order, and bytes would differ
+KEY = "lth_lightning.ticket"  # the only key: safetensors writes several in random order, so bytes would differ
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a ticket's file says of it, and its masks' `shapes`, without reading the weights; no hash is checked.
+    """Read a ticket's facts and its masks' `shapes`, without reading the weights or checking the hash.
 
     Raises:
-        TicketError: no such file, or not a ticket.
+        TicketError: the file does not exist, or is not a ticket.
     """
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -29,10 +29,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_mask(path: Path, name: str, shape: Sequence[int]) -> np.ndarray:
-    """One mask of a ticket's file, bool, of its weight's shape (`read_facts`); no hash is checked.
+    """Read one mask, bool, in its weight's shape (`read_facts`), without checking the hash.
 
     Raises:
-        TicketError: no such file, or no such mask in it.
+        TicketError: the file or the mask does not exist.
     """
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -42,11 +42,11 @@ def read_mask(path: Path, name: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def prunable_share(facts: Mapping[str, Any]) -> str:
-    """What may be pruned, its share of all parameters, and the weight matrices that are left out, in one line.
+    """Describe in one line the prunable weights, their share of all parameters, and the matrices left out.
 
     Args:
-        facts: of a ticket: `shapes` of its masks by name, how many `parameters` the network has, and the names and
-            reasons of what is `left_out`.
+        facts: a ticket's facts: the `shapes` of its masks by name, the number of `parameters` of the network, and
+            the `left_out` matrices with their reasons.
     """
     prunable = sum(math.prod(shape) for shape in facts["shapes"].values())
     line = f"{prunable:,} weights, {100 * prunable / facts['parameters']:.3g} % of all parameters"
@@ -58,7 +58,7 @@ def prunable_share(facts: Mapping[str, Any]) -> str:
 
 
 def _by_pattern(names: Iterable[str]) -> list[str]:
-    """Names that differ in numbers only as one: `layers.*.weight`, with how many they are."""
+    """Join names that differ only in numbers into one pattern with a count: `3 x layers.*.weight`."""
     patterns: dict[str, list[str]] = {}
     for name in names:
         patterns.setdefault(re.sub(r"\d+", "*", name), []).append(name)
@@ -66,15 +66,15 @@ def _by_pattern(names: Iterable[str]) -> list[str]:
 
 
 def damaged(path: Path, error: Exception) -> TicketError:
-    """The error for a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return TicketError(f"{path} is not a ticket, or is damaged: {error}.")
 
 
 def unpack(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A mask from its bits, eight to a byte.
+    """Unpack a mask from its bits, eight to a byte.
 
     Raises:
-        ValueError: there are more bytes, or fewer, than its shape needs.
+        ValueError: the number of bytes does not match the shape.
     """
     size = int(np.prod(shape))
     if len(bits) != -(-size // 8):

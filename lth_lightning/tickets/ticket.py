@@ -1,8 +1,8 @@
 """The ticket on disk: mask, rewind point and trained weights of one trained network, in one small file.
 
-The file is a safetensors file (no pickle, nothing executes on load). Of a prunable weight it holds the mask,
-eight entries to a byte, and of the rewind point and the trained weights only the values that survive, so it
-shrinks with the density. Everything else of the network (biases, normalisation, buffers) is held whole.
+The format is safetensors (no pickle, nothing executes on load). For each prunable weight the file holds the mask,
+eight entries to a byte, and only the surviving values of the rewind point and of the trained weights, so the file
+shrinks with the density. All other parameters and buffers (biases, normalisation) are stored whole.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ FORMAT = 2
 
 @dataclass
 class Ticket:
-    """A winning ticket, or a candidate for one: which weights survive, and from where they train.
+    """A winning ticket, or a candidate for one: which weights survive, and the values that they train from.
 
     Args:
-        masks: prunable weights' names to bool masks, True = kept.
-        rewind_point: every parameter and buffer as the round started with it; pruned weights 0.
+        masks: bool masks by the names of the prunable weights, True = kept.
+        rewind_point: every parameter and buffer at the start of the round; pruned weights are 0.
         trained: the same after training, or None.
-        info: what is known about it, JSON values: `round`, `seed`, `density`, `data`, `architecture`,
+        info: facts about the ticket, JSON values: `round`, `seed`, `density`, `data`, `architecture`,
             `train_for`, `rewind_to`, `rewind_step`, `data_order`, `test_acc`, …
 
     Example:
@@ -51,17 +51,17 @@ class Ticket:
     def __post_init__(self) -> None:
         if strangers := sorted(self.masks.keys() - self.rewind_point.keys()):
             raise TicketError(
-                f"a ticket has masks of {', '.join(strangers)}, and its rewind point has no such weights; a shared "
-                "weight goes by the first name in `module.named_parameters()`."
+                f"a ticket has masks for {', '.join(strangers)}, but its rewind point has no such weights. Name a "
+                "shared weight by its first name in `module.named_parameters()`."
             )
 
     @property
     def density(self) -> float:
-        """Surviving over prunable weights, in [0, 1]."""
+        """The fraction of prunable weights that survive, in [0, 1]."""
         return density(self.masks)
 
     def save(self, path: str | Path) -> None:
-        """Write the ticket to `path`, as a whole or not at all.
+        """Write the ticket to `path` atomically.
 
         Raises:
             SettingError: the file cannot be written.
@@ -83,10 +83,10 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | Path) -> "Ticket":
-        """Read a ticket; every byte is checked against the hash the file carries.
+        """Read a ticket and check every byte against the hash in the file.
 
         Raises:
-            TicketError: no such file, not a ticket, truncated or changed.
+            TicketError: the file does not exist, is not a ticket, or is truncated or changed.
         """
         path = Path(path)
         try:
@@ -94,7 +94,7 @@ class Ticket:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except FileNotFoundError as error:
-            raise TicketError(f"{path}: there is no such ticket.") from error
+            raise TicketError(f"the ticket {path} does not exist.") from error
         except (safetensors.SafetensorError, OSError) as error:
             raise damaged(path, error) from error
         if KEY not in metadata:
@@ -102,7 +102,7 @@ class Ticket:
         try:
             info = json.loads(metadata[KEY])
             if info["format"] != FORMAT:
-                raise ValueError(f"this version reads format {FORMAT}, and it has another")
+                raise ValueError(f"this version reads format {FORMAT}, got {info['format']}")
             return cls._from_tensors(tensors, info)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise TicketError(f"{path} cannot be read: {error}.") from error
@@ -110,7 +110,7 @@ class Ticket:
     @classmethod
     def _from_tensors(cls, tensors: State, info: dict[str, Any]) -> "Ticket":
         if info["hash"] != _hash(tensors, info):
-            raise ValueError("its content does not have the hash it was written with")
+            raise ValueError("its content does not match the hash it was written with")
         del info["hash"], info["format"]
         masks = {
             name: torch.from_numpy(unpack(tensors[f"mask.{name}"].numpy(), shape))
@@ -124,19 +124,19 @@ class Ticket:
         return cls(masks, states["rewind_point"], states["trained"] or None, info)
 
     def fit_to(self, module: nn.Module, fresh: State | None = None) -> "Ticket":
-        """The same ticket under the names of `module`: a network alone, or inside a LightningModule.
+        """Rename the ticket to the names of `module`: a network alone, or inside a LightningModule.
 
-        Names fit as they are, or without a prefix that one side has on all of them (`net.`).
+        Names match as they are, or after a prefix that all names of one side share (`net.`) is removed.
 
         Args:
             module: the network to fit.
-            fresh: values by the names of `module`, for layers with a weight of another shape (a network for other
-                images or other classes): they start from them and keep all their weights; `trained` is None then.
-                None: a shape that differs is an error.
+            fresh: values by the names of `module` for layers whose shapes differ (a network for other images or
+                other classes). Those layers start from these values and keep all their weights, and `trained` becomes
+                None. If None, a shape that differs is an error.
 
         Raises:
-            TicketError: parameters or buffers are missing, superfluous or, without `fresh`, of another shape; it
-                lists them.
+            TicketError: parameters or buffers are missing, superfluous or, without `fresh`, of another shape; the
+                error lists them.
         """
         target = full_state(module)
         renamed = self._renamed(target)
@@ -158,11 +158,11 @@ class Ticket:
         return Ticket(in_order, renamed.rewind_point, renamed.trained, renamed.info)
 
     def names_in(self, target: State) -> set[str]:
-        """The names of the masks in `target`, a network's state."""
+        """Return the masks' names in `target`, a network's state."""
         return set(self._renamed(target).masks)
 
     def misshapen(self, target: State) -> dict[str, str]:
-        """The parameters and buffers of `target`, a network's, that are of another shape here: names, and in words."""
+        """Return the tensors of a network's state `target` whose shapes differ from the ticket's, with both shapes."""
         ours = self._renamed(target).rewind_point
         return {
             name: f"{name} (ticket {tuple(ours[name].shape)}, network {tuple(value.shape)})"
@@ -171,7 +171,7 @@ class Ticket:
         }
 
     def _refilled(self, values: State) -> "Ticket":
-        """With `values` in place of what is there by their names, whole."""
+        """Replace the tensors named in `values`, and keep all of their weights."""
         if not values:
             return self
         masks = {
@@ -191,30 +191,30 @@ class Ticket:
         return self
 
     def apply(self, module: nn.Module, weights: str = "rewind_point") -> Masks:
-        """Set `module` to this ticket, in place, and return the masks under the module's names.
+        """Load this ticket into `module`, in place, and return the masks under the module's names.
 
         Args:
             module: a network of the ticket's shape, or a LightningModule around one.
-            weights: `rewind_point`, to train the ticket, or `trained`, to use it.
+            weights: `rewind_point` to train the ticket, or `trained` to use it.
 
         Raises:
-            TicketError: the ticket does not fit, or holds no trained weights.
+            TicketError: the ticket does not fit, or has no trained weights.
         """
         if weights not in ("rewind_point", "trained"):
             raise TicketError(f"weights: {weights!r} is unknown; choose from 'rewind_point', 'trained'.")
         fitting = self.fit_to(module)
         state = fitting.rewind_point if weights == "rewind_point" else fitting.trained
         if state is None:
-            raise TicketError("the ticket holds no trained weights.")
+            raise TicketError("the ticket has no trained weights; choose weights='rewind_point'.")
         load_state(module, masked(state, fitting.masks))
         return fitting.masks
 
 
 def check_storable(state: State) -> None:
-    """Find out before any training that a ticket's file can hold what there is.
+    """Check before any training that a ticket's file can hold every dtype in `state`.
 
     Raises:
-        SettingError: it cannot; it names the first parameter or buffer of such a type.
+        SettingError: a dtype cannot be stored; the error names the first such parameter or buffer.
     """
     for name, value in state.items():
         try:
@@ -223,17 +223,17 @@ def check_storable(state: State) -> None:
             kind = str(value.dtype).removeprefix("torch.")
             raise SettingError(
                 f"{name} is {kind}, which a ticket's file cannot hold. Convert it (complex64 in place of complex128, "
-                "say), or keep it in an attribute that is not a buffer, if it never changes."
+                "say), or, if it never changes, keep it in an attribute that is not a buffer."
             ) from error
 
 
 def _layer(name: str) -> str:
-    """`net.output` of `net.output.weight`: what is re-initialised together."""
+    """Return the layer of a parameter, which is re-initialised as a whole: `net.output` for `net.output.weight`."""
     return name.rpartition(".")[0]
 
 
 def _prefixes(ours: State, target: State) -> list[tuple[str, str]]:
-    """Pairs (prefix to take off, prefix to put on) worth a try, none first."""
+    """Return the pairs (prefix to remove, prefix to add) to try, starting with neither."""
 
     def first_parts(state: State) -> list[str]:
         heads = {name.split(".", 1)[0] + "." for name in state if "." in name}
@@ -243,7 +243,7 @@ def _prefixes(ours: State, target: State) -> list[tuple[str, str]]:
 
 
 def _hash(tensors: State, info: dict[str, Any]) -> str:
-    """SHA-256 over the tensors and all that is said of them, `info` as it reads back from JSON."""
+    """Return a SHA-256 of the tensors and `info`, the latter as it reads back from JSON."""
     said = json.dumps(json.loads(json.dumps(info | {"hash": None})), sort_keys=True)
     return hashlib.sha256(f"{fingerprint(tensors)} {said}".encode()).hexdigest()
 

@@ -1,7 +1,7 @@
-"""Tickets from files, to be trained in place of new ones, on the same data or on other.
+"""Trains tickets from files instead of finding new ones, on the same data or on other data.
 
-What a ticket owes to its mask, to the signs of its weights and to their values is asked by Zhou et al. 2019
-(arXiv:1905.01067); whether it holds for other data and optimizers by Morcos et al. 2019 (arXiv:1906.02773).
+Zhou et al. 2019 (arXiv:1905.01067) ask how much a ticket's mask, its signs and its values each contribute; Morcos et
+al. 2019 (arXiv:1906.02773) ask whether tickets transfer to other data and optimizers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ MISMATCHES = ("refuse", "reinitialise")
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run takes over from a ticket's file, by the names of its module.
+    """The parts of a ticket that a run takes over, under the names of its module.
 
     Args:
-        masks: the ticket's; True throughout where a layer is of another shape.
+        masks: the ticket's masks; all True for a layer whose shape differs.
         start: the weights to start from.
-        whole: the same with the weights that the ticket has pruned, or None where they are not known.
-        info: what the ticket says of itself.
+        whole: `start` with the weights that the ticket has pruned, or None if they are not known.
+        info: the ticket's facts.
         rewind_step: the step that training starts at.
-        rates: the learning rates to hold, of a ticket that was fine-tuned.
-        seed: what order of the data and controls hang on; None: the run's own, as its weights do.
+        rates: the learning rates to hold, for a ticket that was fine-tuned.
+        seed: the seed for data order and controls; None for the run's own seed.
     """
 
     masks: Masks
@@ -46,21 +46,21 @@ class Taken:
 
 
 class GivenTickets:
-    """The tickets of a run that finds none itself.
+    """The tickets from files that a run trains instead of finding its own.
 
     Args:
-        path: a ticket, or a folder of them.
-        transfer: what is taken over: `mask_and_weights`; `mask_and_sign`, on weights with the ticket's signs and fresh
-            magnitudes; or the `mask` alone, on fresh weights. All that is not prunable goes with the weights.
-        on_mismatch: what becomes of a layer whose shape differs: `refuse`, or `reinitialise` it and keep all of it.
+        path: a ticket, or a folder of tickets.
+        transfer: what to take over: `mask_and_weights`; `mask_and_sign`, which combines the ticket's signs with fresh
+            magnitudes; or only the `mask`, on fresh weights. Everything not prunable is treated like the weights.
+        on_mismatch: what to do with a layer whose shape differs: `refuse`, or `reinitialise` it and keep all of it.
 
     Attributes:
         files: each ticket's file, by its round.
-        latest_rewind_step: the latest step that one of them starts at, once they are checked.
-        reinitialised: what is of another shape, by name and in words, once they are checked.
+        latest_rewind_step: the latest step that a ticket starts at; set by `check`.
+        reinitialised: the parameters whose shapes differ, in words by name; set by `check`.
 
     Raises:
-        SettingError: there is none, one cannot be read, two are of the same round, or a choice is unknown.
+        SettingError: no ticket is found, one cannot be read, two are of the same round, or a choice is unknown.
     """
 
     def __init__(self, path: Path, transfer: str = "mask_and_weights", on_mismatch: str = "refuse") -> None:
@@ -74,7 +74,7 @@ class GivenTickets:
 
     @property
     def needs_fresh_weights(self) -> bool:
-        """Whether `load` is to be given weights of the run's own."""
+        """Whether `load` needs weights drawn by this run."""
         return self.transfer != "mask_and_weights" or self.on_mismatch == "reinitialise"
 
     @property
@@ -85,12 +85,12 @@ class GivenTickets:
         return f"lottery.on_mismatch: {self.on_mismatch}"
 
     def load(self, round: int, module: nn.Module, fresh: State | None) -> Taken:
-        """What this run takes over from that round's ticket.
+        """Load the parts of a round's ticket that this run takes over.
 
         Args:
-            round: one of `files`.
+            round: a key of `files`.
             module: the network to train.
-            fresh: newly drawn weights of `module`, where `needs_fresh_weights`.
+            fresh: newly drawn weights of `module`, if `needs_fresh_weights`.
 
         Raises:
             TicketError: the file cannot be read, or does not fit the module.
@@ -114,10 +114,10 @@ class GivenTickets:
     def check(
         self, module: nn.Module, weights: Mapping[str, Tensor], controls: Sequence[str], fresh: State | None
     ) -> None:
-        """Find out before any training what would fail rounds later.
+        """Check all tickets before any training, so that nothing fails rounds later.
 
         Raises:
-            SettingError: a ticket does not fit the module or its prunable weights, or does not hold what a control
+            SettingError: a ticket does not fit the module or its prunable weights, or lacks weights that a control
                 needs.
         """
         for round, path in self.files.items():
@@ -125,38 +125,38 @@ class GivenTickets:
                 taken = self.load(round, module, fresh)
             except TicketError as error:
                 if self.on_mismatch == "refuse" and Ticket.load(path).misshapen(full_state(module)):
-                    hint = "Layers of another shape can start anew, whole: --lottery.on_mismatch reinitialise."
+                    hint = "To reinitialise layers whose shapes differ, set --lottery.on_mismatch reinitialise."
                     error.args = (f"{error} {hint}",)  # not a new error: the command line prints the innermost one
                 raise
             check_masks(taken.masks, weights)
             if taken.whole is None and "random_mask" in controls:
                 raise SettingError(
-                    f"lottery.controls: random_mask keeps weights that {path.name} has pruned and does not hold. Put "
+                    f"lottery.controls: random_mask needs weights that {path.name} has pruned and does not hold. Put "
                     "its run's round_00.safetensors beside it, or leave random_mask out."
                 )
             self.latest_rewind_step = max(self.latest_rewind_step, taken.rewind_step)
 
     def weights(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """The weights of `module` that the tickets have masks of; the usual ones where they are for another network,
-        which `check` is to say."""
+        """Return the weights of `module` that the tickets mask; if the tickets are for another network, return the
+        default prunable weights, so that `check` raises the error."""
         target = full_state(module)
         names = Ticket.load(next(iter(self.files.values()))).names_in(target)
         return parameters_by_name(module, [name for name in target if name in names]) or prunable_weights(module)
 
     def contents(self) -> dict[str, str]:
-        """The beginning of each file's hash, by its name: other files are other tickets, wherever they lie."""
+        """Return the start of each file's hash, by file name: it identifies the tickets, wherever they are."""
         return {f"content of {path.name}": content_hash(path)[:12] for path in self.files.values()}
 
 
 def ticket_files(path: Path) -> dict[int, Path]:
-    """The ticket at `path`, or those in that folder, by their rounds.
+    """Return the ticket at `path`, or all tickets in that folder, by round.
 
     Raises:
-        SettingError: there is none, one cannot be read, or two are of the same round.
+        SettingError: no ticket is found, one cannot be read, or two are of the same round.
     """
     paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not paths:
-        raise SettingError(f"lottery.tickets: there is no ticket (*.safetensors) in the folder {path}.")
+        raise SettingError(f"lottery.tickets: the folder {path} contains no ticket (*.safetensors).")
     files: dict[int, Path] = {}
     for file in paths:
         round = int(Ticket.load(file).info["round"])
@@ -167,16 +167,16 @@ def ticket_files(path: Path) -> dict[int, Path]:
 
 
 def whole_rewind_point(path: Path, ticket: Ticket) -> State | None:
-    """The rewind point with the weights that the ticket has pruned: from the dense round's file beside it.
+    """Read the rewind point, including the weights that the ticket has pruned, from the dense ticket beside it.
 
-    A ticket holds only what survives; a control that keeps other weights needs those too.
+    A ticket holds only the surviving weights; a control that keeps other weights needs the pruned ones too.
 
     Args:
         path: the ticket's file.
-        ticket: what is in it.
+        ticket: the ticket in that file.
 
     Returns:
-        Every parameter and buffer, or None where the dense ticket of the same run is not there.
+        Every parameter and buffer, or None if the dense ticket of the same run is missing.
     """
     beside = path.with_name("round_00.safetensors")
     dense = ticket if ticket.density == 1 else Ticket.load(beside) if beside.exists() else None
@@ -187,9 +187,9 @@ def whole_rewind_point(path: Path, ticket: Ticket) -> State | None:
 
 
 def with_signs(magnitudes: State, signs: State, masks: Masks) -> State:
-    """|magnitudes| with the signs of `signs`, entry by entry, where there are masks; else `magnitudes` as they are.
+    """Give masked weights of `magnitudes` the signs of `signs`, entry by entry; other tensors do not change.
 
-    Zhou et al. 2019 (arXiv:1905.01067), section 4: the signs at the start matter more than the values.
+    Zhou et al. 2019 (arXiv:1905.01067), section 4: the initial signs matter more than the values.
     """
     return {
         name: value.abs() * signs[name].to(value.device).sign() if name in masks else value

@@ -1,9 +1,9 @@
-"""All that touches Lightning's insides: many networks in one fit, each as if it had a fit of its own.
+"""Everything that touches Lightning's internals: many networks in one fit, each as if it had its own fit.
 
-Read `refusals` (what cannot be right in one fit), `lengths` and `fit` (steps, epochs, loaders), `restart` (everything
-new for the next network: `new_optimizers`, `trainables`, `callback_states`; `watch` and `contents` find out what is
-not), `resume` (a place between two batches, saved whole), `evaluation`, `processes`, `sub_runs` (a TensorBoard folder
-a network), `fast_step` and `memory`. README.md lists what works beside the lottery, and what is refused.
+Read `refusals` (what is not supported), `lengths` and `fit` (steps, epochs, loaders), `restart` (resets everything for
+the next network, by `new_optimizers`, `trainables` and `callback_states`; `watch` and `contents` detect what is not
+reset), `resume` (saves and restores a point between two batches), `evaluation`, `processes`, `sub_runs` (one
+TensorBoard folder per network), `fast_step` and `memory`. README.md lists what is supported and what is refused.
 
-Rule: only this room uses names of Lightning that begin with an underscore.
+Rule: only this package uses Lightning names that begin with an underscore.
 """

@@ -1,4 +1,4 @@
-"""What other callbacks remember: each network finds them new, and after the fit they speak of the last ticket."""
+"""Resets the state of other callbacks for each network, and leaves them in the last ticket's state after the fit."""
 
 import copy
 from typing import Any
@@ -13,10 +13,10 @@ CHECKPOINT = (
 
 
 class CallbackStates:
-    """The states of Lightning's own callbacks that decide what is stopped and what is best.
+    """The states of those Lightning callbacks that decide when to stop and which checkpoint is best.
 
     Args:
-        trainer: at `setup`, where they are new even in a resumed fit.
+        trainer: the Trainer in `setup`, where callbacks are new even in a resumed fit.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -33,7 +33,7 @@ class CallbackStates:
         self.kept: list[dict[str, Any]] | None = None
 
     def restore(self) -> None:
-        """Make them new. A ModelCheckpoint leaves the last network's files, and writes its next under other names."""
+        """Reset the callbacks. A ModelCheckpoint keeps the last network's files and writes the next to new names."""
         for callback, state in self.stoppers:
             callback.load_state_dict(copy.deepcopy(state))
         self._set(self._fresh)
@@ -42,11 +42,11 @@ class CallbackStates:
             spike.last_val = 0.0
 
     def keep(self) -> None:
-        """Note what ModelCheckpoints know of the network that has just been trained, a ticket."""
+        """Save the states of ModelCheckpoints after a ticket has been trained."""
         self.kept = self._look()
 
     def give_back(self) -> None:
-        """Let ModelCheckpoints know the last ticket's best, and not a control's: `trainer.test(ckpt_path="best")`."""
+        """Make `trainer.test(ckpt_path="best")` use the last ticket's best checkpoint, not a control's."""
         if self.kept is not None and len(self.kept) == len(self._checkpoints):
             self._set(self.kept)
 

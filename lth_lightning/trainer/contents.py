@@ -1,4 +1,4 @@
-"""What an object holds, down to numbers and tensors, so that two moments of its life can be compared."""
+"""Lists what an object holds, down to numbers and tensors, so that its states at two times can be compared."""
 
 import functools
 import hashlib
@@ -23,10 +23,10 @@ from torchmetrics import Metric, MetricCollection
 from lth_lightning.pruning.state import fingerprint
 
 Contents = dict[str, str]
-"""What lies at each path (`slow[0]`, `base.defaults['lr']`), in words; a tensor by its hash."""
+"""The value at each path (`slow[0]`, `base.defaults['lr']`), in words; a tensor by its hash."""
 
-MOST = 10_000  # entries of a container that are looked at; of a longer one its length counts too
-# They have a life of their own, or start anew by themselves.
+MOST = 10_000  # entries of a container that are compared; a longer one is compared by its length too
+# Not followed: objects with their own life cycle, or that reset themselves.
 LET_BE = (
     *(ModuleType, type, L.Trainer, L.LightningDataModule, L.Callback, Strategy, Logger, Metric, MetricCollection),
     *(DataLoader, Dataset, LightningOptimizer),
@@ -38,30 +38,30 @@ FOREIGN_ROOTS = (
 
 
 def contents(things: Mapping[str, Any], known: Mapping[int, Any], leave_out: Callable[[Any, str], bool]) -> Contents:
-    """All that can be reached from `things`: attributes, containers, nested objects, and what functions close over.
+    """Return everything reachable from `things`: attributes, containers, nested objects and closures.
 
     Args:
-        things: by the names that paths begin with.
-        known: objects that are somebody else's (parameters, modules), by their `id`.
-        leave_out: whether an attribute, of the object and by the name given, does not count.
+        things: objects by the names that their paths begin with.
+        known: objects not to follow because they are handled elsewhere (parameters, modules), by `id`.
+        leave_out: whether to ignore an attribute, given its owner and its name.
     """
     return dict(_Walk(known, leave_out).leaves(things))
 
 
 def changed(before: Contents, now: Contents) -> list[str]:
-    """The paths at which two contents differ, in order."""
+    """Return the paths at which two contents differ, in order."""
     return [path for path in {**before, **now} if before.get(path) != now.get(path)]
 
 
 def is_torchs_own(optimizer: object) -> bool:
-    """Whether it is an optimizer of torch itself, all of whose state is in its `state_dict`."""
+    """Whether this is one of torch's own optimizers, whose `state_dict` holds all of their state."""
     return type(optimizer).__module__.startswith("torch.optim.")
 
 
 class _Walk:
     def __init__(self, known: Mapping[int, Any], leave_out: Callable[[Any, str], bool]) -> None:
         self._known, self._leave_out = known, leave_out
-        self._seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no `id` comes twice
+        self._seen: dict[int, Any] = {}  # keeps visited objects alive, so that no `id` is reused
 
     def leaves(self, things: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         waiting = [*things.items()][::-1]
@@ -79,7 +79,7 @@ class _Walk:
                 waiting += [(path + name, part) for name, part in reversed(parts)]
 
     def _parts(self, thing: Any) -> tuple[list[tuple[str, Any]], str | None]:
-        """What is inside, and what is to be said of the thing itself."""
+        """Return the parts of `thing`, and words for `thing` itself or None."""
         parts: list[tuple[str, Any]] = []
         words = None
         if isinstance(thing, LET_BE):
@@ -100,14 +100,14 @@ class _Walk:
         return parts, words
 
     def _attributes(self, thing: Any) -> list[tuple[str, Any]]:
-        """Those of an object that is nobody else's, as far as they count."""
+        """Return the attributes to follow: none for `FOREIGN_ROOTS`, except optimizers, schedules and containers."""
         followed = isinstance(thing, Optimizer | LRScheduler | Mapping | SequenceABC)
         if not followed and type(thing).__module__.split(".")[0] in FOREIGN_ROOTS:
             return []
         return [(f".{name}", value) for name, value in attributes(thing) if not self._leave_out(thing, name)]
 
     def _closure(self, function: FunctionType) -> list[tuple[str, Any]]:
-        """What a function closes over; of torch's own functions nothing."""
+        """Return a function's closure variables; none for torch's own functions."""
         if function.__module__ is None or function.__module__.split(".")[0] in FOREIGN_ROOTS:
             return []
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
@@ -115,7 +115,7 @@ class _Walk:
 
 
 def attributes(thing: Any) -> list[tuple[str, Any]]:
-    """An object's own attributes by name, those in `__slots__` too."""
+    """Return an object's own attributes by name, including those in `__slots__`."""
     slots = [name for base in type(thing).__mro__ for name in _slots(base) if hasattr(thing, name)]
     return [*getattr(thing, "__dict__", {}).items(), *((name, getattr(thing, name)) for name in slots)]
 
@@ -127,7 +127,7 @@ def _has_slots(thing: Any) -> bool:
 def _slots(base: type) -> tuple[str, ...]:
     names = vars(base).get("__slots__", ())
     names = (names,) if isinstance(names, str) else tuple(names)
-    return tuple(name for name in names if not name.startswith("__"))  # those would be mangled
+    return tuple(name for name in names if not name.startswith("__"))  # such names are mangled
 
 
 def _is_filled(cell: Any) -> bool:
@@ -147,7 +147,7 @@ def _entries(container: Any) -> list[tuple[str, Any]]:
 
 
 def _hash(value: Any) -> str:
-    """The same in every process, unlike Python's own."""
+    """Return a hash that, unlike Python's own, is the same in every process."""
     return hashlib.sha256(value if isinstance(value, bytes) else repr(value).encode()).hexdigest()[:16]
 
 
@@ -166,17 +166,17 @@ WORDS: tuple[tuple[type | UnionType, Callable[[Any], str]], ...] = (
     (np.random.Generator, lambda thing: f"generator {_hash(thing.bit_generator.state)}"),
     (np.random.RandomState, lambda thing: f"generator {_hash([str(part) for part in thing.get_state()])}"),
 )
-"""How a thing without parts is put in words."""
+"""How to put an object without parts in words, by type."""
 
 
 def _in_words(thing: Any) -> str | None:
-    """What a thing without parts is; None for one with parts, and for one that nothing is known of."""
+    """Describe an object without parts; None for one with parts or of unknown type."""
     for kind, say in WORDS:
         if isinstance(thing, kind):
             return say(thing)
     if hasattr(thing, "__dict__") or isinstance(thing, Mapping | Set | SequenceABC | MethodType) or _has_slots(thing):
         return None
-    words = repr(thing)  # a path, a date, a number of NumPy's, an `itertools.count`
+    words = repr(thing)  # a path, a date, a NumPy number, an `itertools.count`
     return None if " at 0x" in words else words
 
 

@@ -1,4 +1,4 @@
-"""Evaluation inside a fit, of validation and test data, that leaves training as it found it."""
+"""Evaluates validation and test data inside a fit without affecting training."""
 
 import signal
 import threading
@@ -26,22 +26,22 @@ def validate(trainer: L.Trainer) -> None:
 
 
 def just_logged(trainer: L.Trainer) -> dict[str, Tensor]:
-    """What the evaluation that has just ended has logged: `callback_metrics` hold what earlier ones did too."""
+    """Return what the evaluation that just ended has logged; `callback_metrics` also hold earlier values."""
     results = trainer._results
     assert results is not None
     logged: dict[str, Tensor] = {}
     for loader in {result.meta.dataloader_idx for result in results.values()}:
-        results.dataloader_idx = loader  # of several loaders it gives the metrics of one
+        results.dataloader_idx = loader  # `metrics` returns those of one loader
         logged |= results.metrics(on_step=False)["callback"]
     results.dataloader_idx = None
     return logged
 
 
 def guard_validation(trainer: L.Trainer) -> None:
-    """Keep what validation draws (a shuffling loader, say) from changing what training draws next, and let it end
-    before a SIGTERM is heard.
+    """Keep validation's random draws (a shuffling loader, say) from affecting training, and defer SIGTERM until its
+    end.
 
-    Around the loop's `run`, as loaders draw before any hook.
+    This wraps the loop's `run`, as loaders draw before any hook.
     """
     loop = trainer.fit_loop.epoch_loop.val_loop
     run = loop.run
@@ -55,7 +55,7 @@ def guard_validation(trainer: L.Trainer) -> None:
 
 @contextmanager
 def _deferred_sigterm(trainer: L.Trainer) -> Iterator[None]:
-    """Lightning would leave the validation; no checkpoint could be made there, and an epoch be lost."""
+    """Defer SIGTERM: Lightning would abort the validation, where no checkpoint is possible, and lose an epoch."""
     if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,7 +79,7 @@ def unguard_validation(trainer: L.Trainer) -> None:
 
 
 class _KeepingLoop(_EvaluationLoop):
-    """Keeps what it has logged, which Lightning drops at the end of a run."""
+    """An evaluation loop that keeps its logged metrics, which Lightning drops at the end of a run."""
 
     logged: dict[str, Tensor] | None = None
 
@@ -89,21 +89,21 @@ class _KeepingLoop(_EvaluationLoop):
 
 
 class _TestFace:
-    """What `setup("test")` makes of a callback or of the module, shown while the test data are evaluated.
+    """The state of a callback or module after `setup("test")`, swapped in while the test data are evaluated.
 
-    `Trainer.test` calls it before any test hook. Many make there what those hooks need, and many note the stage
-    there. A fit that tests in its midst wants both: what is new stays, what has changed changes back in between, and
-    the layers that train stay those that train.
+    `Trainer.test` calls `setup("test")` before any test hook. Many callbacks and modules create there what those hooks
+    need, and many store the stage. For a test inside a fit, new attributes stay, changed attributes change back
+    between tests, and the trained layers remain the same objects.
     """
 
     def __init__(self, part: L.Callback | L.LightningModule) -> None:
         self._part = part
         self._test: dict[str, Any] | None = None
-        self._made: set[str] = set()  # attributes that there were not before
+        self._made: set[str] = set()  # attributes that did not exist before
 
     @contextmanager
     def shown(self, trainer: L.Trainer) -> Iterator[None]:
-        """For as long as a test takes. A callback is set up for each, as it gathers what it hears of one."""
+        """Swap in the test state for one test. Callbacks are set up for each test, as they collect its results."""
         if self._test is None or isinstance(self._part, L.Callback):
             self._fit = self._set_up(trainer)
         else:
@@ -114,7 +114,7 @@ class _TestFace:
             self._test = self._swap(self._fit)
 
     def _set_up(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Call it; the attributes that it has changed are given back as they were."""
+        """Call `setup("test")` and return the old values of the attributes that it has changed."""
         part, before, registered = self._part, dict(vars(self._part)), _registered(self._part)
         if isinstance(part, L.Callback):
             part.setup(trainer, trainer.lightning_module, "test")
@@ -127,7 +127,7 @@ class _TestFace:
         return {name: value for name, value in kept.items() if vars(part).get(name, _GONE) is not value}
 
     def _swap(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Let the attributes be `values`; what they were is given back."""
+        """Set the attributes to `values` and return their old values."""
         attributes = vars(self._part)
         before = {name: attributes.get(name, _GONE) for name in values}
         attributes.update(values)
@@ -136,30 +136,30 @@ class _TestFace:
         return before
 
 
-_GONE = object()  # in place of an attribute's value: it has become a submodule, say
+_GONE = object()  # stands for a missing attribute, which has become a submodule, say
 
 
 def _registered(part: object) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Copies of what a module has of parameters, buffers and submodules, each with the original."""
+    """Return copies of a module's parameters, buffers and submodules, each with the original."""
     if not isinstance(part, nn.Module):
         return []
     return [(dict(those), those) for those in (part._parameters, part._buffers, part._modules)]
 
 
 class TestLoop:
-    """Runs Lightning's test loop inside a fit, which `Trainer.test` cannot do without destroying its state.
+    """Runs Lightning's test loop inside a fit, where `Trainer.test` would destroy the fit's state.
 
-    The module's `test_step` does the work, so that any LightningModule's test metrics can be had.
+    It calls the module's `test_step`, so the test metrics of any LightningModule are available.
     """
 
-    __test__ = False  # not a test case of pytest's
+    __test__ = False  # not a pytest test case
 
     def __init__(self, trainer: L.Trainer, others: Sequence[L.Callback] = ()) -> None:
         """Call it in `on_fit_start`, when strategy and data source are set.
 
         Args:
-            trainer: whose test loop is meant.
-            others: the callbacks that hear of the tests.
+            trainer: the Trainer, with the test loop.
+            others: the callbacks to call in tests.
 
         Raises:
             SettingError: the module's `setup("test")` adds weights to it.
@@ -176,35 +176,35 @@ class TestLoop:
         parts: list[L.Callback | L.LightningModule] = [*told, module]
         self._faces = [_TestFace(part) for part in parts]
         known = module.state_dict().keys()
-        with self._as_a_test(trainer):  # before training, to fail there if at all
+        with self._as_a_test(trainer):  # now, so that a failure comes before training
             pass
         if new := [name for name in module.state_dict() if name not in known]:
             raise SettingError(
-                f'lottery.evaluate_test: {type(module).__name__}.setup("test") adds {new[0]} to the network, where a '
-                "checkpoint would have it and a resumed fit would not. Make it in `__init__`, or set evaluate_test to "
-                "false."
+                f'lottery.evaluate_test: {type(module).__name__}.setup("test") adds {new[0]} to the network, so a '
+                "checkpoint would have it but a resumed fit would not. Create it in `__init__`, or set evaluate_test "
+                "to false."
             )
-        module.to(trainer.strategy.root_device)  # metrics, say, made by now
-        # Fitting, not testing: loaders are made once and kept. No inference mode: its tensors cannot train.
+        module.to(trainer.strategy.root_device)  # for metrics created in `setup`, say
+        # FITTING, not TESTING, so that loaders are made once and kept. Tensors of inference mode could not train.
         self._loop = _KeepingLoop(trainer, TrainerFn.FITTING, RunningStage.TESTING, verbose=False, inference_mode=False)
         self._loop._data_source = source
 
     def run(self, trainer: L.Trainer) -> dict[str, Tensor] | None:
-        """Evaluate on the test data; gives the metrics, which `trainer.callback_metrics` have afterwards too, or None
-        where there are no such data."""
+        """Evaluate the test data and return the metrics, which are then in `trainer.callback_metrics` too; None
+        without test data."""
         if not self.available:
             return None
         trainer.test_loop = self._loop
         try:
             with self._as_a_test(trainer):
                 self._loop.run()
-            return self._loop.logged  # None if there was no batch
+            return self._loop.logged  # None if the data had no batch
         finally:
             trainer.test_loop = self._outer
 
     @contextmanager
     def _as_a_test(self, trainer: L.Trainer) -> Iterator[None]:
-        """Let trainer, callbacks and module be as in `Trainer.test`."""
+        """Put trainer, callbacks and module in the state of `Trainer.test`."""
         function, stage = trainer.state.fn, trainer.state.stage
         trainer.state.fn, trainer.state.stage = TrainerFn.TESTING, RunningStage.TESTING
         try:

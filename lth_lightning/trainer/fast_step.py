@@ -1,12 +1,12 @@
-"""Lightning's training step, without what nobody hears.
+"""Lightning's training step, skipping hooks that nobody overrides.
 
-Lightning 2.6 offers each hook of a step to each callback, one by one and in a profiler's context, whether or not it
-overrides it, and looks up again and again what does not change within an epoch: some 400 µs a step, a third of what
-the arithmetic of LeNet-300-100 takes. Here are the same hooks in the same order, with the same counters, for those who
-override them. tests/trainer/test_fast_step.py holds the two against each other.
+Lightning 2.6 calls each hook of a step on each callback, one by one and in a profiler's context, even if it is not
+overridden, and repeatedly looks up what does not change within an epoch. This takes some 400 µs per step, a third of
+the arithmetic of LeNet-300-100. The fast step calls the same hooks in the same order, with the same counters, but only
+where they are overridden. tests/trainer/test_fast_step.py compares the two.
 
-The environment's LTH_FAST_STEP=0 turns it off. It is off by itself where Lightning's own source of what stands here is
-not the one it was checked against: a new Lightning makes a step slow, never wrong.
+LTH_FAST_STEP=0 in the environment turns it off. It also turns itself off if Lightning's source differs from the one it
+was checked against: a new Lightning makes a step slow, never wrong.
 """
 
 import functools
@@ -38,9 +38,9 @@ HOOKS = (
     "on_train_batch_end",
 )
 TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-# Parts of a step that a module may take into its own hands; then the step stays Lightning's.
+# Parts of a step that a module may override; then Lightning's own step is used.
 OWN_WAYS = ("optimizer_step", "optimizer_zero_grad", "backward")
-CAPTURE_CHECKS = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")  # new name, and old
+CAPTURE_CHECKS = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")  # new and old name
 
 
 COPIED = (
@@ -53,24 +53,24 @@ COPIED = (
     *(Precision.pre_backward, Precision.backward, Precision.post_backward, L.LightningModule.optimizer_step),
 )
 CHECKED = {"d9aa9e08a946882f930842f393748e13534a51226ac04906c64855fa2bcc5bc5"}  # 2.6.6
-"""SHA-256 of the source of all of `COPIED`, of each Lightning that the fast step was checked against."""
+"""SHA-256 of the source of all of `COPIED`, for each Lightning that the fast step was checked against."""
 
 
 @functools.cache  # parsing it takes 25 ms
 def source_hash(methods: tuple[Callable[..., Any], ...]) -> str:
-    """SHA-256 over the source of methods."""
+    """Return the SHA-256 of the source of methods."""
     return hashlib.sha256("".join(inspect.getsource(method) for method in methods).encode()).hexdigest()
 
 
 def is_own(thing: object, base: type, method: str) -> bool:
-    """Whether `thing` has another method of that name than its base class."""
+    """Whether `thing` overrides its base class's `method`."""
     return getattr(getattr(thing, method), "__func__", None) is not getattr(base, method)
 
 
 def applies(trainer: L.Trainer) -> bool:
-    """Whether a step is the usual one: one device, one optimizer, nothing scaled, profiled or in a module's hands.
+    """Whether the step is a standard one: one device, one optimizer, no scaling, profiling or module override.
 
-    Never where it is switched off, or where Lightning's own step is another than the one it stands for.
+    False if the fast step is switched off, or if Lightning's own step differs from the one it replaces.
     """
     if os.environ.get("LTH_FAST_STEP") == "0" or source_hash(COPIED) not in CHECKED:
         return False
@@ -89,7 +89,7 @@ def applies(trainer: L.Trainer) -> bool:
 
 
 def install(trainer: L.Trainer) -> None:
-    """Make the steps of a fit that has started quick, as far as they can be."""
+    """Speed up the steps of a fit that has started, as far as possible."""
     leave_out_capture_checks(trainer)
     if applies(trainer):
         step, loop = FastStep(trainer), trainer.fit_loop.epoch_loop
@@ -106,8 +106,8 @@ def remove(trainer: L.Trainer) -> None:
 
 
 def leave_out_capture_checks(trainer: L.Trainer) -> None:
-    """Each step asks whether a CUDA graph is being captured. With a CUDA build of torch, and Lightning imported, it
-    looks for the driver's library on disk to find out: 90 µs where there is no GPU. On a CPU nothing is captured."""
+    """Skip each step's check for CUDA graph capture on a CPU, where nothing is captured. With a CUDA build of torch
+    and Lightning imported, it searches the disk for the driver's library: 90 µs without a GPU."""
     if trainer.strategy.root_device.type != "cpu":
         return
     for optimizer in trainer.optimizers:
@@ -121,23 +121,23 @@ def _nothing() -> None:
 
 
 class FastStep:
-    """Stands in for `advance` and `on_advance_end` of Lightning's training loop.
+    """Replaces `advance` and `on_advance_end` of Lightning's training loop.
 
-    Where something rare is due (a restart, accumulated gradients, validation, schedules), Lightning's own are called.
+    If something rare is due (a restart, accumulated gradients, validation, schedules), it calls Lightning's own.
 
     Args:
-        trainer: its fit has started, and `applies` to it.
+        trainer: a Trainer whose fit has started, and for which `applies` is true.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
         loop = trainer.fit_loop.epoch_loop
         self._trainer, self._module, self._loop = trainer, trainer.lightning_module, loop
         self._usual_advance, self._usual_end = loop.advance, loop.on_advance_end
-        self._attributes = self._module.__dict__  # set here without `nn.Module.__setattr__`, which takes 2 µs
+        self._attributes = self._module.__dict__  # avoids `nn.Module.__setattr__`, which takes 2 µs
         self._look()
 
     def _look(self) -> None:
-        """Find out what stays the same for an epoch: who overrides which hook, above all."""
+        """Look up what does not change within an epoch, above all which hooks are overridden."""
         trainer, module = self._trainer, self._module
         self._hooks = {name: self._heard(name) for name in HOOKS}
         holders = [holder for holder in (module, trainer.datamodule) if holder is not None]
@@ -160,7 +160,7 @@ class FastStep:
         return callbacks, getattr(self._module, hook) if is_own(self._module, L.LightningModule, hook) else None
 
     def _call(self, hook: str, *args: Any) -> Any:
-        """Callbacks first, then the module, whose answer counts; `self.log` asks in which hook it is."""
+        """Call a hook of callbacks, then of the module, and return the module's value; `self.log` needs its name."""
         callbacks, own = self._hooks[hook]
         if not callbacks and own is None:
             return None
@@ -174,7 +174,7 @@ class FastStep:
     # ------------------------------------------------------------------------ the loop's methods
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """One batch."""
+        """Train on one batch."""
         trainer, loop, progress = self._trainer, self._loop, self._loop.batch_progress
         if progress.current.ready == 0:
             self._look()
@@ -222,7 +222,7 @@ class FastStep:
                 self._loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        """What follows a batch, as a rule nothing."""
+        """Finish a batch; usually nothing is left to do."""
         if self._something_is_due():
             self._usual_end(data_fetcher)
         else:
@@ -246,7 +246,7 @@ class FastStep:
     # ------------------------------------------------------------------------ in place of `_AutomaticOptimization.run`
 
     def _optimise(self, batch: Any, index: int) -> dict[str, Any]:
-        """Forward, backward and step; what `training_step` gave, its loss detached."""
+        """Run forward, backward and step; return `training_step`'s outputs with the loss detached."""
         arguments = (batch, index) if self._takes_index else (batch,)
         closure = Closure(lambda: self._forward(arguments), self._backward, self._zero_grad)
         progress = self._loop.automatic_optimization.optim_progress.optimizer.step
@@ -261,7 +261,7 @@ class FastStep:
         with self._context():
             outputs = self._module.training_step(*arguments)
         self._attributes["_current_fx_name"] = outer
-        # Lightning divides by 1, which costs a node of the graph.
+        # Lightning divides the loss by 1, which adds a node to the graph.
         return (
             ClosureResult(outputs) if isinstance(outputs, Tensor) else ClosureResult.from_training_step_output(outputs)
         )
@@ -294,5 +294,5 @@ class FastStep:
 
 
 def _is_there(batch: Any, device: torch.device) -> bool:
-    """Whether it is a pair or list of tensors, all on the device."""
+    """Whether the batch is a tuple or list of tensors that are all on the device."""
     return isinstance(batch, tuple | list) and all(type(part) is Tensor and part.device == device for part in batch)

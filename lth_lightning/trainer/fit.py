@@ -1,4 +1,4 @@
-"""A fit as the lottery sees it: how long it is, where it stands, and what its loaders give."""
+"""A fit as the lottery uses it: its length, its progress and its data loaders."""
 
 import itertools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ NEVER = 10**12  # a number of epochs that no fit reaches
 
 
 class FitLength(NamedTuple):
-    """How long the loops of a fit run; -1 is no limit. What people plan by is shown by `lengths.show_round`."""
+    """How long the loops of a fit run; -1 means no limit. `lengths.show_round` sets the length that users see."""
 
     epochs: int | None
     steps: int
@@ -26,16 +26,16 @@ class FitLength(NamedTuple):
 
 
 ENDLESS = FitLength(-1, -1, NEVER)
-"""Who sets this ends the fit; `should_stop` ends an epoch only."""
+"""A length without an end, for a fit that the lottery ends itself; with it, `should_stop` only ends an epoch."""
 
 
 def length(trainer: L.Trainer) -> FitLength:
-    """How long the trainer's fit is."""
+    """Return the length of the trainer's fit."""
     return FitLength(trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.min_epochs)
 
 
 def show_length(trainer: L.Trainer, length: FitLength) -> None:
-    """Let the trainer's loops run so long."""
+    """Set the length of the trainer's loops."""
     trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.min_epochs = length
 
 
@@ -43,8 +43,8 @@ def may_stop(trainer: L.Trainer, length: FitLength) -> bool:
     """Whether the network has been trained for `trainer.min_epochs` and `trainer.min_steps`.
 
     Args:
-        trainer: while a network is trained.
-        length: the fit's as its user set it.
+        trainer: the Trainer, while it trains a network.
+        length: the fit's length as the user set it.
     """
     epochs = trainer.fit_loop.epoch_progress.current.processed
     return epochs >= (length.at_least_epochs or 0) and steps_done(trainer) >= (trainer.min_steps or 0)
@@ -57,13 +57,13 @@ def least_facts(trainer: L.Trainer, length: FitLength) -> dict[str, str]:
 
 
 def has_time_limit(trainer: L.Trainer) -> bool:
-    """Whether there is a `Trainer(max_time=...)`."""
+    """Whether `Trainer(max_time=...)` is set."""
     return any(isinstance(callback, Timer) for callback in trainer.callbacks)
 
 
 def leave_out_validation(trainer: L.Trainer) -> None:
-    """Keep Lightning from validating after this batch only because it is to stop: where it is to go on one day, a
-    learning curve must not have a point there that an uninterrupted one has not. Call it at the batch's end."""
+    """Keep Lightning from validating after this batch only because it is about to stop: a resumed run's learning curve
+    must not have a point that an uninterrupted one lacks. Call it at the end of the batch."""
     loop = trainer.fit_loop.epoch_loop
     trainer.should_stop = False
     loop._skip_next_val = not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
@@ -71,25 +71,25 @@ def leave_out_validation(trainer: L.Trainer) -> None:
 
 
 def out_of_time(trainer: L.Trainer) -> bool:
-    """Whether `Trainer(max_time=...)` has run out: by the clock of process 0, as for Lightning's Timer."""
+    """Whether `Trainer(max_time=...)` has run out, by the clock of process 0 as in Lightning's Timer."""
     left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
     return trainer.strategy.broadcast(any(seconds is not None and seconds <= 0 for seconds in left))
 
 
 def learning_rates(trainer: L.Trainer) -> list[list[float]]:
-    """The learning rate of each group of each optimizer."""
+    """Return the learning rate of each group of each optimizer."""
     return [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
 
 
 def train_loaders(trainer: L.Trainer) -> list[Any]:
-    """The training loaders, as the fit loop holds them."""
+    """Return the training loaders of the fit loop."""
     loader = trainer.fit_loop._combined_loader
     assert loader is not None
     return list(loader.flattened)
 
 
 def loader_facts(trainer: L.Trainer) -> dict[str, str]:
-    """How the training data are divided into steps, over all processes, in words: see `FreshFit.facts`."""
+    """Describe how the training data are divided into steps, over all processes, as in `FreshFit.facts`."""
     sizes = [getattr(loader, "batch_size", None) for loader in train_loaders(trainer)]
     together = [size * trainer.world_size for size in sizes if isinstance(size, int)]
     facts = {
@@ -102,17 +102,17 @@ def loader_facts(trainer: L.Trainer) -> dict[str, str]:
 
 
 def steps_done(trainer: L.Trainer) -> int:
-    """Optimizer steps (manual optimization: batches) since the network started."""
+    """Return the optimizer steps (manual optimization: batches) since the network started."""
     if trainer.lightning_module.automatic_optimization:
         return trainer.global_step
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
 def seed_loaders(trainer: L.Trainer, seed: int, epoch: int) -> None:
-    """Make the order of stock loaders, where it hangs on generators or seeds of their own, a function of `seed` and
-    `epoch`. Without either they draw from the global generators."""
+    """Make the order of stock loaders with their own generators or seeds a function of `seed` and `epoch`. Other
+    loaders draw from the global generators."""
     for i, loader in enumerate(train_loaders(trainer)):
-        _set_sampler_epoch(loader, epoch)  # Lightning has set it before the counters of a new network were
+        _set_sampler_epoch(loader, epoch)  # Lightning set it before a new network's counters were reset
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             sampler.seed = derive_seed(seed, "sampler", i) % 2**31
@@ -121,22 +121,22 @@ def seed_loaders(trainer: L.Trainer, seed: int, epoch: int) -> None:
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                 generator.manual_seed(derive_seed(seed, "loader", i, epoch))
         if getattr(loader, "persistent_workers", False):
-            loader._iterator = None  # workers that live on draw by all that they drew before: new ones start anew
+            loader._iterator = None  # start new workers, as persistent ones depend on all their earlier draws
 
 
 def first_batches(trainer: L.Trainer, count: int) -> list[Any]:
-    """The first batches of a pass of its own over the training data, as `training_step` gets them.
+    """Return the first batches of a separate pass over the training data, as `training_step` receives them.
 
-    Where the loaders stand afterwards is not where they stood: seek or seed them before they are trained with.
+    This moves the loaders; seek or seed them before training.
 
     Raises:
-        SettingError: there are several training loaders, or fewer batches.
+        SettingError: the fit has several training loaders, or fewer batches.
     """
     loaders = train_loaders(trainer)
     if len(loaders) != 1:
         raise SettingError(
-            f"lottery.pruning.criterion: it scores by batches of the training data, and there are {len(loaders)} "
-            "training loaders; give one, or choose a criterion that needs no data."
+            f"lottery.pruning.criterion: it scores by training batches and needs one training loader, got "
+            f"{len(loaders)}. Return one loader, or choose a criterion that needs no data."
         )
     batches = []
     for batch in itertools.islice(iter(loaders[0]), count):
@@ -145,14 +145,14 @@ def first_batches(trainer: L.Trainer, count: int) -> list[Any]:
         batches.append(trainer.strategy.batch_to_device(before_transfer, dataloader_idx=0))
     if len(batches) < count:
         raise SettingError(
-            f"lottery.pruning.criterion.batches: {count}, but an epoch has {len(batches)}; give {len(batches)} at most."
+            f"lottery.pruning.criterion.batches must be at most {len(batches)}, the batches of an epoch; got {count}."
         )
     return batches
 
 
 def renew_iterator(trainer: L.Trainer) -> None:
-    """Have the loaders iterated anew where Lightning does not: its first iterator is made before any hook, so it
-    would draw from the generators as they were before the epoch was seeded."""
+    """Recreate the loaders' iterator if Lightning does not: it makes the first one before any hook, so that one would
+    draw from the generators as they were before the epoch was seeded."""
     fit_loop = trainer.fit_loop
     if trainer.current_epoch == 0 or fit_loop.is_resuming:
         assert fit_loop._data_fetcher is not None
@@ -160,10 +160,10 @@ def renew_iterator(trainer: L.Trainer) -> None:
 
 
 def settle_place(checkpoint: dict[str, Any], *, inside_epoch: bool) -> None:
-    """Edit a checkpoint so that a resumed fit goes on where it was made.
+    """Edit a checkpoint so that a fit resumes at the point where it was saved.
 
-    The loaders' own places go: who resumes brings them to theirs, and with both they would be twice as far. As made
-    in `on_train_epoch_start`, the epoch counts as begun, and Lightning would go on in an epoch of no batches.
+    The loaders' own positions are removed: resuming sets them, and both together would skip twice as far. In a
+    checkpoint from `on_train_epoch_start` the epoch counts as begun, so Lightning would resume in an empty epoch.
     """
     checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
     if inside_epoch:
@@ -174,7 +174,7 @@ def settle_place(checkpoint: dict[str, Any], *, inside_epoch: bool) -> None:
 
 
 class _First(L.Callback):
-    """Called before other callbacks hear that an epoch starts."""
+    """A callback whose `on_train_epoch_start` runs before all others."""
 
     def __init__(self, between_epochs: Callable[[L.Trainer, L.LightningModule], None]) -> None:
         self._between_epochs = between_epochs
@@ -186,22 +186,22 @@ class _First(L.Callback):
 def call_first_and_last(
     trainer: L.Trainer, between_epochs: Callable[[L.Trainer, L.LightningModule], None], *last: L.Callback
 ) -> None:
-    """Call `last` after all other callbacks, and `between_epochs` before them when an epoch starts.
+    """Make `last` run after all other callbacks, and `between_epochs` before them when an epoch starts.
 
-    So the last see what the others did to a batch, and the epoch that the others see is the next network's.
+    Thus `last` see what the others did to a batch, and the others see the next network's epoch.
     """
     kinds: tuple[type[L.Callback], ...] = (_First, *(type(one) for one in last[:-1]))
     others = [one for one in trainer.callbacks if one is not last[-1] and not isinstance(one, kinds)]
-    trainer.callbacks = [_First(between_epochs), *others, *last]  # a new list: Lightning goes through the old one
+    trainer.callbacks = [_First(between_epochs), *others, *last]  # a new list, as Lightning iterates over the old one
 
 
 def call_as_before(trainer: L.Trainer, *kinds: type[L.Callback]) -> None:
-    """Take away what `call_first_and_last` brought: its first callback, and those of these kinds."""
+    """Undo `call_first_and_last`: remove its first callback, and callbacks of the given kinds."""
     trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, (_First, *kinds))]
 
 
 def time_is_up(trainer: L.Trainer) -> bool:
-    """Whether the wish to stop is that of `Trainer(max_time=...)`."""
+    """Whether the request to stop comes from `Trainer(max_time=...)`."""
     return trainer.should_stop and out_of_time(trainer)
 
 
@@ -209,11 +209,11 @@ BETWEEN_STEPS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
     *("on_after_backward", "on_before_optimizer_step", "on_train_epoch_start", "on_validation_end"),
 )
-"""Hooks in which somebody could write to weights between two steps."""
+"""Hooks in which other code could write to weights between two steps."""
 
 
 def others_act_between_steps(trainer: L.Trainer) -> bool:
-    """Whether somebody but Lightning and this package may write to weights between two steps."""
+    """Whether code outside Lightning and this package may write to weights between two steps."""
     return any(
         _is_others(getattr(actor, hook, None))
         for actor in (trainer.lightning_module, *trainer.callbacks)
@@ -222,5 +222,5 @@ def others_act_between_steps(trainer: L.Trainer) -> bool:
 
 
 def _is_others(hook: Any) -> bool:
-    """Also one that is set on an object, as LambdaCallback does."""
+    """Whether a hook is from outside Lightning and this package, even if set on an object (LambdaCallback)."""
     return hook is not None and not hook.__module__.startswith(("lightning.", "lth_lightning."))

@@ -1,4 +1,4 @@
-"""How long a round is, in optimizer steps and in epochs, and a trainer that says so while its loops run on."""
+"""The length of a round in optimizer steps and epochs, and a Trainer that shows it while its loops run on."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from lth_lightning.errors import SettingError
 
 
 class Place(NamedTuple):
-    """Where training stands: in which epoch, after how many of its batches."""
+    """A place in training: the epoch, and the number of its batches that are done."""
 
     epoch: int
     batch: int
@@ -22,23 +22,23 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Epochs:
-    """How optimizer steps fall into epochs.
+    """How optimizer steps are divided into epochs.
 
     Args:
-        batches: batches of an epoch, None for loaders without a length.
-        per_step: batches that make one step, by the first epoch in which they do: `{0: 1, 4: 2}`. Lightning steps
-            on the last batch of an epoch too.
+        batches: batches per epoch, None for loaders without a length.
+        per_step: batches per step, by the first epoch for which this holds: `{0: 1, 4: 2}`. Lightning also steps on
+            the last batch of an epoch.
     """
 
     batches: int | None
     per_step: Mapping[int, int]
 
     def batches_per_step(self, epoch: int) -> int:
-        """Batches that make one step in that epoch."""
+        """Return the batches per step in that epoch."""
         return self.per_step[max(first for first in self.per_step if first <= epoch)]
 
     def steps(self, epochs: int) -> int:
-        """Optimizer steps of the first `epochs` epochs.
+        """Return the optimizer steps of the first `epochs` epochs.
 
         Raises:
             SettingError: the loaders have no length.
@@ -46,7 +46,7 @@ class Epochs:
         return sum(int(min(epochs, end) - first) * size for first, end, size in self._alike() if first < epochs)
 
     def place(self, step: int) -> Place:
-        """Where training stands after `step` steps. Loaders without a length are taken to last for all of them."""
+        """Return the place in training after `step` steps. Loaders without a length are assumed never to end."""
         if self.batches is None:
             return Place(0, step * self.batches_per_step(0))
         for first, end, size in self._alike():
@@ -56,14 +56,14 @@ class Epochs:
         return Place(first + step // size, step % size * self.per_step[first])
 
     def epochs(self, steps: int) -> int | None:
-        """Epochs that so many steps take, the last of them perhaps in part; None where nobody can know."""
+        """Return the number of epochs that `steps` takes, including a partial last one; None if it is unknown."""
         if self.batches is None:
             return None
         epoch, batch = self.place(steps)
         return epoch + bool(batch)
 
     def batches_before(self, step: int) -> int:
-        """Batches of all epochs that `step` steps take."""
+        """Return the batches, over all epochs, that `step` steps take."""
         epoch, batch = self.place(step)
         return epoch * (self.batches or 0) + batch
 
@@ -85,7 +85,7 @@ class Epochs:
         return by_size + (batches == self.batches and bool(batches % size) and batches % frequency == 0)
 
     def _alike(self) -> Iterator[tuple[int, float, int]]:
-        """Epochs of equally many steps, one after the other: the first, the one after the last, steps of each."""
+        """Yield runs of epochs with equal steps: the first epoch, the one after the last, and the steps per epoch."""
         if self.batches is None:
             raise SettingError(
                 "lottery.train_for or lottery.rewind_to is given in epochs, but the training loader has no length to "
@@ -97,7 +97,7 @@ class Epochs:
 
 
 def epochs_of(trainer: L.Trainer) -> Epochs:
-    """How the steps of the fit fall into epochs, with its training data loaded and no epoch cut.
+    """Return how the fit's steps are divided into epochs, with its training data loaded and no epoch shortened.
 
     In manual optimization every batch counts as a step.
     """
@@ -110,42 +110,41 @@ def epochs_of(trainer: L.Trainer) -> Epochs:
 
 
 def check_accumulation(trainer: L.Trainer, expected: int) -> None:
-    """Look whether a batch was accumulated as the lengths of rounds were counted.
+    """Check that gradients are accumulated as assumed when the lengths of rounds were computed.
 
     Raises:
         SettingError: something has set `trainer.accumulate_grad_batches` to another number.
     """
     if trainer.lightning_module.automatic_optimization and trainer.accumulate_grad_batches != expected:
         raise SettingError(
-            f"trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} in epoch {trainer.current_epoch}, "
-            f"where {expected} was expected: a callback or the module has set it in training, and the length of a "
-            "round was counted without that. Use Lightning's GradientAccumulationScheduler, with a number for each "
-            "epoch."
+            f"trainer.accumulate_grad_batches must be {expected} in epoch {trainer.current_epoch}, got "
+            f"{trainer.accumulate_grad_batches}: a callback or the module has changed it in training, after the length "
+            "of a round was computed. Use Lightning's GradientAccumulationScheduler, with a number for each epoch."
         )
 
 
 def check_reloaded(trainer: L.Trainer, expected: Epochs) -> None:
-    """Look whether training data that have just been loaded anew are as many; call it where an epoch is entered.
+    """Check that reloaded training data have as many batches as before; call it when an epoch is entered.
 
     Raises:
-        SettingError: they are not.
+        SettingError: they do not.
     """
     batches = trainer.fit_loop.max_batches
     just_now = trainer.fit_loop._last_train_dl_reload_epoch == trainer.current_epoch
     if trainer.reload_dataloaders_every_n_epochs and just_now and batches != (expected.batches or math.inf):
         raise SettingError(
             f"trainer.reload_dataloaders_every_n_epochs: the training data have {batches} batches in epoch "
-            f"{trainer.current_epoch}, and had {expected.batches} when they were loaded first. Rounds in "
-            "epochs, and rewinding, count epochs of one size: let each reload give as many batches, or give train_for "
-            "in steps and rewind to 0it."
+            f"{trainer.current_epoch}, but had {expected.batches} when first loaded. Rounds in epochs, and rewinding, "
+            "need epochs of equal length. Make each reload return as many batches, or set train_for in steps and "
+            "rewind to 0it."
         )
 
 
 def check_place(trainer: L.Trainer, expected: Place, step: int) -> None:
-    """Look whether the rewind point lies where later rounds will start; call it at the end of its batch.
+    """Check that the rewind point is at the place where later rounds start; call it at the end of its batch.
 
     Raises:
-        SettingError: the epochs before it had other lengths than the first was expected to have.
+        SettingError: the epochs before it did not have the expected length.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     here = Place(trainer.current_epoch, progress.current.ready)
@@ -154,14 +153,14 @@ def check_place(trainer: L.Trainer, expected: Place, step: int) -> None:
     if here != expected:
         raise SettingError(
             f"lottery.rewind_to: step {step} was expected after {expected.batch} batches of epoch {expected.epoch}, "
-            f"and came after {here.batch} batches of epoch {here.epoch}. Epochs must be equally long for rounds to "
+            f"but came after {here.batch} batches of epoch {here.epoch}. Epochs must have equal length for rounds to "
             "start inside one: give loaders a length, use trainer.limit_train_batches in place of "
             "on_train_batch_start's -1, or rewind to 0it."
         )
 
 
 def check_schedules(trainer: L.Trainer, epochs: Epochs, step: int, *, passed: bool) -> None:
-    """Look whether schedules move on from a rewind point as they would have without one.
+    """Check that schedules move on from a rewind point as they would have without one.
 
     Args:
         trainer: with its schedules.
@@ -189,14 +188,14 @@ def check_schedules(trainer: L.Trainer, epochs: Epochs, step: int, *, passed: bo
             )
 
 
-# ------------------------------------------------------------------------ what the trainer says
+# ------------------------------------------------------------------------ the length that the Trainer shows
 
 
 def show_round(trainer: L.Trainer, *, epochs: int | None, steps: int | None) -> None:
-    """Let `max_epochs`, `max_steps` and `estimated_stepping_batches` be those of a round of so many epochs or steps.
+    """Make `max_epochs`, `max_steps` and `estimated_stepping_batches` those of a round of `epochs` or `steps`.
 
-    People plan by them, in `configure_optimizers` and in training. The loops, which would end by them, read numbers
-    of their own. What the other unit needs, the training data, is loaded when it is first asked for, as Lightning's
+    Modules use these numbers, in `configure_optimizers` and in training. The loops, which would end by them, read
+    their own. Converting to the other unit loads the training data on first access, as Lightning's
     `estimated_stepping_batches` does.
     """
 
@@ -227,65 +226,65 @@ def show_fit(trainer: L.Trainer) -> None:
     trainer.fit_loop.__dict__.pop("_iteration_based_training", None)
 
 
-# ------------------------------------------------------------------------ settings that no round can have
+# ------------------------------------------------------------------------ unsupported settings
 
 
 def refuse_rehearsals(trainer: L.Trainer) -> None:
-    """Name settings under which no whole round would be trained, or none like the other.
+    """Refuse settings under which rounds would not be trained whole, or not all alike.
 
     Raises:
-        SettingError: there is one.
+        SettingError: such a setting is used.
     """
     for name in ("fast_dev_run", "barebones"):
         if getattr(trainer, name):
             raise SettingError(
-                f"trainer.{name}: not with a lottery, whose rounds end the fit. For a quick try: "
+                f"trainer.{name} cannot be used with a lottery, whose rounds end the fit. For a quick try, use "
                 'LotteryTicket(rounds=1, train_for="20it").'
             )
     if trainer.limit_train_batches == 0:
-        raise SettingError("trainer.limit_train_batches is 0: a round would train nothing. Give 1.0, or some batches.")
+        raise SettingError("trainer.limit_train_batches must be above 0 to train a round, got 0. Set it to 1.0, say.")
     if trainer._val_check_time_interval is not None:
         raise SettingError(
-            f"trainer.val_check_interval: a time ({trainer._val_check_time_interval:g} s). By the clock each network "
-            "would be evaluated at other steps, and a resumed run at others again. Give a number of batches (100) or "
-            "a fraction of an epoch (0.25)."
+            f"trainer.val_check_interval must not be a time, got {trainer._val_check_time_interval:g} s: each network, "
+            "and a resumed run, would be evaluated at different steps. Set a number of batches (100) or a fraction of "
+            "an epoch (0.25)."
         )
 
 
 def refuse_no_optimizer(trainer: L.Trainer) -> None:
-    """Name a module that gives no optimizer; call it in `on_fit_start`.
+    """Refuse a module without optimizers; call it in `on_fit_start`.
 
     Raises:
-        SettingError: it is so.
+        SettingError: `configure_optimizers` returns no optimizer.
     """
     if all(isinstance(optimizer, _MockOptimizer) for optimizer in trainer.optimizers):
         raise SettingError(
-            f"{type(trainer.lightning_module).__name__}.configure_optimizers gives no optimizer: the lottery could "
+            f"{type(trainer.lightning_module).__name__}.configure_optimizers returns no optimizer, so the lottery can "
             "neither start each network with a new one nor keep pruned weights at 0. Return one, in manual "
             "optimization too."
         )
 
 
 def refuse_overfitting(trainer: L.Trainer, *, shuffles_anew: bool) -> None:
-    """Name `overfit_batches` where loaders would give other batches in each epoch; Lightning knows stock loaders only.
+    """Refuse `overfit_batches` for loaders that reshuffle in each epoch; Lightning handles only stock loaders.
 
     Raises:
-        SettingError: it is so.
+        SettingError: both are the case.
     """
     if trainer.overfit_batches and shuffles_anew:
         raise SettingError(
-            f"trainer.overfit_batches: {trainer.overfit_batches}, but this loader gives other batches in each epoch. "
-            "To overfit, train on few examples: data.train_size."
+            f"trainer.overfit_batches is {trainer.overfit_batches}, but this loader returns other batches in each "
+            "epoch. To overfit, train on few examples: set data.train_size."
         )
 
 
 def refuse_no_data(trainer: L.Trainer) -> None:
-    """Name training data of no batches; call it in `on_fit_end`, for Lightning then ends a fit without a word.
+    """Refuse training data without batches; call it in `on_fit_end`, as Lightning silently ends such a fit.
 
     Raises:
-        SettingError: it is so.
+        SettingError: the training data have no batch.
     """
     if trainer.fit_loop.max_batches == 0:
         raise SettingError(
-            "the training data have no batch (0 images, or fewer than a batch with drop_last): nothing was trained."
+            "nothing was trained: the training data have no batch (0 images, or fewer than a batch with drop_last)."
         )

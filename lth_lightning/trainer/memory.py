@@ -1,4 +1,4 @@
-"""Memory for tensors on the CPU that is kept from step to step, and not given back to the system in between."""
+"""Keeps freed CPU memory in the process from step to step, instead of returning it to the system."""
 
 import ctypes
 import platform
@@ -9,11 +9,11 @@ LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees. It can be no larger for it than it was at its largest.
+    """Make the process keep the memory that it frees; its peak size does not grow.
 
-    By default glibc gives back every tensor above 32 MB as it is freed, and has its pages made anew, zeroed one by
-    one, for the next: 15,000 page faults a step of Conv-2. Without them that step takes three quarters of the time, and
-    an evaluation half. Elsewhere than with glibc nothing happens.
+    By default glibc returns every tensor above 32 MB to the system when freed, and the system zeroes new pages for the
+    next one: 15,000 page faults per step of Conv-2. Without them that step takes three quarters of the time, and an
+    evaluation half. Without glibc this does nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return

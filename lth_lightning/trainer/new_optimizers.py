@@ -1,4 +1,4 @@
-"""Optimizers and schedules as a fit of its own would find them, for each network of a fit."""
+"""New optimizers and schedules for each network, as if it had its own fit."""
 
 import copy
 from collections import OrderedDict
@@ -20,7 +20,7 @@ from lth_lightning.seeding import preserved_generators
 from lth_lightning.trainer import fast_step
 from lth_lightning.trainer.contents import Contents, attributes, changed, contents, is_torchs_own
 
-# What torch itself hangs on optimizers: hooks, names for its profiler, notes for its warnings.
+# What torch itself attaches to optimizers: hooks, profiler names, flags for its warnings.
 TORCHS_NOTES = (
     *("_optimizer_", "_opt_called", "_warned_", "_zero_grad_profile_name", "_patch_step", "_cuda_graph_"),
     *("_accelerator_graph_", "_step_count", "_is_initial", "_get_lr_called_within_step"),
@@ -30,17 +30,17 @@ TORCHS_NOTES = (
 class NewOptimizers:
     """Gives each network new optimizers and schedules.
 
-    Those of torch itself keep all their state in their `state_dict`, so loading the one they began with makes them
-    new. Others may keep weights or counters anywhere (Lookahead's slow weights, float32 masters, averages, an optimizer
-    that they wrap), which were true of the weights that they were made with: they are made anew by
-    `configure_optimizers`, where it gives new ones. Where it gives the same ones again, as the command line's own
-    does, they must be found to be as they were, attribute by attribute, once their `state_dict` is loaded.
+    torch's own optimizers keep all their state in their `state_dict`, so loading the initial one makes them new.
+    Others may keep weights or counters anywhere (Lookahead's slow weights, float32 masters, averages, a wrapped
+    optimizer), which belong to the weights that they were created with. They are recreated by
+    `configure_optimizers` if it returns new objects. If it returns the same objects, as the command line's own does,
+    then after loading their initial `state_dict` every attribute must be as it was at the start.
 
     Args:
-        trainer: at `on_fit_start`, where optimizers are new even in a resumed fit.
+        trainer: the Trainer in `on_fit_start`, where optimizers are new even in a resumed fit.
 
     Raises:
-        SettingError: something steps weights that is not a `torch.optim.Optimizer`.
+        SettingError: an object that is not a `torch.optim.Optimizer` steps weights.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -55,13 +55,13 @@ class NewOptimizers:
         self._steppers = _Steppers(trainer)
 
     def restore(self, trainer: L.Trainer) -> bool:
-        """Make them new, with the weights in place that the network starts from and counters at 0.
+        """Make optimizers and schedules new; call it with the network's starting weights loaded and counters at 0.
 
         Returns:
-            Whether they are other objects than before, so that hooks must be set again.
+            Whether they are new objects, so that hooks must be set again.
 
         Raises:
-            SettingError: they can neither be made anew nor be found to be new.
+            SettingError: they can neither be recreated nor be reset.
         """
         if self._torchs_own:
             self._load(trainer)
@@ -80,11 +80,11 @@ class NewOptimizers:
         return False
 
     def outside(self) -> Contents:
-        """What lies outside of the `state_dict` of optimizers that are not torch's own, so in no checkpoint."""
+        """Return what non-torch optimizers keep outside their `state_dict`, which no checkpoint holds."""
         return {} if self._torchs_own else self._look(self._trainer, saved=False)
 
     def release(self) -> None:
-        """Let go of what the fit put on."""
+        """Remove the step hook."""
         self._steppers.handle.remove()
 
     def _load(self, trainer: L.Trainer) -> None:
@@ -98,9 +98,9 @@ class NewOptimizers:
         strategy = trainer.strategy
         if getattr(strategy, "_model_averager", None) is not None:
             raise SettingError(
-                f"trainer.strategy: {type(strategy).__name__} wraps the optimizers to average models, and "
-                f"{_names(trainer.optimizers)} must be made anew for each network. Use torch.optim's own, or another "
-                "communication hook."
+                f"trainer.strategy: {type(strategy).__name__} wraps the optimizers to average models, but "
+                f"{_names(trainer.optimizers)} must be recreated for each network. Use an optimizer of torch.optim, or "
+                "another communication hook."
             )
         with preserved_generators():
             strategy.setup_optimizers(trainer)
@@ -111,19 +111,19 @@ class NewOptimizers:
         fast_step.leave_out_capture_checks(trainer)
 
     def _refuse_stale(self, trainer: L.Trainer) -> None:
-        """Of optimizers that cannot be made anew."""
+        """Refuse optimizers that cannot be recreated and are not as they were at the start."""
         holds_weights = [path for path, words in self._look(trainer, saved=False).items() if words[:6] == "tensor"]
         stale = changed(self._contents, self._look(trainer)) or (holds_weights if not self._torchs_own else [])
         if stale:
             raise SettingError(
                 f"configure_optimizers: {_names(trainer.optimizers)} keeps {_listed(stale)} from network to network, "
-                "outside of its state_dict, and configure_optimizers gives the same object each time, so that the next "
-                "network would be pulled back to the last. Make optimizers and schedules in configure_optimizers, new "
-                "ones at each call; with the command line, in a LightningModule of your own."
+                "outside its state_dict, and configure_optimizers returns the same object each time, so the last "
+                "network would affect the next. Create new optimizers and schedules at each call of "
+                "configure_optimizers; with the command line, in your own LightningModule."
             )
 
     def _refuse_kept(self, trainer: L.Trainer, old: list[Any]) -> None:
-        """A module that has put an optimizer aside would go on with the last network's."""
+        """Refuse a module that stores an optimizer: it would still use the last network's."""
         for name, module in trainer.lightning_module.named_modules():
             for attribute, value in vars(module).items():
                 values = value if isinstance(value, list | tuple) else [value]
@@ -131,7 +131,7 @@ class NewOptimizers:
                 if any(one is other for one in inner for other in old):
                     raise SettingError(
                         f"{type(module).__name__}: {name + '.' if name else ''}{attribute} keeps an optimizer or "
-                        f"schedule, and {_names(trainer.optimizers)} is made anew for each network. Ask for it by "
+                        f"schedule, but {_names(trainer.optimizers)} is recreated for each network. Call "
                         "self.optimizers() or self.lr_schedulers() where it is needed."
                     )
 
@@ -144,7 +144,7 @@ class NewOptimizers:
 
 
 class _Notes:
-    """Which attributes of an optimizer or schedule do not count."""
+    """Decides which attributes of an optimizer or schedule to ignore."""
 
     def __init__(self, saved: bool) -> None:
         self._saved = saved
@@ -162,7 +162,7 @@ class _Notes:
 
 
 class _Steppers:
-    """Hears each step of each optimizer there is, and refuses one of the module's weights by an unknown one."""
+    """Hooks into each step of every optimizer, and refuses unknown optimizers that step the module's weights."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer = trainer
@@ -181,23 +181,23 @@ class _Steppers:
         owned = any(id(parameter) in weights for group in optimizer.param_groups for parameter in group["params"])
         if owned and not any(optimizer is one for one in nested):
             raise SettingError(
-                f"{type(module).__name__}: {type(optimizer).__name__} steps its weights, and configure_optimizers does "
-                "not return it, so that each network would get it as the last one left it, and no checkpoint holds it. "
-                "Return it from configure_optimizers. One that steps during the backward pass cannot be used."
+                f"{type(module).__name__}: {type(optimizer).__name__} steps its weights, but configure_optimizers does "
+                "not return it, so it is not reset for each network and no checkpoint holds it. Return it from "
+                "configure_optimizers. An optimizer that steps during the backward pass cannot be used."
             )
         self._known[id(optimizer)] = optimizer
 
 
 def _complete(optimizer: Any) -> None:
-    """Give an optimizer that never called `Optimizer.__init__` what that sets: without it no hook of torch's is heard.
+    """Give an optimizer that never called `Optimizer.__init__` the attributes that torch's step hooks need.
 
     Raises:
-        SettingError: it is not an optimizer of torch's kind.
+        SettingError: it is not a `torch.optim.Optimizer`.
     """
     if not isinstance(optimizer, Optimizer):
         raise SettingError(
-            f"configure_optimizers: {type(optimizer).__name__} is not a torch.optim.Optimizer, so nothing can be done "
-            "after its steps, as pruned weights need. Derive it from torch.optim.Optimizer."
+            f"configure_optimizers: {type(optimizer).__name__} is not a torch.optim.Optimizer, so its steps cannot be "
+            "hooked and pruned weights could come back. Derive it from torch.optim.Optimizer."
         )
     if "_optimizer_step_post_hooks" not in vars(optimizer):
         optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
@@ -207,14 +207,14 @@ def _complete(optimizer: Any) -> None:
         def stepped(_: Optimizer, *args: Any, **more: Any) -> Any:
             return step(*args, **more)
 
-        # Of this one only: others of its class, used elsewhere, have no place for hooks.
+        # Only on this instance: others of its class, used elsewhere, lack the hook attributes.
         hooked = Optimizer.profile_hook_step(stepped)
         hooked.hooked = True
         optimizer.step = MethodType(hooked, optimizer)  # type: ignore[method-assign]
 
 
 def _nested(optimizers: Iterable[Any], module: nn.Module) -> list[Optimizer]:
-    """The optimizers and those that they wrap."""
+    """Return the optimizers and those that they wrap."""
     found: list[Optimizer] = []
     waiting = list(optimizers)
     while waiting:

@@ -1,4 +1,4 @@
-"""Several processes that work on one fit: what they must have in common, and how they end together."""
+"""Several processes in one fit: what they exchange, what they must agree on, and how they end together."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from lth_lightning.trainer.fit import train_loaders
 
 
 def gathered(trainer: L.Trainer, value: Any) -> list[Any]:
-    """What each process has for `value`, in the order of ranks; any object that can be pickled."""
+    """Gather each process's `value`, any object that can be pickled, in the order of ranks."""
     values: list[Any] = [value]
     if trainer.world_size > 1:
         values = [None] * trainer.world_size
@@ -31,18 +31,18 @@ def gathered(trainer: L.Trainer, value: Any) -> list[Any]:
 
 
 def joined(trainer: L.Trainer, batches: list[Any]) -> list[Batch]:
-    """Each batch of all processes as one, (inputs, targets), the same on each: in the order of ranks.
+    """Concatenate each batch (inputs, targets) over all processes, in the order of ranks; all get the same result.
 
     Raises:
-        SettingError: a batch is no pair of tensors.
+        SettingError: a batch is not a pair of tensors.
     """
     everyones = [batch for theirs in gathered(trainer, move_data_to_device(batches, "cpu")) for batch in theirs]
     for batch in everyones:
         parts = [type(part).__name__ for part in batch] if isinstance(batch, list | tuple) else []
         if parts != ["Tensor", "Tensor"]:
             raise SettingError(
-                "lottery.pruning.criterion: it scores by batches of two tensors, (inputs, targets); the training "
-                f"data's are {type(batch).__name__} of {', '.join(parts) or 'other things'}. Choose another criterion."
+                "lottery.pruning.criterion: training batches must be two tensors (inputs, targets), got "
+                f"{type(batch).__name__} of {', '.join(parts) or 'other objects'}. Choose another criterion."
             )
     device = trainer.strategy.root_device
     shares = [everyones[i :: len(batches)] for i in range(len(batches))]
@@ -53,49 +53,49 @@ def joined(trainer: L.Trainer, batches: list[Any]) -> list[Batch]:
 
 
 def agree(trainer: L.Trainer, fingerprint: str) -> bool:
-    """Whether all processes have the same SHA-256; all learn it together, so that none is left waiting."""
+    """Whether all processes have the same SHA-256; all get the same result, so that none waits for another."""
     digest = torch.frombuffer(bytearray.fromhex(fingerprint), dtype=torch.uint8).to(trainer.strategy.root_device)
     digests = trainer.strategy.all_gather(digest.to(torch.int64)).reshape(-1, len(digest))
     return bool((digests == digests[0]).all())
 
 
 def compare(trainer: L.Trainer, network: str, **tensors: Mapping[str, torch.Tensor]) -> None:
-    """Make sure that all processes start a network alike: a criterion, a `prunable` or a reset may draw differently.
+    """Check that all processes start a network alike; a criterion, a `prunable` or a reset may draw differently.
 
     Raises:
-        RuntimeError: they do not; it says in what.
+        RuntimeError: they differ; the error says in what.
     """
     for what, ours in tensors.items():
         if trainer.world_size > 1 and not agree(trainer, fingerprint(ours)):
             raise RuntimeError(
                 f"{network}: the processes start with different {what}. "
-                "Criteria, `prunable` and resets must give each process the same."
+                "Criteria, `prunable` and resets must return the same on each process."
             )
 
 
 def share_buffers(trainer: L.Trainer) -> None:
-    """Give every process the first one's buffers: DDP makes running statistics alike only on the way forward."""
+    """Copy the first process's buffers to all, as DDP synchronises running statistics only in the forward pass."""
     if trainer.world_size > 1:
         for buffer in trainer.lightning_module.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
 
 def mean_over_processes(trainer: L.Trainer, values: list[float | None]) -> list[float | None]:
-    """The mean of each value over the processes that know it: other people's modules may log each process's own."""
+    """Return the mean of each value over the processes that have it, as modules may log per-process values."""
     everyones = gathered(trainer, values)
     known = [[value for value in column if value is not None] for column in zip(*everyones, strict=True)]
     return [_mean(column) if column else None for column in known]
 
 
 def _mean(values: list[float]) -> float:
-    return values[0] if len(set(values)) == 1 else sum(values) / len(values)  # exactly itself, also of three
+    return values[0] if len(set(values)) == 1 else sum(values) / len(values)  # equal values give exactly that value
 
 
 def end_on_sigterm(trainer: L.Trainer) -> None:
-    """Let SIGTERM end a process of several at once, and those that it started: the checkpoint is on disk.
+    """With several processes, make SIGTERM end this one and those it started at once; the checkpoint is on disk.
 
-    Lightning 2.6 would broadcast in the signal's handler, in the midst of other collectives, and hang. Call it in
-    `on_train_start`: Lightning's handler is set after `on_fit_start`.
+    Lightning 2.6 would broadcast in the signal handler, in the middle of other collectives, and hang. Call it in
+    `on_train_start`, because Lightning sets its handler after `on_fit_start`.
     """
     if trainer.world_size == 1 or threading.current_thread() is not threading.main_thread():
         return
@@ -106,13 +106,13 @@ def end_on_sigterm(trainer: L.Trainer) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    signal.signal(signal.SIGTERM, end)  # until the fit ends: Lightning puts back what it found
+    signal.signal(signal.SIGTERM, end)  # until the fit ends, when Lightning restores the old handler
 
 
 def draws_of_rank(trainer: L.Trainer) -> list[int]:
-    """What tells this process's draws (dropout) from those of process 0, which draws what a single process would.
+    """Return [rank], to distinguish this process's draws (dropout) from process 0's, which equal a single process's.
 
-    Nothing where processes share out what a sampler of the user's draws, each for itself: they must draw alike.
+    The list is empty for process 0, and if processes divide a custom sampler's draws, which must then be equal.
     """
     shared = any(
         isinstance(getattr(loader, "sampler", None), DistributedSamplerWrapper) for loader in train_loaders(trainer)
@@ -124,26 +124,26 @@ def draws_of_rank(trainer: L.Trainer) -> list[int]:
 
 
 class AtHome(Protocol):
-    """Who stays in the process that called `fit`, while Lightning fits copies of it in processes of its own."""
+    """An object in the process that called `fit`, while Lightning fits copies of it in other processes."""
 
     def receive(self, outcome: dict[str, Any]) -> None:
-        """Take over what the fit came to."""
+        """Take over the outcome of the fit."""
 
 
 _at_home: WeakValueDictionary[str, AtHome] = WeakValueDictionary()
 
 
 def await_home(one: AtHome) -> str:
-    """Its address, which its copies in other processes share."""
+    """Register an object and return its address, which its copies in other processes share."""
     address = uuid.uuid4().hex
     _at_home[address] = one
     return address
 
 
 def bring_home(trainer: L.Trainer, address: str, outcome: Callable[[], dict[str, Any]]) -> None:
-    """At the fit's end, let whoever awaits it at `address` receive the outcome: numbers, text and tensors only.
+    """At the fit's end, send the outcome (numbers, text and tensors only) to the object registered at `address`.
 
-    Lightning brings weights and metrics home, and no callback's results. No hook runs there; unpickling does.
+    Lightning returns weights and metrics, but no callback results. No hook runs in that process; unpickling does.
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _MultiProcessingLauncher):
@@ -157,7 +157,7 @@ def bring_home(trainer: L.Trainer, address: str, outcome: Callable[[], dict[str,
 
 
 class _Delivery:
-    """Unpickled, it is delivered."""
+    """An outcome that is delivered when it is unpickled."""
 
     def __init__(self, address: str, outcome: dict[str, Any]) -> None:
         content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What cannot be right beside a lottery: named before anything is trained, with what to do instead."""
+"""Refuses what cannot work with a lottery, before any training, and says what to do instead."""
 
 import functools
 import sys
@@ -31,54 +31,54 @@ WHOLE = (SingleDeviceStrategy, DDPStrategy)
 
 CALLBACKS: dict[type[L.Callback], str] = {
     StochasticWeightAveraging: (
-        "averages over the whole fit, across rounds, and takes the learning rate from the schedule. Use "
-        "WeightAveraging or EMAWeightAveraging, which begin anew each round."
+        "averages over the whole fit, across rounds, and overrides the schedule's learning rate. Use "
+        "WeightAveraging or EMAWeightAveraging, which restart each round."
     ),
     BaseFinetuning: (
-        "freezes weights and lets them be trained later, but which weights can be pruned is settled when the fit "
-        "starts. Freeze them for good (requires_grad = False), or train all from the start, with a learning rate for "
+        "freezes weights and unfreezes them later, but the prunable weights are fixed when the fit starts. Freeze "
+        "weights for the whole fit (requires_grad = False), or train all from the start, with a learning rate for "
         "each group."
     ),
     ModelPruning: (
-        "puts masks of its own on the weights that the lottery masks. Leave it out: lottery.pruning says what goes."
+        "puts its own masks on the weights that the lottery masks. Leave it out and set lottery.pruning instead."
     ),
     LearningRateFinder: (
-        "trains inside this fit, before the first network. Find the rate first, by a Trainer without the lottery: "
+        "trains inside this fit, before the first network. Find the rate first, with a Trainer without the lottery: "
         "Tuner(L.Trainer()).lr_find(module, datamodule=data); then fit."
     ),
     BatchSizeFinder: (
-        "trains inside this fit, before the first network. Find the size first, by a Trainer without the lottery: "
+        "trains inside this fit, before the first network. Find the size first, with a Trainer without the lottery: "
         "Tuner(L.Trainer()).scale_batch_size(module, datamodule=data); then fit."
     ),
 }
-"""Lightning's callbacks that no lottery can be right with, and why."""
+"""Lightning's callbacks that cannot work with a lottery, with the reason and the fix."""
 
 PACKAGES = {"lightning.pytorch": "lightning", "pytorch_lightning": "pytorch-lightning"}
-"""Two packages of the same code, by the names that they are imported and installed by."""
+"""The two packages of the same code: import name to install name."""
 
 
 def refuse_what_cannot_work(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Name lengths, strategies and callbacks that a lottery cannot be right with, and objects of another Lightning.
+    """Refuse lengths, strategies and callbacks that cannot work with a lottery, and objects of another Lightning.
 
     Raises:
-        SettingError: there is one.
+        SettingError: one of these is used.
     """
     _refuse_other_package(trainer, module)
     _refuse_inference_mode(module)
     if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default
         raise SettingError(
-            f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}: the lottery "
-            "ends the fit itself, after its rounds. Leave both at -1 and set lottery.train_for."
+            f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps {trainer.max_steps}, but the lottery "
+            "itself ends the fit, after its rounds. Leave both at -1 and set lottery.train_for."
         )
     strategy = type(trainer.strategy).__name__
     if isinstance(trainer.strategy, SHARDED):
         raise SettingError(
-            f"trainer.strategy: {strategy} shards parameters: no process holds the whole "
+            f"trainer.strategy: {strategy} shards parameters, so no process holds the whole "
             "weights that masks and rewind points are made of. Use ddp."
         )
     if not isinstance(trainer.strategy, WHOLE):
         raise SettingError(
-            f"trainer.strategy: {strategy} is not known to keep every process's weights whole and alike. Use a single "
+            f"trainer.strategy: {strategy} is not known to keep whole and equal weights on every process. Use a single "
             "device, or ddp."
         )
     _refuse_shared_memory(trainer, module)
@@ -89,10 +89,10 @@ def refuse_what_cannot_work(trainer: L.Trainer, module: L.LightningModule) -> No
 
 
 def refuse_to_share(trainer: L.Trainer, checkpoint: Path, networks: int) -> None:
-    """Name a ModelCheckpoint that would overwrite the lottery's own file, or with one of so many networks another's.
+    """Refuse a ModelCheckpoint that would overwrite the lottery's own file, or one network's files with another's.
 
     Raises:
-        SettingError: there is one.
+        SettingError: such a ModelCheckpoint is used.
     """
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback._enable_version_counter or callback.dirpath is None:
@@ -101,36 +101,36 @@ def refuse_to_share(trainer: L.Trainer, checkpoint: Path, networks: int) -> None
         if checkpoint.stem in names and Path(callback.dirpath).resolve() == checkpoint.parent.resolve():
             raise SettingError(
                 f"trainer.callbacks: ModelCheckpoint would overwrite {checkpoint}, which the lottery resumes from. "
-                "Give it a dirpath of its own."
+                "Give it its own dirpath."
             )
         if networks > 1 and (callback.save_top_k != 0 or callback.save_last):
             raise SettingError(
                 "trainer.callbacks: ModelCheckpoint(enable_version_counter=False) would overwrite one network's files "
-                "with the next one's. Leave it at True, and the files of later networks end in -v1, -v2, …"
+                "with the next one's. Leave it at True; then the files of later networks end in -v1, -v2, …"
             )
 
 
 def _refuse_shared_memory(trainer: L.Trainer, module: nn.Module) -> None:
-    """Lightning gives each spawned process weights of its own, and no process that a fork server starts."""
+    """Refuse weights in shared memory: Lightning copies them for spawned processes, but not for a fork server's."""
     if trainer.world_size == 1 or trainer.strategy.root_device.type != "cpu":
         return
     if shared := [name for name, weight in module.named_parameters() if weight.is_shared()]:
         raise SettingError(
-            f"trainer.strategy: {shared[0]} lies in memory that the {trainer.world_size} processes share, where each "
-            "would take every step. Use ddp, ddp_spawn or ddp_fork, and no share_memory()."
+            f"trainer.strategy: {shared[0]} is in memory shared by the {trainer.world_size} processes, so every step "
+            "would be applied by each of them. Use ddp, ddp_spawn or ddp_fork, and no share_memory()."
         )
 
 
 def _refuse_inference_mode(module: nn.Module) -> None:
     if torch.is_inference_mode_enabled():
         raise SettingError(
-            "Trainer.fit is called inside torch.inference_mode(), where nothing trains. Call it outside."
+            "Trainer.fit is called inside torch.inference_mode(), where nothing can be trained. Call it outside."
         )
     tensors = module.state_dict(keep_vars=True).items()
     if made := [name for name, tensor in tensors if not is_lazy(tensor) and tensor.is_inference()]:
         raise SettingError(
-            f"{type(module).__name__}: {made[0]} was made inside torch.inference_mode() and cannot be trained. Make "
-            "the module outside."
+            f"{type(module).__name__}: {made[0]} was created inside torch.inference_mode() and cannot be trained. "
+            "Create the module outside."
         )
 
 
@@ -138,11 +138,11 @@ def _refuse_inference_mode(module: nn.Module) -> None:
 
 
 def name_mixed_packages() -> None:
-    """Let Trainers say which object is of the other package.
+    """Make Trainers report which object is from the other package.
 
-    They fail before any callback hears of a fit, on what they take for no callback or module at all ("Expected a
-    parent"). Their own check asks where the object's class stands, and not where its base classes do. Call it where
-    a user's script has imported what it needs.
+    Without this they fail before any callback is called, with "Expected a parent", as they do not recognise the object.
+    Their own check looks at the object's class, but not at its base classes. Call it after a user's script has
+    imported what it needs.
     """
     for package in PACKAGES:
         for place in ("model_helpers", "compile"):
@@ -159,12 +159,12 @@ def _refuse_other_package(trainer: L.Trainer, module: L.LightningModule) -> None
 
 
 def _check_package(package: str, part: object) -> None:
-    """Refuse an object of the other package than the Trainer's."""
+    """Refuse an object that is not from the Trainer's package."""
     for other in PACKAGES.keys() - {package}:
         if _is_of(other, part):
             raise SettingError(
-                f"{type(part).__name__} is of the package `{PACKAGES[other]}`, its Trainer of `{PACKAGES[package]}`: "
-                "the same code, but other classes, which do not know each other. Import everything from "
+                f"{type(part).__name__} is from the package `{PACKAGES[other]}`, but its Trainer is from "
+                f"`{PACKAGES[package]}`: the same code with different, incompatible classes. Import everything from "
                 "`lightning.pytorch` and nothing from `pytorch_lightning`."
             )
 

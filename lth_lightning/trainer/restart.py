@@ -1,6 +1,6 @@
-"""One `Trainer.fit`, many networks: every network finds the trainer as a fit of its own would.
+"""One `Trainer.fit`, many networks: resets the Trainer for each network, as if it had its own fit.
 
-Counters are reset that Lightning has no public way to reset; each reset was checked against Lightning 2.6.
+Some counters have no public reset in Lightning; each reset here was checked against Lightning 2.6.
 """
 
 import copy
@@ -25,21 +25,21 @@ from lth_lightning.trainer.lengths import Epochs
 from lth_lightning.trainer.new_optimizers import NewOptimizers
 from lth_lightning.trainer.trainables import Trainables
 
-DECISIVE = (  # attributes of the Trainer that change results
+DECISIVE = (  # Trainer attributes that affect results
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "val_check_interval"),
     *("check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "limit_test_batches"),
 )
 
 
 class FreshFit:
-    """What a fit starts with and training changes: given back at the start of each network.
+    """Captures what a fit starts with and training changes, and restores it at the start of each network.
 
     Counters restart too (`global_step`, `current_epoch`, …), so that warm-ups, epoch-wise schedules, samplers
-    and loggers in other people's modules behave in every round as they do in the first.
+    and loggers in any module behave in every round as they do in the first.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
-        """Copy the states of callbacks. Call it in `setup`: a resumed fit restores them soon after."""
+        """Copy the states of callbacks. Call it in `setup`, before a resumed fit restores them."""
         self._callbacks = CallbackStates(trainer)
         self._averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
         self._optimizers: NewOptimizers | None = None
@@ -50,14 +50,14 @@ class FreshFit:
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
-        even in a resumed fit: the checkpoint's are restored after it.
+        even in a resumed fit, as the checkpoint is restored afterwards.
 
         Args:
-            trainer: its optimizers are made.
-            prunable: gives the weights that may be pruned, as they are at the call.
+            trainer: a Trainer with its optimizers.
+            prunable: returns the prunable weights at the time of the call.
 
         Raises:
-            SettingError: an optimizer whose steps nobody can follow.
+            SettingError: an optimizer's steps cannot be hooked.
         """
         self.is_global_zero = trainer.is_global_zero
         self._optimizers = NewOptimizers(trainer)
@@ -65,15 +65,15 @@ class FreshFit:
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
 
     def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> bool:
-        """Make the trainer new, as if `step` optimizer steps in `batch` batches and `epoch` epochs lay behind it.
+        """Reset the trainer, as if it had done `step` optimizer steps in `batch` batches and `epoch` epochs.
 
-        Call it in `on_train_epoch_start`, with the weights that the network starts from in place.
+        Call it in `on_train_epoch_start`, after loading the weights that the network starts from.
 
         Returns:
-            Whether the optimizers are other objects than before: what hooks into them must do so again.
+            Whether the optimizers are new objects, so that hooks into them must be set again.
 
         Raises:
-            SettingError: optimizers or schedules that keep something of the last network.
+            SettingError: optimizers or schedules keep state from the last network.
         """
         assert self._optimizers is not None and self._trainables is not None
         self._trainables.restore(trainer.lightning_module)
@@ -90,58 +90,58 @@ class FreshFit:
         self._restart_counters(trainer, step, epoch, batch)
         self._reload_loaders(trainer)
         trainer.should_stop = False
-        trainer._logger_connector.reset_metrics()  # no metric of the last network may pass for one of this
+        trainer._logger_connector.reset_metrics()  # so that no metric of the last network is taken for this one's
         return renewed
 
     def check(self, trainer: L.Trainer) -> None:
-        """Stop where training has changed which parameters there are and which are trained.
+        """Check that training has not changed which parameters exist and which are trained.
 
         Raises:
-            SettingError: it has.
+            SettingError: it has changed them.
         """
         assert self._trainables is not None
         self._trainables.check(trainer)
 
     def keep_ticket(self) -> None:
-        """Note what ModelCheckpoints know of the ticket that has just been trained."""
+        """Save the states of ModelCheckpoints for the ticket that has just been trained."""
         self._callbacks.keep()
 
     def end(self, trainer: L.Trainer) -> None:
-        """Leave averages and ModelCheckpoints as the last ticket's, whose weights are in place."""
+        """Leave averages and ModelCheckpoints in the last ticket's state; its weights are loaded already."""
         self.restart_averages(trainer)
         self._callbacks.give_back()
 
     def release(self) -> None:
-        """Let go of what `capture` put on."""
+        """Remove the hooks that `capture` set."""
         if self._optimizers is not None:
             self._optimizers.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit must know."""
+        """Return the state that a resumed fit needs."""
         assert self._optimizers is not None
         return {"checkpoints": self._callbacks.kept, "outside": self._optimizers.outside()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self._callbacks.kept, self._resumed = state["checkpoints"], state["outside"]
 
     def check_resumed(self, trainer: L.Trainer) -> None:
-        """Call it in `on_train_start` of a fit that goes on with a network.
+        """Check that resumed optimizers are complete; call it in `on_train_start` of a fit that resumes a network.
 
         Raises:
-            SettingError: its optimizer is not as it was, as its `state_dict` does not hold all of it.
+            SettingError: an optimizer differs from before, because its `state_dict` does not hold all of its state.
         """
         assert self._optimizers is not None
         if differ := changed(self._resumed, self._optimizers.outside()):
             names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
             raise SettingError(
-                f"ckpt_path: {names} keeps {differ[0]} outside of its state_dict, so the checkpoint does not hold it, "
-                "and the network that was in training cannot be resumed to the same end. Run it anew, or let the "
-                "optimizer's state_dict hold all that it needs."
+                f"ckpt_path: {names} keeps {differ[0]} outside its state_dict, so the checkpoint does not hold it and "
+                "the network in training cannot be resumed to the same result. Start a new run, or make the "
+                "optimizer's state_dict hold all of its state."
             )
 
     def restart_averages(self, trainer: L.Trainer, step: int = 0, epoch: int = 0) -> None:
-        """Let averaged weights (EMA) begin anew, with the weights as they are."""
+        """Restart averaged weights (EMA) from the current weights."""
         for callback in self._averages:
             average = callback._average_model
             assert average is not None
@@ -150,13 +150,13 @@ class FreshFit:
             callback._latest_update_step, callback._latest_update_epoch = step, epoch - 1
 
     def settle_averages(self, trainer: L.Trainer) -> None:
-        """Make averaged weights the network's own: they are what such a training leads to."""
+        """Copy averaged weights into the network, as they are the result of such training."""
         for callback in self._averages:
             callback._copy_average_to_current(trainer.lightning_module)
 
     @contextmanager
     def averaged_weights(self, trainer: L.Trainer) -> Iterator[None]:
-        """The averaged weights in the network's place, as in validation."""
+        """Swap in the averaged weights, as in validation."""
         for callback in self._averages:
             callback._swap_models(trainer.lightning_module)
         try:
@@ -166,13 +166,13 @@ class FreshFit:
                 callback._swap_models(trainer.lightning_module)
 
     def facts(self, trainer: L.Trainer) -> dict[str, str]:
-        """All that decides what a network becomes and that a resumed fit could have changed, in words."""
+        """Return, in words, the settings that affect a network and that a resumed fit could have changed."""
         facts = {f"trainer.{name}": repr(getattr(trainer, name)) for name in DECISIVE}
         facts["trainer.precision"] = str(trainer.precision)
         assert self._optimizers is not None
         for i, optimizer in enumerate(trainer.optimizers):
             facts[f"optimizer {i}"] = type(optimizer).__name__
-            for j, values in enumerate(_settings(optimizer)):  # new still, and not every `state_dict` has them
+            for j, values in enumerate(_settings(optimizer)):  # still new; not every `state_dict` has them
                 facts |= {f"optimizer {i}, group {j}, {name}": repr(value) for name, value in values.items()}
         for i, (config, state) in enumerate(zip(self._optimizers.configs, self._optimizers.schedules, strict=True)):
             facts[f"lr_scheduler {i}"] = f"{type(config.scheduler).__name__} by {config.interval}"
@@ -189,7 +189,7 @@ class FreshFit:
         for tracker in (fit_loop.epoch_progress.total, fit_loop.epoch_progress.current):
             tracker.reset()
             tracker.increment_by(epoch)
-            tracker.ready += 1  # Lightning has counted the epoch that starts now
+            tracker.ready += 1  # Lightning has already counted the epoch that starts now
         for progress in (epoch_loop.batch_progress, epoch_loop.scheduler_progress, epoch_loop.val_loop.batch_progress):
             progress.reset()
         epoch_loop.batch_progress.total.increment_by(batch)
@@ -230,30 +230,30 @@ class FreshFit:
                         group[name] = value
 
     def advance_schedules(self, trainer: L.Trainer, epochs: Epochs, step: int) -> None:
-        """Bring new schedules to where they stand after `step` steps, as Lightning would have moved them.
+        """Advance new schedules to their state after `step` steps, as Lightning would have.
 
         For tickets from files, whose rewind point this fit has not passed itself.
         """
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
                 continue
-            with warnings.catch_warnings():  # torch warns of a schedule that moves before its optimizer: here it must
+            with warnings.catch_warnings():  # torch warns if a schedule steps before its optimizer, as here it must
                 warnings.simplefilter("ignore", UserWarning)
                 for _ in range(epochs.moves(step, config.frequency, by_epoch=config.interval == "epoch")):
                     config.scheduler.step()
 
     def hold_learning_rates(self, trainer: L.Trainer, rates: list[list[float]]) -> None:
-        """Set each optimizer's groups to `rates` and put the schedules to sleep, until `restore`."""
+        """Set each optimizer's groups to `rates` and disable the schedules until `restore`."""
         trainer.strategy.lr_scheduler_configs = []
         for optimizer, groups in zip(trainer.optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, groups, strict=True):
                 group["lr"] = rate
 
     def limit_epoch(self, trainer: L.Trainer, already: int, batches: int) -> None:
-        """Let the epoch that starts now, `already` batches of which are done, end after `batches` at the latest.
+        """Make the epoch that starts now, with `already` batches done, end after at most `batches` more.
 
-        Natively: validation, accumulation and epoch-wise schedules see an epoch of that length. Undone by the
-        next call.
+        This sets Lightning's own limits, so validation, accumulation and epoch-wise schedules see an epoch of that
+        length. The next call undoes it.
         """
         self._lift_limit(trainer)
         fit_loop = trainer.fit_loop
@@ -269,7 +269,7 @@ class FreshFit:
             trainer.val_check_batch = max(1, int(min(batches, trainer.val_check_batch)))
 
     def end_epoch_here(self, trainer: L.Trainer) -> None:
-        """Make the batch that is running the last of its epoch, and validate after it, as Lightning does at a stop."""
+        """Make the current batch the last of its epoch, and validate after it, as Lightning does at a stop."""
         self._note_whole_epoch(trainer)
         trainer.fit_loop.max_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         trainer.val_check_batch = 1
@@ -288,7 +288,7 @@ class FreshFit:
 
 
 def described(thing: object) -> str:
-    """An object in words: its class, and those of its settings that can be told, e.g. `Movement(window=3)`."""
+    """Describe an object in words: its class and its plain settings, e.g. `Movement(window=3)`."""
     plain = {name: value for name, value in vars(thing).items() if name[0] != "_" and _is_plain(value)}
     return f"{type(thing).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
@@ -299,7 +299,7 @@ def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether its `repr` says all there is to it."""
+    """Whether the value's `repr` describes it completely."""
     if isinstance(value, list | tuple):
         return all(_is_plain(entry) for entry in value)
     return value is None or isinstance(value, bool | int | float | str)

@@ -1,10 +1,10 @@
-"""A moment between two batches of an epoch, kept whole, so that a resumed fit goes on as if it had never stopped.
+"""Saves and restores a moment between two batches, so that a resumed fit ends like one that never stopped.
 
-Lightning saves weights, optimizers, schedules, callbacks and its counters, and those as they are in the middle of
-a hook: resumed, it repeats a schedule's step or leaves out a validation. So a moment is taken where nothing of the
-last batch is pending, and holds what Lightning leaves out: the generators, the place in stock DataLoaders,
-the means of what is logged so far, torchmetrics' states, buffers that are not persistent, and gradients that wait for
-their step.
+Lightning saves weights, optimizers, schedules, callbacks and its counters as they are in the middle of a hook, so a
+resumed fit repeats a schedule's step or skips a validation. A moment is therefore captured when nothing of the last
+batch is pending. It also holds what Lightning leaves out: the generators, the place in stock DataLoaders, the running
+means of logged values, torchmetrics' states, non-persistent buffers, and accumulated gradients that have not been used
+yet.
 """
 
 import warnings
@@ -27,9 +27,9 @@ META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph
 
 
 def after_each_batch(trainer: L.Trainer, then: Callable[[], None]) -> None:
-    """Call `then` after each batch and all that it entails: hooks, validation, schedules, logging.
+    """Call `then` after each batch and everything that follows it: hooks, validation, schedules, logging.
 
-    There is no hook so late: in `on_train_batch_end` validation and plateau schedules are still to come.
+    Lightning has no hook this late: validation and plateau schedules come after `on_train_batch_end`.
     """
     loop = trainer.fit_loop.epoch_loop
     finish = loop.on_advance_end
@@ -42,15 +42,15 @@ def after_each_batch(trainer: L.Trainer, then: Callable[[], None]) -> None:
 
 
 def let_go(trainer: L.Trainer) -> None:
-    """Undo `after_each_batch`, and a `go_on` that came to nothing."""
+    """Undo `after_each_batch`, and an unfinished `go_on`."""
     for name in ("on_advance_end", "reset"):
         trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
 
 
 def is_inside_epoch(trainer: L.Trainer) -> bool:
-    """Whether an epoch has begun and more of its batches are to come.
+    """Whether an epoch has begun and has more batches to come.
 
-    Never where a `training_step` draws its batches itself (`dataloader_iter`): there is no telling how many it drew.
+    False if `training_step` draws its own batches (`dataloader_iter`), as the number drawn is unknown.
     """
     if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
         return False
@@ -60,17 +60,17 @@ def is_inside_epoch(trainer: L.Trainer) -> bool:
 
 
 def gradients_wait(trainer: L.Trainer) -> bool:
-    """Whether gradients are accumulated that no step has used yet."""
+    """Whether gradients have been accumulated that no step has used yet."""
     return trainer.fit_loop._should_accumulate()
 
 
 def checkpoint(trainer: L.Trainer) -> dict[str, Any]:
-    """All that Lightning saves of a fit: weights, optimizers, schedules, callbacks, counters."""
+    """Return everything that Lightning saves of a fit: weights, optimizers, schedules, callbacks, counters."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
 def is_between_batches(trainer: L.Trainer) -> bool:
-    """Whether nothing is pending: no batch, no validation, no end of an epoch."""
+    """Whether no batch, validation or end of an epoch is pending."""
     epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
     whole_epoch = epoch.ready == epoch.completed
     training = trainer.state.stage == RunningStage.TRAINING and batch.ready == batch.completed
@@ -78,9 +78,9 @@ def is_between_batches(trainer: L.Trainer) -> bool:
 
 
 def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
-    """The moment as each process has it, in the order of ranks: numbers, text and tensors only.
+    """Return the moment of each process, in the order of ranks, as numbers, text and tensors only.
 
-    Between epochs neither generators nor places matter, as each epoch begins with its own.
+    Between epochs, generators and loader places are not needed, as each epoch sets its own.
     """
     moment: Moment = {
         "inside_epoch": inside_epoch,
@@ -94,15 +94,15 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
 
 
 def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int], None]) -> None:
-    """Go on from the moment; call it in `on_train_start`.
+    """Resume from a moment; call it in `on_train_start`.
 
     Args:
-        trainer: its loops stand as the checkpoint left them.
-        moments: what `capture` gave.
-        enter_epoch: puts the loaders where the epoch stood after so many batches.
+        trainer: a Trainer whose loops have been restored from the checkpoint.
+        moments: the return value of `capture`.
+        enter_epoch: moves the loaders to the epoch's place after the given number of batches.
 
     Raises:
-        SettingError: the epoch was begun by another number of processes.
+        SettingError: another number of processes began the epoch.
     """
     moment = moments[min(trainer.global_rank, len(moments) - 1)]
     device = trainer.strategy.root_device
@@ -116,23 +116,23 @@ def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int]
         return
     if len(moments) != trainer.world_size:
         raise SettingError(
-            f"ckpt_path: the checkpoint was saved inside an epoch, by {len(moments)} processes, and cannot be shared "
-            f"by {trainer.world_size}. Resume with as many (trainer.devices, trainer.num_nodes)."
+            f"ckpt_path: the checkpoint was saved inside an epoch, so resuming needs {len(moments)} processes as "
+            f"before, got {trainer.world_size}. Set trainer.devices and trainer.num_nodes."
         )
     loop = trainer.fit_loop.epoch_loop
 
     def enter() -> None:  # in place of the first `loop.reset`, the last that Lightning does before the first batch
         del loop.__dict__["reset"]
-        with warnings.catch_warnings():  # it doubts stock loaders: `enter_epoch` brings them to their place
+        with warnings.catch_warnings():  # it warns about stock loaders, which `enter_epoch` moves to their place
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before", UserWarning)
             loop.reset()
-        trainer.fit_loop.restarting = False  # or it skips a validation that is due, and a plateau schedule's step
+        trainer.fit_loop.restarting = False  # or it skips a due validation and a plateau schedule's step
         enter_epoch(loop.batch_progress.current.completed)
         _restore_means(trainer, moment["means"])
         parameters = dict(trainer.lightning_module.named_parameters())
         for name, gradient in moment["gradients"].items():
             parameters[name].grad = gradient.to(parameters[name].device)
-        restore_generators(moment["generators"])  # last of all, as everything else may draw
+        restore_generators(moment["generators"])  # last, as everything else may draw
 
     loop.reset = enter  # type: ignore[method-assign]
 
@@ -143,28 +143,28 @@ def skip_batches(trainer: L.Trainer, count: int) -> None:
     assert fetcher is not None
     for _ in range(count):
         next(fetcher)
-    fetcher.fetched = 0  # Lightning adds the batches that are done itself
+    fetcher.fetched = 0  # Lightning itself adds the batches that are done
 
 
 # ------------------------------------------------------------------------ gradients and buffers
 
 
 def _unsaved_buffers(trainer: L.Trainer) -> dict[str, torch.Tensor]:
-    """Buffers that are not persistent, which no `state_dict` holds."""
+    """Return non-persistent buffers, which no `state_dict` holds."""
     module = trainer.lightning_module
     saved = module.state_dict().keys()
     return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
 
 
 def _pending_gradients(trainer: L.Trainer) -> dict[str, torch.Tensor]:
-    """Gradients that the next step will use: accumulated ones; in manual optimization who knows, so all."""
+    """Return the gradients that the next step may use: accumulated ones, or all in manual optimization."""
     module = trainer.lightning_module
     if module.automatic_optimization and not gradients_wait(trainer):
         return {}
     return {name: p.grad.detach().cpu() for name, p in module.named_parameters() if p.grad is not None}
 
 
-# ------------------------------------------------------------------------ what is measured while training
+# ------------------------------------------------------------------------ metrics and logged means
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, Metric]:
@@ -187,7 +187,7 @@ def _restore_metric(metric: Metric, saved: dict[str, Any]) -> None:
 
 
 def _means(trainer: L.Trainer) -> list[dict[str, Any]]:
-    """What `self.log(..., on_epoch=True)` has gathered in this epoch; metric objects keep their states themselves."""
+    """Return the means that `self.log(..., on_epoch=True)` has gathered; metric objects keep their own states."""
     return [
         {
             "key": key,
@@ -212,4 +212,4 @@ def _restore_means(trainer: L.Trainer, means: list[dict[str, Any]]) -> None:
         for name, value in saved["states"].items():
             setattr(result, name, value.to(trainer.strategy.root_device))
         result._update_count = saved["updates"]
-    trainer._logger_connector._first_loop_iter = False  # or the next `self.log` begins its mean anew
+    trainer._logger_connector._first_loop_iter = False  # or the next `self.log` restarts its mean

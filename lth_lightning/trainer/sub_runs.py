@@ -1,4 +1,4 @@
-"""TensorBoard: a sub-run for each trained network, so that the rounds' learning curves lie over one another."""
+"""TensorBoard sub-runs, one for each trained network, so that the rounds' learning curves share one chart."""
 
 import itertools
 import os
@@ -17,11 +17,11 @@ from lth_lightning.trainer import fit
 
 
 class SubRunLogger(TensorBoardLogger):
-    """A TensorBoardLogger that shows sub-runs and nothing else.
+    """A TensorBoardLogger that shows only sub-runs.
 
-    Lightning opens the experiment before there is a network, which would show as an empty run; it logs the epoch
-    beside every metric, which would be the first chart of all; it writes an empty hparams.yaml a sub-run; and it puts
-    what is known after n steps at n - 1, the number of the last batch. Here it stands at n, as in curves/.
+    The stock logger opens the experiment before the first network, which shows as an empty run. It logs the epoch
+    beside every metric, which becomes the first chart. It writes an empty hparams.yaml per sub-run. It logs values
+    after n steps at n - 1, the last batch's number; this logger logs them at n, as in curves/.
     """
 
     _trainer: L.Trainer | None = None  # of the sub-run
@@ -29,7 +29,7 @@ class SubRunLogger(TensorBoardLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer of the sub-run; before there is one, something that swallows all calls."""
+        """The writer of the sub-run; before the first one, a dummy that ignores all calls."""
         return _DummyExperiment() if self._sub_dir is None else super().experiment
 
     @rank_zero_only
@@ -38,32 +38,32 @@ class SubRunLogger(TensorBoardLogger):
         try:
             named = {name: value for name, value in metrics.items() if name != "epoch"}
             super().log_metrics(named, None if step is None else self._steps_done(step))
-        except Exception as error:  # any: TensorBoard's thread fails first, and what it raises here says nothing of it
+        except Exception as error:  # TensorBoard's thread fails first, and any error raised here hides the reason
             if (failure := failure_to_write(error, Path(self.log_dir))) is not None:
                 raise failure from error
             raise
 
     def _steps_done(self, batch: int) -> int:
-        """Of an evaluation, which may come between epochs or between accumulated gradients, the very count."""
+        """Return the exact step in an evaluation, which may fall between accumulated gradients; else `batch` + 1."""
         evaluating = self._trainer is not None and self._trainer.evaluating
         return fit.steps_done(self._trainer) if self._trainer and evaluating else batch + 1
 
     @rank_zero_only
     def save(self) -> None:
-        """Flush; there are no hyperparameters to save."""
+        """Flush the writer, without saving hyperparameters."""
         self.experiment.flush()
 
 
 def loggers_of(trainer: L.Trainer) -> list[TensorBoardLogger]:
-    """The trainer's TensorBoardLoggers."""
+    """Return the trainer's TensorBoardLoggers."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def default_folders(trainer: L.Trainer) -> Iterator[str]:
-    """Where a run may go that was given no folder, in the order of preference.
+    """Yield the default folders for a run, in the order of preference.
 
-    That is the folder which a logger has for this fit alone; otherwise runs/0, runs/1, … below `default_root_dir`. What
-    other loggers call their folder is a store of all runs (MLflow), or the working directory (Weights & Biases).
+    The first choice is a logger's folder for this fit alone, otherwise runs/0, runs/1, … below `default_root_dir`. The
+    folder of other loggers is a store of all runs (MLflow) or the working directory (Weights & Biases).
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger | CSVLogger) and "://" not in str(logger.log_dir):
@@ -74,26 +74,26 @@ def default_folders(trainer: L.Trainer) -> Iterator[str]:
 
 
 def network_writer(trainer: L.Trainer) -> SummaryWriter | None:
-    """The writer of the sub-run of the network in training; None where nothing is to be written."""
+    """Return the writer of the sub-run of the network in training; None if nothing is to be written."""
     loggers = loggers_of(trainer)
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
 def goes_on(trainer: L.Trainer) -> bool:
-    """Whether the sub-run of the network in training was begun by a run that this one resumes."""
+    """Whether the run that is resumed here began the sub-run of the network in training."""
     return any(logger._kwargs.get("purge_step") for logger in loggers_of(trainer))
 
 
 def enter_sub_run(trainer: L.Trainer, name: str, step: int) -> None:
-    """Let every TensorBoardLogger of the trainer write to the sub-run `name` from here on.
+    """Make every TensorBoardLogger of the trainer write to the sub-run `name` from now on.
 
-    Any TensorBoardLogger will do, a project's own too.
+    This works for any TensorBoardLogger, including subclasses.
 
     Args:
         trainer: its loggers are changed in place.
         name: the sub-run's folder, and its name in TensorBoard's legend.
-        step: the step that the network goes on from, 0 where it starts; what a run that was killed has logged of later
-            steps is void.
+        step: the step that the network resumes from, 0 at its start; later points that a killed run has logged are
+            void.
     """
     for logger in loggers_of(trainer):
         _close(logger)
@@ -101,11 +101,11 @@ def enter_sub_run(trainer: L.Trainer, name: str, step: int) -> None:
         logger._kwargs["purge_step"] = step
         if isinstance(logger, SubRunLogger):
             logger._trainer = trainer
-            logger._kwargs["purge_step"] = step + 1 if step else 0  # a point at `step` is of what was done before
+            logger._kwargs["purge_step"] = step + 1 if step else 0  # a point at `step` is from before the resume
 
 
 def leave_sub_run(trainer: L.Trainer) -> None:
-    """Let the loggers write to their own folder again."""
+    """Make the loggers write to their own folders again."""
     for logger in loggers_of(trainer):
         _close(logger)
         logger._sub_dir = None

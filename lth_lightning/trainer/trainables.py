@@ -1,4 +1,4 @@
-"""Which parameters a module has, which of them are trained, and in which groups: settled when a fit starts."""
+"""Trainables: which parameters a module has, which are trained, and in which groups; fixed when a fit starts."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,13 +9,13 @@ from lth_lightning.errors import SettingError
 
 
 class Trainables:
-    """Holds a module to the parameters it had when the fit started.
+    """Checks that a module keeps the parameters that it had when the fit started.
 
-    Which weights are prunable, what a density is of, and what a mask's hooks hang on follow from them.
+    The prunable weights, the densities and the masks' hooks depend on them.
 
     Args:
-        trainer: at `on_fit_start`.
-        prunable: gives the weights that may be pruned, by name, as they are at the call.
+        trainer: the Trainer in `on_fit_start`.
+        prunable: returns the prunable weights, by name, at the time of the call.
     """
 
     def __init__(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
@@ -30,12 +30,12 @@ class Trainables:
         self.note_groups(trainer)
 
     def note_groups(self, trainer: L.Trainer) -> None:
-        """Take the optimizers' parameter groups as they are for those of every network."""
+        """Record the optimizers' current parameter groups as those of every network."""
         self._groups = _groups(trainer)
 
     def restore(self, module: nn.Module) -> None:
-        """Let be trained what was trained at the start, by layers in the mode that they were in, without buffers that
-        training has added."""
+        """Restore which parameters are trained and the mode of each layer, and remove buffers that training has
+        added."""
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(self._trained[name])
         for name, part in module.named_modules():
@@ -45,16 +45,16 @@ class Trainables:
                     del part._buffers[buffer]
 
     def check(self, trainer: L.Trainer) -> None:
-        """Stop where training has changed them.
+        """Check that training has not changed the parameters or their groups.
 
         Raises:
-            SettingError: a parameter is new, gone, another object or of another shape or type; a weight can be pruned
-                that could not be at the start; or an optimizer has other groups.
+            SettingError: a parameter is new, missing, another object, or of another shape or dtype; a weight is
+                prunable that was not at the start; or an optimizer has other groups.
         """
         now = dict(trainer.lightning_module.named_parameters())
         for name in {**self._parameters, **now}:
             if (parameter := now.get(name)) is None:
-                raise self._error(trainer, f"{name} is gone")
+                raise self._error(trainer, f"{name} is missing")
             if name not in self._parameters:
                 raise self._error(trainer, f"{name} is new")
             if parameter is not self._parameters[name]:
@@ -65,15 +65,15 @@ class Trainables:
                 raise self._error(trainer, f"{name} was {dtype} {tuple(shape)} and is {now_is}")
         if any(parameter.requires_grad and not self._trained[name] for name, parameter in now.items()):
             for name in sorted(self._prunable().keys() - self._at_start.keys()):
-                raise self._error(trainer, f"{name} was frozen (requires_grad) and is trained")
+                raise self._error(trainer, f"{name} was frozen (requires_grad) and is now trained")
         if (groups := _groups(trainer)) != self._groups:
             raise self._error(trainer, f"the optimizers' groups had {self._groups} parameters and have {groups}")
 
     def _error(self, trainer: L.Trainer, what: str) -> SettingError:
         return SettingError(
-            f"{type(trainer.lightning_module).__name__}, epoch {trainer.current_epoch}: {what}. Which weights can be "
-            "pruned, and which optimizer trains them, is settled when the fit starts, and each network starts from "
-            "there. Have all that is ever trained in place from the start, trained and in an optimizer's groups."
+            f"{type(trainer.lightning_module).__name__}, epoch {trainer.current_epoch}: {what}. The prunable weights "
+            "and their optimizers are fixed when the fit starts, as each network starts from there. Create every "
+            "parameter before the fit, with requires_grad and in an optimizer's groups."
         )
 
 

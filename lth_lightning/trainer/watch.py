@@ -1,4 +1,4 @@
-"""What a module carries from network to network in attributes of its own, which nobody restores."""
+"""Watch: warns of attributes that a module carries from network to network, as they are not restored."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from lth_lightning.trainer.restart import FreshFit
 
 log = logging.getLogger(__name__)
 
-# What nn.Module and LightningModule keep for themselves; `_hparams` is the user's.
+# Attributes that nn.Module and LightningModule use themselves; `_hparams` is the user's.
 NOT_THE_USERS = {*vars(nn.Module()), *vars(L.LightningModule())} | {
     "_hparams_name",
     "_hparams_initial",
@@ -25,9 +25,9 @@ NOT_THE_USERS = {*vars(nn.Module()), *vars(L.LightningModule())} | {
 
 
 def own_attributes(module: nn.Module) -> Contents:
-    """What a module and its submodules keep in attributes, and their classes in theirs.
+    """Return the contents of the attributes of a module, its submodules and their classes.
 
-    Not what `load_state` restores (parameters, buffers), nor optimizers, which are made new, nor metrics.
+    Parameters and buffers, which `load_state` restores, are left out, as are optimizers, which are new, and metrics.
     """
     things: dict[str, Any] = {}
     known = {id(thing): thing for thing in [*module.parameters(), *module.buffers()]}
@@ -46,25 +46,25 @@ def own_attributes(module: nn.Module) -> Contents:
 
 
 def _holds(value: Any) -> bool:
-    """Whether a class's attribute is data, and not a method, a property or a nested class."""
+    """Whether a class's attribute is data, rather than a method, a property or a nested class."""
     return not callable(value) and not hasattr(value, "__get__")
 
 
 class Watch(L.Callback):
-    """Tells the module of its networks, and the user of what the module carries from one to the next.
+    """Notifies the module of its networks, and warns of state that the module carries from one to the next.
 
-    What a module is at the start of each network is held against what it was at the start of the first. A module may
-    fill a list and empty it itself, before it trains or before it evaluates. So it is looked at just before the first
-    batch of training, of validation and of testing, and only what differs at each of them is told; nor is told what
-    the module sets in an `on_network_start` of its own.
+    The module's attributes at the start of each network are compared with those at the start of the first. A module
+    may fill a list and empty it itself, before training or before evaluation. So the attributes are compared just
+    before the first batch of training, validation and testing, and only what differs at each of them is reported.
+    Attributes that the module's own `on_network_start` sets are not reported.
 
     Args:
-        fresh: is asked, at each epoch's first batch, whether the parameters are those that the fit started with.
+        fresh: checks, at each epoch's first batch, that the parameters are those that the fit started with.
     """
 
     def __init__(self, fresh: FreshFit) -> None:
         self._fresh = fresh
-        self._first: dict[str, Contents] = {}  # of the first network, by the stage
+        self._first: dict[str, Contents] = {}  # of the first network, by stage
         self._told: set[str] = set()
         self._set_by_module: set[str] = set()
         self._start_over()
@@ -74,7 +74,7 @@ class Watch(L.Callback):
         self._differing: set[str] | None = None
 
     def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, network: Any, density: float) -> None:
-        """Let the module hear it, if it can; not where a resumed fit goes on with what the module was."""
+        """Call the module's `on_network_start`, if it has one, unless the network is resumed."""
         self._start_over()
         tell = getattr(module, "on_network_start", None)
         if tell is not None and not trainer.fit_loop.is_resuming:
@@ -83,25 +83,25 @@ class Watch(L.Callback):
             self._set_by_module |= set(changed(before, own_attributes(module)))
 
     def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Any) -> None:
-        """Let the module hear it, if it can."""
+        """Call the module's `on_network_end`, if it has one."""
         if (tell := getattr(module, "on_network_end", None)) is not None:
             tell(row)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """After all that the epoch's start has changed."""
+        """Compare after everything that the epoch's start has changed."""
         if batch_idx == 0 or "train" not in self._looked:
             self._fresh.check(trainer)
             self._look(pl_module, "train")
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """After all that the validation's start has changed."""
+        """Compare after everything that the validation's start has changed."""
         if trainer.state.stage == RunningStage.VALIDATING:  # not in the sanity check
             self._look(pl_module, "validate")
 
     def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """After all that the test's start has changed."""
+        """Compare after everything that the test's start has changed."""
         self._look(pl_module, "test")
 
     def _look(self, module: L.LightningModule, stage: str) -> None:
@@ -117,7 +117,7 @@ class Watch(L.Callback):
         self._differing = differing if self._differing is None else self._differing & differing
         if self._looked >= self._first.keys():
             self._tell(module, self._differing, now)
-        elif stage == "train":  # what an evaluation's start did not find as it was, it does not empty either
+        elif stage == "train":  # what differed at the first evaluations' starts is not reset there either
             evaluations = [self._first[other] for other in self._first if other != stage]
             lasting = {
                 path for path in differing if path in first and all(one.get(path) != first[path] for one in evaluations)
@@ -128,15 +128,14 @@ class Watch(L.Callback):
         first = self._first["train"]
         words: dict[str, str] = {}
         for path in sorted(paths):
-            name = re.split(r"[\[(]", path)[0]  # of a container that may have a thousand entries
+            name = re.split(r"[\[(]", path)[0]  # the container, which may have a thousand entries
             words[name] = f" ({_short(first.get(path))}, now {_short(now.get(path))})" if name == path else ""
         new = [name + said for name, said in words.items() if name not in self._told]
         self._told |= words.keys()
         if new and self._fresh.is_global_zero:
             log.warning(
-                "%s: training has changed %s%s, and nobody sets back what a module keeps in attributes, so that this "
-                "network does not start as the first did. Set it in the module's on_network_start(network, density), "
-                "or register it as a buffer.",
+                "%s: training has changed %s%s. Attributes are not restored, so this network does not start as the "
+                "first did. Set them in the module's on_network_start(network, density), or register them as buffers.",
                 type(module).__name__,
                 ", ".join(new[:5]),
                 f" and {len(new) - 5} more" if len(new) > 5 else "",

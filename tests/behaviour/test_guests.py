@@ -199,7 +199,7 @@ def test_stochastic_weight_averaging_is_refused(tmp_path: Path) -> None:
 def test_strategies_that_shard_parameters_are_refused(tmp_path: Path) -> None:
     trainer = make_trainer()
     trainer._accelerator_connector.strategy = FSDPStrategy()
-    with pytest.raises(SettingError, match="FSDPStrategy shards parameters: no process holds the whole weights"):
+    with pytest.raises(SettingError, match="FSDPStrategy shards parameters, so no process holds the whole weights"):
         LotteryTicket(rounds=1, train_for="1it", run_dir=tmp_path).setup(trainer, mlp(), "fit")
 
 
@@ -323,7 +323,7 @@ def test_data_that_are_no_numbers_are_not_taken_for_training_that_diverges(
 
     monkeypatch.setattr(LossWatch, "start_over", as_chosen)
     where = r"\(entry 0: 2 of 40 examples\)" if at_once else r"\(in its tensors\)"
-    words = f"round 0, ticket, step 3: the training loss is not finite because the batch holds .* {where}"
+    words = f"round 0, ticket, step 3: the training loss is not finite because the batch contains .* {where}"
     with pytest.raises(DataError, match=words):
         fit(ForeignModule(), Broken(), tmp_path / "data", metrics=FOREIGN_METRICS)
     with pytest.raises(DivergedError, match="round 0, ticket, step 3: the training loss"):
@@ -353,9 +353,7 @@ def test_weights_that_are_no_numbers_make_no_ticket(tmp_path: Path) -> None:
             self.manual_backward(super().training_step(batch, batch_idx))
             optimizer.step()
 
-    with pytest.raises(
-        DivergedError, match="round 0, ticket, step 10: body.0.weight holds weights that are not finite"
-    ):
+    with pytest.raises(DivergedError, match="round 0, ticket, step 10: body.0.weight has weights that are not finite"):
         fit(Silent(), ForeignData(), tmp_path, metrics=FOREIGN_METRICS)
     assert not list(tmp_path.glob("tickets/*"))
 
@@ -368,7 +366,7 @@ def test_a_layer_that_loses_its_last_weight_is_told_of(tmp_path: Path, caplog: p
     load_state(frozen, copies(module))
     with caplog.at_level(logging.WARNING, "lth_lightning"):
         run = fit(frozen, digits(), tmp_path, rounds=2, pruning=Pruning(rate=0.5, scope="global"))
-    assert "round 1: pruning has taken the last weight of net.fc2.weight; scope `layerwise` would" in caplog.text
+    assert "round 1: the last weight of net.fc2.weight has been pruned; scope `layerwise` would" in caplog.text
     assert not run.ticket(1).masks["net.fc2.weight"].any()
     assert [row.round for row in run.rows] == [0, 1, 2], "the plan goes on: other layers have weights left"
 

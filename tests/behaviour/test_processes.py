@@ -593,5 +593,5 @@ def test_weights_that_processes_share_are_refused(tmp_path: Path) -> None:
     """As where Lightning starts processes by a fork server: each process would take every step."""
     lottery, module = LotteryTicket(rounds=1, train_for="4it"), mlp().share_memory()
     trainer = make_trainer(callbacks=[lottery], strategy="ddp_fork", devices=2, default_root_dir=tmp_path)
-    with pytest.raises(Exception, match="trainer.strategy: net.*weight lies in memory that the 2 processes share"):
+    with pytest.raises(Exception, match="trainer.strategy: net.*weight is in memory shared by the 2 processes"):
         trainer.fit(module, digits())

@@ -443,7 +443,7 @@ def test_a_run_knows_its_tickets_again(run: Path) -> None:
         folder.check_tickets(hashes)
     folder.check_tickets({0: hashes[0]})
     TICKETS[0].unlink()
-    with pytest.raises(SettingError, match="round_00.safetensors is gone"):
+    with pytest.raises(SettingError, match="round_00.safetensors is missing"):
         folder.check_tickets(hashes)
 
 
@@ -471,7 +471,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_p
 
 def test_a_folder_that_has_vanished_is_not_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "run" / "file"
-    with pytest.raises(WriteError, match=f"cannot write {path}: there is no folder {path.parent}."):
+    with pytest.raises(WriteError, match=f"cannot write {path}: the folder {path.parent} does not exist."):
         replace_file(path, b"")
     (tmp_path / "a file").touch()
     with pytest.raises(WriteError, match="cannot make the folder"):
@@ -485,11 +485,9 @@ def test_a_run_whose_folder_is_removed_ends_and_makes_no_other(
 ) -> None:
     own = [*RUN, "--trainer.callbacks", f"my_callbacks.{callback}"]
     assert main([*own, "--trainer.logger", "false"]) == 2
-    assert capsys.readouterr().err == f"error: cannot write {file}: there is no folder {file.parent}.\n"
+    assert capsys.readouterr().err == f"error: cannot write {file}: the folder {file.parent} does not exist.\n"
     assert main(own) == 2
-    assert (err := capsys.readouterr().err).startswith(
-        "error: cannot write run/"
-    ) and ": there is no folder run/" in err
+    assert (err := capsys.readouterr().err).startswith("error: cannot write run/") and ": the folder run/" in err
     assert not Path("run").exists()
 
 

@@ -458,7 +458,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], st
         {},
         r"lr_scheduler 0, step_size was 2, is 3\.",
     ),
-    "no schedule": (changed(lr_scheduler=None), digits, {}, "lr_scheduler 0 was StepLR by epoch, is not there"),
+    "no schedule": (changed(lr_scheduler=None), digits, {}, "lr_scheduler 0 was StepLR by epoch, is not set"),
     "batch size": (resnet, lambda: digits(batch_size=41), {}, r"x processes\) was \[40\], is \[41\]\."),
     "data": (resnet, lambda: digits(train_size=300), {}, r"batches an epoch was 7, is 8\."),
     "clipping": (resnet, digits, {"trainer": {"gradient_clip_val": 1.0}}, r"gradient_clip_val was None, is 1.0"),
@@ -467,7 +467,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], st
         resnet,
         digits,
         {"callbacks": (EarlyStopping("val_loss"),)},
-        "EarlyStopping, monitor was not there",
+        "EarlyStopping, monitor was not set",
     ),
 }
 

@@ -173,16 +173,22 @@ def _rows(run: Path) -> list[dict[str, str]]:
 NETWORKS = "choose from Conv2, Conv4, Conv6, LeNet300, LeNet5, MLP, ResNet, VGG."
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     # numbers and lengths
-    "rate of 1": ([*FIT, "--lottery.pruning.rate", "1"], ["pruning.rate: 1.0", "[0, 1)"]),
-    "negative rate": ([*FIT, "--lottery.pruning.rate=-0.2"], ["pruning.rate: -0.2", "[0, 1)"]),
-    "rate by glob": ([*FIT, "--lottery.pruning.rates", '{"*": 1.5}'], ["pruning.rates['*']: 1.5", "[0, 1)"]),
-    "negative rounds": ([*FIT, "--lottery.rounds=-1"], ["lottery.rounds: -1 is negative"]),
-    "length without unit": ([*FIT, "--lottery.train_for", "10"], ["lottery.train_for: '10'", "500it", "2ep"]),
-    "length in words": ([*FIT, "--lottery.train_for", "3 epochs"], ["lottery.train_for: '3 epochs'", "500it", "2ep"]),
+    "rate of 1": ([*FIT, "--lottery.pruning.rate", "1"], ["pruning.rate must be in [0, 1), got 1.0"]),
+    "negative rate": ([*FIT, "--lottery.pruning.rate=-0.2"], ["pruning.rate must be in [0, 1), got -0.2"]),
+    "rate by glob": (
+        [*FIT, "--lottery.pruning.rates", '{"*": 1.5}'],
+        ["pruning.rates['*'] must be in [0, 1), got 1.5"],
+    ),
+    "negative rounds": ([*FIT, "--lottery.rounds=-1"], ["lottery.rounds must be at least 0", "got -1"]),
+    "length without unit": (
+        [*FIT, "--lottery.train_for", "10"],
+        ["lottery.train_for must", "got '10'", "500it", "2ep"],
+    ),
+    "length in words": ([*FIT, "--lottery.train_for", "3 epochs"], ["lottery.train_for must", "got '3 epochs'", "2ep"]),
     "no length": ([*FIT, "--lottery.train_for", "0it"], ["lottery.train_for"]),
-    "late rewind, same unit": ([*FIT, "--lottery.rewind_to", "20it"], ["lottery.rewind_to: 20it", "20it"]),
+    "late rewind, same unit": ([*FIT, "--lottery.rewind_to", "20it"], ["lottery.rewind_to must", "got 20it"]),
     "late rewind, other unit": ([*FIT, "--lottery.rewind_to", "1ep"], ["lottery.rewind_to", "step 22", "20 steps"]),
-    "late rewind, percent": ([*FIT, "--lottery.rewind_to", "100%"], ["lottery.rewind_to: 100%"]),
+    "late rewind, percent": ([*FIT, "--lottery.rewind_to", "100%"], ["lottery.rewind_to must", "got 100%"]),
     "seed": ([*FIT, "--seed_everything=-4"], ["seed_everything: -4", "from 0 to"]),
     # what to prune
     "glob": (
@@ -190,7 +196,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["pruning.rates: '*.outptu.weight'", "net.fc1.weight, net.fc2.weight, net.output.weight"],
     ),
     "nothing left": ([*FIT, "--lottery.rounds", "60"], ["nothing left to prune in round", "Set lottery.rounds to"]),
-    "rate of 0": ([*FIT, "--lottery.pruning.rate", "0"], ["nothing to prune", "lottery.pruning.rate is 0.0"]),
+    "rate of 0": ([*FIT, "--lottery.pruning.rate", "0"], ["nothing to prune", "lottery.pruning.rate 0.0"]),
     # names
     "control": (
         [*FIT, "--lottery.controls", "[random_reint]"],
@@ -360,10 +366,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "run_dir below a file": ([*FIT, "--run_dir", "file/run"], ["run_dir: cannot make the folder file/run"]),
     "run_dir is a file": ([*FIT, "--run_dir", "file"], ["run_dir: cannot make the folder file"]),
     # tickets
-    "no such ticket": ([*FROM_FILES, "nope.safetensors"], ["nope.safetensors: there is no such ticket"]),
+    "no such ticket": ([*FROM_FILES, "nope.safetensors"], ["the ticket nope.safetensors does not exist"]),
     "no tickets in a folder": (
         [*FROM_FILES, "empty"],
-        ["lottery.tickets", "no ticket (*.safetensors) in the folder empty"],
+        ["lottery.tickets", "the folder empty contains no ticket (*.safetensors)"],
     ),
     "no ticket": ([*FROM_FILES, "junk.safetensors"], ["junk.safetensors is not a ticket"]),
     "foreign ticket": ([*FROM_FILES, "foreign.safetensors"], ["foreign.safetensors", "not a ticket"]),
@@ -403,7 +409,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["test", *QUICKSTART[1:], "--ckpt_path", "last"],
         ["ckpt_path: there is no run in runs/quickstart yet"],
     ),
-    "test, no such ticket": (["test", *OF_RUN, "nope.safetensors"], ["nope.safetensors: there is no such ticket"]),
+    "test, no such ticket": (["test", *OF_RUN, "nope.safetensors"], ["the ticket nope.safetensors does not exist"]),
     "test, no ticket": (["test", *OF_RUN, "junk.safetensors"], ["junk.safetensors is not a ticket"]),
     "test, truncated ticket": (
         ["test", *OF_RUN, "truncated.safetensors"],

@@ -353,17 +353,17 @@ REFUSED: dict[str, tuple[Build, str]] = {
     "padding row": (padding_row, r"net.weight"),
     "tied": (tied, r"net.0.weight \(spread"),
     "zero B of LoRA": (lambda: LoRA(nn.Linear(20, 20)), r"net.b.weight \(all 0 at the start, spread"),
-    "trained": (trained, r"net.1.weight .* drawn anew\).*trained before do not tell"),
-    "random token": (lambda: Tokens(16, std=0.02), r"nothing says how to draw net.token anew"),
+    "trained": (trained, r"net.1.weight .* drawn anew\).*pretrained weights do not show"),
+    "random token": (lambda: Tokens(16, std=0.02), r"no layer has a method to draw net.token anew"),
     "logit scale": (
         lambda: Tokens(16, temperature=math.log(1 / 0.07)),
-        r"nothing says how to draw net.temperature anew",
+        r"no layer has a method to draw net.temperature anew",
     ),
-    "parameter list": (lambda: nn.ParameterList([torch.randn(3, 3)]), r"nothing says how to draw net.0 anew"),
+    "parameter list": (lambda: nn.ParameterList([torch.randn(3, 3)]), r"no layer has a method to draw net.0 anew"),
     "spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(8, 8)), r"net \(ParametrizedLinear\).*computed"),
     "orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(8, 8)), r"net \(ParametrizedLinear\).*computed"),
-    "loaded": (Loaded, r"has the same net.body.weight each time \(pretrained"),
-    "unseeded": (Unseeded, r"two draws under the same seed differ in net.body.weight"),
+    "loaded": (Loaded, r"always has the same net.body.weight \(it loads pretrained"),
+    "unseeded": (Unseeded, r"two draws with the same seed differ in net.body.weight"),
     "torchvision, other arguments": (
         lambda: torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10),
         r"net.conv1.weight \(spread 0.02\d+ at the start, spread 0.04\d+ drawn anew\)",
@@ -542,18 +542,18 @@ def lazy_layers() -> nn.Module:
 THE_ONE = two_layers()
 
 UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
-    "shape": (lambda: two_layers(30), r"another shape.*net.0.weight \(there \(30, 20\) torch.float32, here \(20, 20\)"),
-    "type": (lambda: two_layers(dtype=torch.cfloat), r"shape or type.*there \(20, 20\) torch.complex64"),
+    "shape": (lambda: two_layers(30), r"other shapes.*net.0.weight \(there \(30, 20\) torch.float32, here \(20, 20\)"),
+    "type": (lambda: two_layers(dtype=torch.cfloat), r"other shapes or dtypes.*there \(20, 20\) torch.complex64"),
     "names": (
         lambda: sequence(nn.Linear(20, 20)),
         r"names of the Sequential .*not those of Holder.*net.1.weight \(miss",
     ),
     "more names": (lambda: sequence(*two_layers(), nn.Linear(3, 3)), r"2.weight \(only there\)"),
-    "no module": (lambda: 3, r"reinit: it gave int, and must give a module"),
-    "state": (lambda: two_layers().state_dict(), r"reinit: it gave OrderedDict"),
+    "no module": (lambda: 3, r"reinit must return a module, got int"),
+    "state": (lambda: two_layers().state_dict(), r"reinit must return a module, got OrderedDict"),
     "lazy": (lazy_layers, r"lazy layers; pass a batch"),
-    "the same each time": (lambda: THE_ONE, r"has the same net.0.weight, net.1.weight each time"),
-    "unseeded": (lambda: Holder(sequence(Unseeded().body, nn.Linear(20, 3))), r"two draws under the same seed differ"),
+    "the same each time": (lambda: THE_ONE, r"always has the same net.0.weight, net.1.weight"),
+    "unseeded": (lambda: Holder(sequence(Unseeded().body, nn.Linear(20, 3))), r"two draws with the same seed differ"),
 }
 
 
@@ -570,7 +570,7 @@ def test_a_reinit_that_leaves_out_what_is_trained_is_refused() -> None:
 
 def test_a_reinit_that_hands_out_the_module_itself_changes_nothing() -> None:
     module = Holder(two_layers())
-    with pytest.raises(SettingError, match="has the same net.0.weight"):
+    with pytest.raises(SettingError, match="always has the same net.0.weight"):
         drawn(module, lambda: module)
 
 
@@ -742,7 +742,7 @@ def test_what_cannot_be_drawn_is_refused_before_training_and_only_where_it_is_as
     fit(foreign(), digits(), tmp_path / "asked", rounds=1, controls=["random_mask"])
     trained = mlp()
     fit(trained, digits(), tmp_path / "first", rounds=1)
-    with pytest.raises(SettingError, match=r"trained before do not tell how they were drawn.*reinit="):
+    with pytest.raises(SettingError, match=r"pretrained weights do not show how they were drawn.*reinit="):
         fit(trained, digits(), tmp_path / "second", rounds=1, controls=CONTROLS)
     fit(trained, digits(), tmp_path / "second", rounds=1, controls=CONTROLS, reinit=mlp)
 

@@ -160,17 +160,17 @@ def test_a_residual_block_without_its_residual_is_its_shortcut() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ResNet(depth=21), r"6n \+ 2; got 21, nearest: 20 and 26"),
-        (lambda: ResNet(depth=2), r"got 2, nearest: 8\."),
-        (lambda: ResNet(width=0), "width is 1 or more; got 0"),
-        (lambda: VGG(depth=18), "one of 11, 13, 16, 19; got 18"),
-        (lambda: VGG(input_shape=DIGITS), "at least 16 x 16 pixels; these are 8 x 8"),
-        (lambda: LeNet5(input_shape=(1, 28, 11)), "at least 12 x 12 pixels; these are 28 x 11"),
+        (lambda: ResNet(depth=21), r"6n \+ 2, got 21; nearest 20 and 26"),
+        (lambda: ResNet(depth=2), r"got 2; nearest 8\."),
+        (lambda: ResNet(width=0), "width must be at least 1, got 0"),
+        (lambda: VGG(depth=18), "one of 11, 13, 16, 19, got 18"),
+        (lambda: VGG(input_shape=DIGITS), "at least 16 x 16 pixels, got 8 x 8"),
+        (lambda: LeNet5(input_shape=(1, 28, 11)), "at least 12 x 12 pixels, got 28 x 11"),
         (lambda: Conv6(input_shape=(3, 7, 7)), "Conv6 needs images of at least 8 x 8"),
-        (lambda: MLP([30, 0]), r"widths of 1 or more; got \[30, 0\]"),
-        (lambda: MLP(input_shape=(28, 28)), r"input_shape is \(channels, height, width\)"),  # type: ignore[arg-type]
-        (lambda: MLP(input_shape=(0, 28, 28)), r"each 1 or more; got \(0, 28, 28\)"),
-        (lambda: MLP(num_classes=1), "num_classes is 2 or more; got 1"),
+        (lambda: MLP([30, 0]), r"each width in hidden must be at least 1, got \[30, 0\]"),
+        (lambda: MLP(input_shape=(28, 28)), r"must be \(channels, height, width\)"),  # type: ignore[arg-type]
+        (lambda: MLP(input_shape=(0, 28, 28)), r"each at least 1, got \(0, 28, 28\)"),
+        (lambda: MLP(num_classes=1), "num_classes must be at least 2, got 1"),
         (lambda: initialise(MLP(), "glorot"), "model.init: 'glorot' is unknown.*mean 'glorot_normal'"),
     ],
 )
@@ -286,7 +286,7 @@ def test_initialise_prefers_its_scheme_to_a_modules_own_way_with_linear_layers()
     assert not scaled.linear.bias.any()
 
 
-RAW = r"^1 \(Scaled\) holds scale, and nothing says how to draw it anew.*init: null.*reinit="
+RAW = r"^1 \(Scaled\) holds scale, but has no method to draw it anew.*init: null.*reinit="
 COMPUTED = r"^1 \(.*weight is computed from other parameters.*reinit="
 
 

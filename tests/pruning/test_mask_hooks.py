@@ -203,7 +203,7 @@ def test_weights_that_a_network_loads_are_masked_before_they_are_used(where: str
 
 def test_parameters_that_are_replaced_are_refused_by_name() -> None:
     case = Case()
-    with pytest.raises(RevivedError, match=r"load_state_dict\(assign=True\) has put another Parameter"):
+    with pytest.raises(RevivedError, match=r"load_state_dict\(assign=True\) has replaced a pruned Parameter"):
         case.net.load_state_dict(copy.deepcopy(case.net.state_dict()), assign=True)
     case = Case()
     case.net[4].weight = nn.Parameter(torch.ones(5, 64))

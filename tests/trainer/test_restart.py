@@ -365,7 +365,7 @@ def test_an_optimizer_that_the_module_puts_aside_is_refused(tmp_path: Path) -> N
         def on_fit_start(self) -> None:
             self.mine = [self.optimizers()]
 
-    with pytest.raises(SettingError, match=r"Aside: mine keeps an optimizer or schedule, and Lion is made anew"):
+    with pytest.raises(SettingError, match=r"Aside: mine keeps an optimizer or schedule, but Lion is recreated"):
         run_of(lambda: Aside(OPTIMIZERS["lion"]), tmp_path)
 
 
@@ -378,7 +378,7 @@ def test_an_optimizer_that_is_not_returned_is_refused_at_its_first_step(tmp_path
             for p, optimizer in self.inner.items():
                 p.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
 
-    with pytest.raises(SettingError, match=r"During: SGD steps its weights, and configure_optimizers does not return"):
+    with pytest.raises(SettingError, match=r"During: SGD steps its weights, but configure_optimizers does not return"):
         run_of(During, tmp_path)
 
 
@@ -406,7 +406,7 @@ def test_what_a_checkpoint_does_not_hold_of_an_optimizer_is_found_out_at_the_res
             return run_of(lambda: Module(OPTIMIZERS[name]), folder, ckpt_path=last, **settings)
 
         if (name, cut_at) == ("lookahead", 37):
-            with pytest.raises(SettingError, match="ckpt_path: Lookahead keeps .* outside of its state_dict"):
+            with pytest.raises(SettingError, match="ckpt_path: Lookahead keeps .* outside its state_dict"):
                 resume()
         else:  # at a network's start Lookahead has nothing of its own yet
             assert_same(resume().ticket(1).trained, whole.ticket(1).trained)
@@ -564,7 +564,7 @@ def test_a_second_fit_on_a_ticket_is_told_so(tmp_path: Path, caplog: pytest.LogC
     module = Module()
     assert heard(caplog, lambda: module, tmp_path / "first") == []
     (told,) = heard(caplog, lambda: module, tmp_path / "second")
-    assert "round 0 does not start from a new network: 35.9 % of the module's prunable weights are 0 already" in told
+    assert "round 0 does not start from a new network: 35.9 % of the module's prunable weights are already 0" in told
 
 
 # ------------------------------------------------------------------------ buffers and parameters
@@ -610,7 +610,7 @@ def test_buffers_start_as_at_the_rewind_point_whatever_became_of_them(tmp_path: 
 
 CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "appears": (lambda m: setattr(m, "extra", nn.Parameter(torch.ones(1))), "extra is new"),
-    "goes": (lambda m: m.net[3].register_parameter("bias", None), "net.3.bias is gone"),
+    "goes": (lambda m: m.net[3].register_parameter("bias", None), "net.3.bias is missing"),
     "is replaced": (
         lambda m: setattr(m.net[1], "weight", nn.Parameter(m.net[1].weight.detach().clone())),
         "net.1.weight is another object",
@@ -621,7 +621,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "is unfrozen": (
         lambda m: m.net[1].requires_grad_(True),
-        r"net.1.weight was frozen \(requires_grad\) and is trained",
+        r"net.1.weight was frozen \(requires_grad\) and is now trained",
     ),
     "joins a group": (
         lambda m: m.optimizers().optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
@@ -731,7 +731,7 @@ def test_a_loss_that_is_high_again_is_not_a_spike(tmp_path: Path) -> None:
 
 
 def test_finetuning_callbacks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="BackboneFinetuning freezes weights and lets them be trained later"):
+    with pytest.raises(SettingError, match="BackboneFinetuning freezes weights and unfreezes them later"):
         run_of(Module, tmp_path, callbacks=(BackboneFinetuning(),))
 
 
