@@ -348,7 +348,7 @@ def test_settings_that_may_differ_are_settings_that_there_are(run: Path) -> None
 @pytest.mark.parametrize("stored", [None, {}, {"SaveRunConfig": 3}, {"SaveRunConfig": {"settings": "[]"}}, [1]])
 def test_a_checkpoint_that_does_not_say_by_which_settings_is_refused(stored: Any, run: Path, refused: Refused) -> None:
     _change_checkpoint(lambda checkpoint: checkpoint.update(callbacks=stored))
-    assert "the checkpoint does not say with which settings the run began" in refused(LAST)
+    assert "the checkpoint does not record the settings that the run began with" in refused(LAST)
 
 
 # ------------------------------------------------------------------------------------- checkpoints that are no good

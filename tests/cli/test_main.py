@@ -429,7 +429,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "unknown command": (["fti"], ["command: 'fti'", "fit, predict, report, test, validate", "'fit'?"]),
     "no command": ([], ["the command comes first: python train.py fit|"]),
     "command last": (["--config", "run/config.yaml", "fit"], ["the command comes first: python train.py fit|"]),
-    "report on nothing": (["report", "empty"], ["report: empty is no run folder"]),
+    "report on nothing": (["report", "empty"], ["report: empty is not a run folder"]),
     # the Trainer's settings
     "max_epochs": ([*FIT, "--trainer.max_epochs", "5"], ["trainer.max_epochs is 5", "lottery.train_for"]),
     "fast_dev_run": ([*FIT, "--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "--lottery.train_for 20it"]),
