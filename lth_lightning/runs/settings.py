@@ -95,8 +95,7 @@ def check_same(then: object, now: str) -> None:
     ]
     if differ:
         raise SettingError(
-            f"ckpt_path: the run began with other settings: {'; '.join(differ)}. Restore them, "
-            "or start a new run."
+            f"ckpt_path: the run began with other settings: {'; '.join(differ)}. Restore them, or start a new run."
         )
 
 
