@@ -258,7 +258,7 @@ def test_processes_but_the_first_show_nothing(tmp_path: Path, moments: list[Glim
 
 
 def test_without_a_lottery_it_says_so() -> None:
-    with pytest.raises(SettingError, match="LotteryProgress shows a LotteryTicket's networks"):
+    with pytest.raises(SettingError, match="a LotteryProgress needs a LotteryTicket"):
         LotteryProgress().on_train_start(L.Trainer(logger=False, accelerator="cpu"), mlp())
 
 
