@@ -60,7 +60,7 @@ HELP = {
     "override it: `--config FILE --lottery.rounds 5`.",
     "validate": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the validation images.",
     "test": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the official test images.",
-    "predict": "The class of each official test image, one per line, by the ticket or checkpoint that --ckpt_path names.",
+    "predict": "The class of each official test image, one per line, for the ticket or checkpoint in --ckpt_path.",
 }
 EXAMPLES = """\
 examples:
