@@ -1,7 +1,7 @@
-"""The command line: wiring, and errors in the user's words.
+"""The command line: wiring, and errors in the user's vocabulary.
 
-Read `main` (commands), `lightning_cli` (fit, validate, test, predict), `run_dir` (which folder is meant), `checkpoints`
-and `messages` (what is wrong with a setting, in one line).
+Read `main` (commands), `lightning_cli` (fit, validate, test, predict), `run_dir` (which folder a command uses),
+`checkpoints` and `messages` (mistakes in settings, explained in one line).
 
-Rule: imports everything, is imported by nothing.
+Rule: may import everything; nothing imports it.
 """

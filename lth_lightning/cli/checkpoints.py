@@ -1,4 +1,4 @@
-"""What `--ckpt_path` names: checked before anything is trained, so that what is wrong is said in the user's words."""
+"""Checks of the checkpoint that `--ckpt_path` names, before training, with errors in the user's vocabulary."""
 
 import zipfile
 from pathlib import Path
@@ -11,30 +11,30 @@ from lth_lightning.errors import SettingError
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint, its tensors left on disk until they are used.
+    """Read a Lightning checkpoint, with its tensors left on disk until they are used.
 
     Raises:
-        SettingError: no such file, or not a whole checkpoint.
+        SettingError: the file does not exist, or is not a complete checkpoint.
     """
     if not path.is_file():
         raise SettingError(f"ckpt_path: there is no file {path}.")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch checks no checksums
+        with zipfile.ZipFile(path) as archive:  # torch does not verify checksums
             damaged = archive.testzip()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # any: a damaged file makes torch raise whatever it meets
         raise SettingError(
-            f"ckpt_path: {path} is no checkpoint, or is damaged ({type(error).__name__}): start a new run."
+            f"ckpt_path: {path} is not a checkpoint, or is damaged ({type(error).__name__}). Start a new run."
         ) from error
     if damaged is not None:
-        raise SettingError(f"ckpt_path: {path} is damaged: {damaged} in it is not what was written. Start a new run.")
+        raise SettingError(f"ckpt_path: {path} is damaged: its checksum of {damaged} is wrong. Start a new run.")
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
-        raise SettingError(f"ckpt_path: {path} is no checkpoint of Lightning's.")
+        raise SettingError(f"ckpt_path: {path} is not a Lightning checkpoint.")
     return checkpoint
 
 
 def state_of_callback(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a callback has put into a checkpoint; empty if it has not."""
+    """The state of a callback in a checkpoint; empty if it has none."""
     callbacks = checkpoint.get("callbacks")
     state = callbacks.get(name) if isinstance(callbacks, dict) else None
     return state if isinstance(state, dict) else {}
@@ -44,7 +44,7 @@ def check_fits(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """Refuse a checkpoint of another network.
 
     Raises:
-        SettingError: parameters or buffers are missing, superfluous or of another shape; it names some.
+        SettingError: parameters or buffers are missing, unexpected or of another shape; the error names some.
     """
     theirs, ours = (
         {name: tuple(value.shape) for name, value in state.items()}

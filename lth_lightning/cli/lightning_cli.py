@@ -56,78 +56,78 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 HELP = {
-    "fit": "Train a network, prune it, train what is left, and so on. Most is set in a config; anything in it can be "
-    "set anew behind it: `--config FILE --lottery.rounds 5`.",
-    "validate": "Loss and accuracy on the validation images of the ticket or checkpoint that --ckpt_path names.",
-    "test": "Loss and accuracy on the official test images of the ticket or checkpoint that --ckpt_path names.",
-    "predict": "The class of each official test image, one a line, by the ticket or checkpoint that --ckpt_path names.",
+    "fit": "Train a network, prune it, train the rest, and repeat. Most settings come from a config; flags after it "
+    "override it: `--config FILE --lottery.rounds 5`.",
+    "validate": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the validation images.",
+    "test": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the official test images.",
+    "predict": "The class of each official test image, one per line, for the ticket or checkpoint in --ckpt_path.",
 }
 EXAMPLES = """\
 examples:
   python train.py fit --config configs/quickstart.yaml
   python train.py fit --config configs/quickstart.yaml --lottery.rounds 5 --run_dir runs/mine
-  python train.py fit --config runs/mine/config.yaml --ckpt_path last     # go on where it was interrupted
+  python train.py fit --config runs/mine/config.yaml --ckpt_path last     # resume after an interruption
 """
-SEED_HELP = "What everything random hangs on: weights, data order, controls. true: any seed; false: none set."
-RUN_DIR_HELP = "The folder that all of this run goes to; by default runs/<config name>/<n>."
-QUIET_HELP = "A plain line for each network, warnings and errors, and in the end where the results lie; nothing else."
+SEED_HELP = "Seed of everything random: weights, data order, controls. true: any seed; false: none set."
+RUN_DIR_HELP = "The folder for all files of this run; by default runs/<config name>/<n>."
+QUIET_HELP = "Print only a plain line per network, warnings, errors, and the location of the results."
 CONTINUE_HELP = (
-    "`last`: continue the run in run_dir, or the one whose config.yaml is given, or this config's last one; start "
-    "where there is none. Or the checkpoint of a run to continue (RUN/checkpoints/last.ckpt)."
+    "`last`: resume the run in run_dir, or the one whose config.yaml is given, or this config's last one; start a "
+    "new run if there is none. Or the checkpoint of a run to resume (RUN/checkpoints/last.ckpt)."
 )
 WEIGHTS_HELP = (
     "Whose weights: a ticket's (RUN/tickets/round_03.safetensors), a checkpoint's (RUN/checkpoints/last.ckpt), or "
     "those of the `last` checkpoint of this config."
 )
 TENSORBOARD = "tensorboard"
-# What torchvision, timm and others call the argument that brings trained weights.
+# The names of the argument for pretrained weights in torchvision, timm and others.
 PRETRAINED = ("weights", "pretrained", "weights_backbone", "pretrained_backbone", "checkpoint_path")
 
-# With more than 40 sub-runs TensorBoard opens this page with none ticked, and it smooths what has a point a round.
+# With more than 40 sub-runs TensorBoard opens this page with none selected. It also smooths curves over rounds.
 OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
 
 
 def is_quiet(settings: Namespace) -> bool:
-    """Whether to say no more than must be: without a progress display nobody wants the rest."""
+    """Whether to print only the essentials: `--quiet`, or no progress display."""
     return bool(settings.quiet) or settings.trainer.enable_progress_bar is False
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a folder of its own.
+    """Writes config.yaml, so that `fit --config RUN/config.yaml` repeats the run in a new folder.
 
-    All settings go into each checkpoint too, where nobody edits them: a run goes on only with those.
+    It also saves all settings in each checkpoint, where nobody edits them: a run is resumed only with these.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Nothing yet: a run that is refused leaves nothing behind."""
+        """Do nothing yet: a refused run leaves no files."""
 
     def on_network_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save once, when nothing can be refused any more."""
+        """Save once, when all checks have passed."""
         if not self.already_saved and trainer.is_global_zero:
             self.save_config(trainer, pl_module, "fit")
             self._say_what_counts()
         self.already_saved = True
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write all settings but those of this run alone, which would undo `--run_dir` before `--config`."""
+        """Write all settings except those of this run alone, which would override a `--run_dir` before `--config`."""
         config = self.config.clone()
         for name in ("run_dir", "ckpt_path", "quiet", "lottery.run_dir"):
             del config[name]
-        if config["lottery.tickets"] is not None:  # which a report looks for, wherever it is called
+        if config["lottery.tickets"] is not None:  # a report looks for them from any working directory
             config["lottery.tickets"] = os.path.abspath(config["lottery.tickets"])
         text = self.parser.dump(config, skip_none=False)
         replace_file(Path(trainer.default_root_dir) / CONFIG, text.encode())
 
     def _say_what_counts(self) -> None:
-        """Of tickets from files not every setting that a config has; the other way round nobody would notice."""
+        """Print which settings have no effect with tickets from files, as nobody would notice otherwise."""
         tickets, transfer = self.config["lottery.tickets"], self.config["lottery.transfer"]
         if tickets is not None and not is_quiet(self.config):
             unused = "lottery.rounds, .pruning, .rewind, .rewind_to, .data_order"
             unused += " and seed_everything" if transfer == "mask_and_weights" else ""
-            print(f"The tickets of {tickets} say for themselves what is set by {unused}.")
+            print(f"The tickets of {tickets} determine what is otherwise set by {unused}.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Text only, so that checkpoints load with `weights_only`."""
+        """The settings as text, so that checkpoints load with `weights_only`."""
         return {"settings": self._settings}
 
     @cached_property
@@ -136,13 +136,13 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def all_settings(parser: LightningArgumentParser, settings: Namespace) -> str:
-    """The settings as JSON, defaults included and classes by their paths: the same however they were given."""
+    """The settings as JSON, with defaults and class paths, so that equal settings give equal text."""
     return parser.dump(settings, format="json", skip_none=False)
 
 
 @contextmanager
 def quiet_writers(folder: Path) -> Iterator[None]:
-    """Keep threads that cannot write (TensorBoard's) from printing tracebacks: their owners raise the error too."""
+    """Suppress tracebacks of threads that cannot write (TensorBoard's); their owners raise the error too."""
 
     def print_others(args: threading.ExceptHookArgs) -> None:
         if not is_failure_to_write(args.exc_value, folder):
@@ -162,7 +162,7 @@ class LotteryCLI(LightningCLI):
         args: the command line without the program's name, the command first.
 
     Raises:
-        SettingError: what is asked for cannot be done; nothing is left behind.
+        SettingError: a setting is refused; no files are left.
     """
 
     def __init__(self, args: list[str]) -> None:
@@ -181,7 +181,7 @@ class LotteryCLI(LightningCLI):
                 parser_class=LotteryParser,
                 parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage, "epilog": epilog}},
                 auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,  # the module saves no hyperparameters: config.yaml holds them
+                load_from_checkpoint_support=False,  # config.yaml holds the hyperparameters, not the checkpoint
                 args=[named_as_today(arg) for arg in args],
             )
         except BaseException:
@@ -195,16 +195,16 @@ class LotteryCLI(LightningCLI):
     # ------------------------------------------------------------------------ settings
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The command that runs, alone (a parser takes 40 ms), and the Trainer's arguments that are no settings."""
+        """Only the command that runs (a parser takes 40 ms), with the Trainer's arguments that are not settings."""
         skipped = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "ckpt_path"}
         return {self._command: skipped}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Say what hangs on the seed."""
+        """Add the seed, with our help text."""
         parser.add_argument("--seed_everything", type=bool | int, default=1, help=SEED_HELP)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Ours first, in the help and in config.yaml; the Trainer's many last."""
+        """Add our settings first, in the help and in config.yaml, and the Trainer's many last."""
         parser.add_argument("--run_dir", type=str | None, default=None, metavar="DIR", help=RUN_DIR_HELP)
         ckpt_path_help = CONTINUE_HELP if self._command == "fit" else WEIGHTS_HELP
         parser.add_argument("--ckpt_path", type=str | None, default=None, metavar="FILE", help=ckpt_path_help)
@@ -216,9 +216,9 @@ class LotteryCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data say how many classes there are, and of what shape an image is."""
+        """Link the number of classes and the image shape from the data to the model."""
         parser.set_defaults({"lottery.pruning.criterion": {"class_path": "lth_lightning.Magnitude"}})
-        parser.set_defaults({"model.init": "glorot_normal"})  # here a network is a class, which has no weights yet
+        parser.set_defaults({"model.init": "glorot_normal"})  # here a network is a class without weights
         parser.link_arguments("run_dir", "lottery.run_dir")
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -233,7 +233,7 @@ class LotteryCLI(LightningCLI):
         return is_quiet(self.settings)
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would take settings from the checkpoint here, over those of the command line."""
+        """Do nothing: Lightning would let settings of the checkpoint override the command line."""
 
     def _set_seed(self) -> None:
         try:
@@ -244,7 +244,7 @@ class LotteryCLI(LightningCLI):
     # ------------------------------------------------------------------------ before anything is made
 
     def before_instantiate_classes(self) -> None:
-        """Size the network by the data, and settle where the run goes or which weights are meant."""
+        """Fit the network's size to the data, and find the run's folder or the weights to test."""
         data = ImageDataModule(**self.settings.data)
         network = self.settings.model.net.get("init_args", Namespace())
         for name in ("num_classes", "input_shape"):
@@ -259,19 +259,19 @@ class LotteryCLI(LightningCLI):
             self._leave_out_the_lottery()
 
     def _refuse_to_wipe(self, network: Namespace) -> None:
-        """Weights that were asked for and drawn over would be lost without a word."""
+        """Refuse pretrained weights that the initialisation would silently overwrite."""
         for name in PRETRAINED:
             if network.get(name) and self.settings.model.init is not None:
                 raise SettingError(
-                    f"model.net.{name} is {network[name]}, and model.init {self.settings.model.init} would draw other "
-                    "weights over it. Keep them with --model.init null, or leave them out."
+                    f"model.net.{name} is {network[name]}, but model.init {self.settings.model.init} would "
+                    f"overwrite these weights. Keep them with --model.init null, or leave model.net.{name} out."
                 )
 
     def _refuse_rehearsals(self) -> None:
         for name in ("fast_dev_run", "barebones"):
             if self.settings.trainer[name]:
                 raise SettingError(
-                    f"trainer.{name}: not with a lottery, whose rounds end the fit. For a quick try: "
+                    f"trainer.{name}: not with a lottery, whose rounds end the fit. For a quick try, use "
                     "--lottery.rounds 1 --lottery.train_for 20it."
                 )
 
@@ -281,13 +281,13 @@ class LotteryCLI(LightningCLI):
         checkpoint = RunFolder(run_dir).checkpoint if run_dir and resume else None
         if run_dir and checkpoint and checkpoint.exists():
             if first:
-                self._lock = RunFolder(run_dir).lock()  # before it is read: who still writes may replace it
+                self._lock = RunFolder(run_dir).lock()  # before it is read: another process may replace it
             settings.ckpt_path, self._weights = str(checkpoint), read_checkpoint(checkpoint)
             began_with = state_of_callback(self._weights, SaveRunConfig.__qualname__).get("settings")
             check_same(began_with, all_settings(self._parser(self.subcommand), settings))
         elif run_dir and resume and RunFolder(run_dir).taken:
             raise SettingError(
-                f"ckpt_path: there is a run in {run_dir}, but no {checkpoint} to go on from. Start a new run, in "
+                f"ckpt_path: there is a run in {run_dir}, but no {checkpoint} to resume from. Start a new run in "
                 "another run_dir."
             )
         else:
@@ -295,27 +295,29 @@ class LotteryCLI(LightningCLI):
             if first:
                 self._reservation = Reservation(run_dir, numbered_runs(settings))
                 run_dir, self._lock = self._reservation.path, self._reservation.lock
-        run_dir = run_dir or numbered_runs(settings)  # torchrun's processes hear from the first where it really is
+        run_dir = run_dir or numbered_runs(
+            settings
+        )  # the first of torchrun's processes sends the others the actual one
         settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
         if resume and first and not self._quiet:
-            print(f"Continuing {run_dir}." if settings.ckpt_path else f"Nothing to continue in {run_dir}: starting.")
+            print(f"Resuming {run_dir}." if settings.ckpt_path else f"Nothing to resume in {run_dir}: starting.")
 
     def _find_weights(self) -> None:
         settings = self.settings
         given = settings.ckpt_path
         if given is None:
             raise SettingError(
-                f"ckpt_path is missing: whose weights to {self.subcommand}, a ticket's "
+                f"ckpt_path is missing: give the weights to {self.subcommand}, a ticket's "
                 "(--ckpt_path RUN/tickets/round_03.safetensors) or a checkpoint's (RUN/checkpoints/last.ckpt)."
             )
         run = last_run(settings) if given == "last" else None
         if given == "last" and run is None:
-            raise SettingError(f"ckpt_path: there is no run in {numbered_runs(settings)} yet; name one's checkpoint.")
+            raise SettingError(f"ckpt_path: there is no run in {numbered_runs(settings)} yet. Give a checkpoint.")
         path = RunFolder(run).checkpoint if run else Path(given)
         self._weights = Ticket.load(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 
     def _leave_out_the_lottery(self) -> None:
-        """The files that a config names in lottery.tickets may be gone."""
+        """Reset the lottery's settings: the files that lottery.tickets names may be missing."""
         lottery = self.settings.lottery
         lottery.tickets, lottery.rounds, lottery.controls, lottery.control_rounds = None, 0, [], None
         lottery.transfer, lottery.on_mismatch = "mask_and_weights", "refuse"
@@ -324,7 +326,7 @@ class LotteryCLI(LightningCLI):
     # ------------------------------------------------------------------------ model, data, trainer
 
     def instantiate_classes(self) -> None:
-        """Let errors of networks and callbacks through, of which jsonargparse would keep the text alone."""
+        """Let errors of networks and callbacks through; jsonargparse would keep only their text."""
         reasons: list[Exception] = []
 
         def instantiate(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -345,7 +347,7 @@ class LotteryCLI(LightningCLI):
             raise reason from None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A Trainer that keeps everything in the run's folder, with our progress display."""
+        """Make a Trainer that writes only to the run's folder, with our progress display."""
         given = self._get(self.config_init, "trainer")
         if self._quiet:
             given.enable_model_summary = False
@@ -369,7 +371,7 @@ class LotteryCLI(LightningCLI):
         if self._quiet:
             trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ProgressBar)]
         if any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
-            trainer.enable_checkpointing = True  # or Lightning refuses what was asked for
+            trainer.enable_checkpointing = True  # or Lightning refuses the callback
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
         if trainer.enable_progress_bar is not False and not has_display:
             plain = Console(highlight=False, force_terminal=False) if self._quiet else None
@@ -378,7 +380,7 @@ class LotteryCLI(LightningCLI):
             trainer.callbacks.append(LotteryBoard(draw_at_end=False))  # `after_fit` shows the report's figures
 
     def after_instantiate_classes(self) -> None:
-        """Put the weights in, or try whether the network can be trained."""
+        """Load the weights, or check that the network can be trained."""
         if isinstance(self._weights, Ticket):
             self._weights.apply(self.model, weights="trained")
         elif self._weights is not None:
@@ -389,13 +391,13 @@ class LotteryCLI(LightningCLI):
             self._try_optimizer()
             lottery = self._get(self.config_init, "lottery")
             lottery.folder_is_locked = self._lock is not None
-            ours = type(self.model.net).__module__.startswith("lth_lightning.")  # which resets itself to the same bits
+            ours = type(self.model.net).__module__.startswith("lth_lightning.")  # resets itself to the same bits
             if self.model.init is None and lottery.reinit is None and not ours:
                 lottery.reinit = self._fresh_net
         self._weights = None
 
     def _fresh_net(self) -> torch.nn.Module:
-        """The network once more, with weights of its own from the global generators: by its class and arguments."""
+        """Build the network again from its class and arguments, with new weights from the global generators."""
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--net", type=torch.nn.Module)
         return parser.instantiate_classes(parser.parse_object({"net": self.settings.model.net})).net
@@ -426,10 +428,10 @@ class LotteryCLI(LightningCLI):
                 raise self._with_way_out(failure) from error
             *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
             refused = isinstance(error, (MisconfigurationException, ValueError, RuntimeError))
-            if refused and frame.f_globals["__name__"].startswith("lightning."):  # a setting of its own
+            if refused and frame.f_globals["__name__"].startswith("lightning."):  # one of Lightning's own settings
                 raise SettingError(f"trainer: {str(error).strip()}") from error
             raise
-        except SystemExit as stop:  # Lightning's answer to Ctrl+C and to SIGTERM, without a word
+        except SystemExit as stop:  # how Lightning ends, silently, on Ctrl+C and SIGTERM
             ended = isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt)
             if ended and subcommand == "fit" and self.trainer.is_global_zero:
                 print(f"Interrupted. {self._how_to_go_on()}", file=sys.stderr)
@@ -442,8 +444,8 @@ class LotteryCLI(LightningCLI):
         return error
 
     def _how_to_go_on(self) -> str:
-        more = "more --trainer.max_time and " if self.settings.trainer.max_time else ""  # it counts the whole run
-        return f"To go on, add {more}--ckpt_path last --run_dir {self.settings.run_dir} to the command."
+        more = "more --trainer.max_time and " if self.settings.trainer.max_time else ""  # it covers the whole run
+        return f"To resume, add {more}--ckpt_path last --run_dir {self.settings.run_dir} to the command."
 
     def predict(self, **kwargs: Any) -> None:
         """Print the class of each test image, in their order."""
@@ -451,7 +453,7 @@ class LotteryCLI(LightningCLI):
             print(*torch.as_tensor(batch).tolist(), sep="\n")
 
     def after_fit(self) -> None:
-        """Show the results, write the report, and say where everything lies."""
+        """Show the results, write the report, and print where everything is."""
         if not self.trainer.is_global_zero:
             return
         run_dir = Path(self.settings.run_dir)
@@ -459,7 +461,7 @@ class LotteryCLI(LightningCLI):
         console = Console(highlight=False, markup=False, force_terminal=False if in_ci() else None)
         try:
             self._report(console, run_dir)
-        finally:  # a report may fail, for a file that somebody has changed; the results are there
+        finally:  # a report may fail if a file was changed; the results exist all the same
             self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
 
     def _report(self, console: Console, run_dir: Path) -> None:

@@ -15,10 +15,10 @@ usage: python train.py COMMAND [--setting VALUE ...]
 Find winning tickets: train, prune, rewind, repeat.
 
 commands:
-  fit        run an experiment: train a network, prune it, train what is left, and so on, beside controls
+  fit        run an experiment: train a network, prune it, train the rest, and repeat, beside controls
   test       loss and accuracy of a ticket or checkpoint on the test images
   validate   the same on the validation images
-  predict    the class of each test image, one a line
+  predict    the class of each test image, one per line
   report     tables and figures from one run or many
 
 examples:
@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one of `COMMANDS` and return the exit code.
 
     Args:
-        args: the command line without the program's name; None for the process's own.
+        args: the command line without the program's name; None for sys.argv.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
@@ -59,17 +59,17 @@ def _run(given: list[str]) -> int:
 
         return report(given[1:])
     with warnings.catch_warnings():
-        # Lightning 2.6 on torch 2.15; it is Lightning that has to change.
+        # Lightning 2.6 on torch 2.15; only Lightning can fix it.
         warnings.filterwarnings(
             "ignore", ".*LeafSpec", FutureWarning, module=r"lightning\.pytorch\.utilities\._pytree$"
         )
-        # Lightning doubts a command line that is not sys.argv. Here it is meant: `main(args)`.
+        # Lightning warns about arguments that are not sys.argv. `main(args)` passes them on purpose.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter", UserWarning)
         from lth_lightning.cli.lightning_cli import LotteryCLI
         from lth_lightning.trainer.memory import keep_freed_memory
 
         keep_freed_memory()
-        for name in ("lightning.pytorch", "lightning.fabric"):  # their notes on hardware and seeds drown ours
+        for name in ("lightning.pytorch", "lightning.fabric"):  # their notes on hardware and seeds would hide ours
             logging.getLogger(name).setLevel(logging.WARNING)
         LotteryCLI(given)
     return 0

@@ -1,7 +1,7 @@
-"""The command line's parser and its help: a mistake is one error, in the user's words where mistakes are common.
+"""The command line's parser and its help: a mistake gives one error, reworded for users if it is a common one.
 
-jsonargparse explains itself in text only, so its text is read here, for settings that are missing or unknown, unknown
-classes and config files. Everything else is passed on as the parser says it, on one line.
+jsonargparse reports errors only as text. This module parses that text for missing and unknown settings, unknown
+classes and config files. All other errors are passed on unchanged, on one line.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from lth_lightning.pruning import gradient_criteria  # noqa: F401 (its criteria 
 from lth_lightning.pruning.criteria import Criterion
 from lth_lightning.runs.class_paths import named_as_today
 
-# What the classes must be that these settings name; errors and help list those there are.
+# The base classes of the classes that these settings name; errors and help list the subclasses.
 BASES: dict[str, type] = {
     "model.net": Network,
     "model.optimizer": torch.optim.Optimizer,
@@ -36,15 +36,15 @@ BASES: dict[str, type] = {
     "trainer.callbacks": L.Callback,
     "trainer.logger": Logger,
 }
-# Arguments of classes, which no parser lists; here because everybody asks for them by their last name.
+# Arguments of classes, which no parser lists; included because users often give only the last part of the name.
 WELL_KNOWN = frozenset({"model.optimizer.lr", "model.optimizer.momentum", "model.optimizer.weight_decay"})
-# What Lightning's parser says of these is not what they do here, or is hard to read.
+# The help of Lightning's parser for these is wrong here, or hard to read.
 SAID_BETTER = {
-    "help": "Show this, and stop.",
-    "config": "A YAML file of settings. With several the later ones win, and settings behind them.",
-    "print_config": "Show all settings as a config, defaults included, and stop.",
+    "help": "Show this help and exit.",
+    "config": "A YAML file of settings. Later files override earlier ones, and flags after them override both.",
+    "print_config": "Print all settings as a config, including defaults, and exit.",
 }
-# Files for one part of the settings; what follows from other settings; what is for checkpoints that are none of ours.
+# Config files for one part; settings that follow from others; settings only for foreign checkpoints.
 UNTOLD = {
     *("lottery", "lottery.pruning", "data", "model", "trainer"),
     *("lottery.run_dir", "model.num_classes", "model.input_shape"),
@@ -61,17 +61,17 @@ METAVARS: tuple[tuple[tuple[Any, ...], str], ...] = (
 
 
 class Help(DefaultHelpFormatter):
-    """Our settings each in a sentence and their default; Lightning's as they are.
+    """Shows each of our settings with a sentence and its default, and Lightning's settings unchanged.
 
-    Lists classes by their short names, and ours only: of `nn.Module` alone there are hundreds.
+    Lists only our classes, by their short names: `nn.Module` alone has hundreds of subclasses.
     """
 
     def start_section(self, heading: str | None) -> None:
-        """Headings are first lines of docstrings."""
+        """Capitalise headings, which are first lines of docstrings."""
         super().start_section(_capitalised(heading) if heading else heading)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
-        """Leave out what nobody has to know to set anything."""
+        """Leave out the options in `UNTOLD`, which users do not need."""
         super().add_arguments([action for action in actions if action.dest not in UNTOLD])
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -99,7 +99,7 @@ class Help(DefaultHelpFormatter):
         if action.dest in SAID_BETTER:
             return SAID_BETTER[action.dest]
         if action.dest.endswith(".help"):
-            return "Show the arguments of one of these classes, and stop."
+            return "Show the arguments of one of these classes and exit."
         default = re.search(r"default: (.*?)(?:, known subclasses: .*)?\)$", text.removeprefix(action.help or ""))
         facts = "required" if action.required else f"default: {_in_yaml(default[1])}" if default else ""
         facts = (facts + choices).removeprefix("; ")
@@ -115,7 +115,7 @@ def _capitalised(sentence: str) -> str:
 
 
 def _metavar(hint: Any) -> str:
-    """What a value of this type looks like: the most telling of the types that are allowed."""
+    """The placeholder for a value of this type: that of the most informative allowed type."""
     allowed = {get_origin(part) or part for part in (get_args(hint) if _is_union(hint) else [hint])}
     return next((name for types, name in METAVARS if allowed.intersection(types)), "CLASS")
 
@@ -125,32 +125,32 @@ def _is_union(hint: Any) -> bool:
 
 
 def _in_yaml(default: str) -> str:
-    """A default as it is written in a config, a class by its short name."""
+    """A default as written in a config, with a class by its short name."""
     if named := re.match(r"\{'class_path': '[\w.]*?(\w+)'", default):
         return named[1]
     return {"True": "true", "False": "false", "()": "[]"}.get(default, default)
 
 
 class LotteryParser(LightningArgumentParser):
-    """Raises `SettingError` where others print pages of usage; takes no abbreviations, which hide mistakes."""
+    """Raises `SettingError` instead of printing usage; allows no abbreviations, which hide mistakes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Help, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the command line."""
-        if not self.exit_on_error:  # the parser of a class's arguments: whoever asked it knows the setting's name
+        if not self.exit_on_error:  # the parser of a class's arguments: its caller knows the setting's name
             super().error(message, ex)
         commands = self._subcommands_action
         parser = next(iter(commands.choices.values())) if commands else self
         raise SettingError(in_plain_words(message, parser)) from ex
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Read the text of a config, which may be an earlier version's."""
+        """Parse the text of a config, which may be from an earlier version."""
         return super().parse_string(named_as_today(content), *args, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
-        """Read a config file; errors in it say which file."""
+        """Parse a config file; errors name the file."""
         try:
             return super().parse_path(path, *args, **kwargs)
         except SettingError as error:
@@ -160,20 +160,20 @@ class LotteryParser(LightningArgumentParser):
 
 
 def in_plain_words(text: str, parser: argparse.ArgumentParser) -> str:
-    """What jsonargparse says, explained, or else as it is, on one line.
+    """Reword an error of jsonargparse if it is a common one, else return it on one line.
 
     Args:
-        text: what it says.
-        parser: has the settings that it speaks of.
+        text: the error.
+        parser: the parser of the settings in it.
     """
-    setting = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text)))  # and of the class that it names
+    setting = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text)))  # and of its class
     made = _find(r"class_path[ =]'([\w.]+)'", text) or ""
     if names := _find(r"arguments are required: ([\w., ]+)", text):
         return _missing(names.split(", "), setting, made, parser)
     if (given := _find(r"Option '([\w.]+)' is not accepted", text)) and callable(cls := locate(made)):
         return str(unknown_name(f"{setting} ({made})", given, _arguments(cls)))
     if (given := _find(r"Expected a dot import path string: (\S+)", text)) and (classes := _classes_for(setting)):
-        return f"{unknown_name(setting, given, classes)} Or give the import path of a class of your own."
+        return f"{unknown_name(setting, given, classes)} Or give the import path of your own class."
     if given := _find(r"unrecognized arguments: ([^\s=]+)", text) or _find(r"not accept option '([\w.]+)'", text):
         return _unknown_setting(given, parser)
     return _of_config(text) or re.sub(r'Parser key "([\w.]+)": ', r"\1: ", " ".join(text.split()))
@@ -192,7 +192,7 @@ def _missing(names: list[str], setting: str, made: str, parser: argparse.Argumen
     settings = [name.partition(".")[2] for name in names]
     meanings = [f"\n    --{a.dest}  {a.help}" for a in parser._actions if a.dest in settings]
     return (
-        f"missing: {' and '.join(settings)}. A config has them all, e.g. --config configs/quickstart.yaml; or give"
+        f"missing: {' and '.join(settings)}. A config sets them, e.g. --config configs/quickstart.yaml. Or give"
         + "".join(meanings)
     )
 
@@ -200,11 +200,11 @@ def _missing(names: list[str], setting: str, made: str, parser: argparse.Argumen
 def _arguments(made: Callable[..., Any]) -> list[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     arguments = [p.name for p in inspect.signature(made).parameters.values() if p.kind in named]
-    return [name for name in arguments if name not in ("params", "optimizer")]  # those are filled in
+    return [name for name in arguments if name not in ("params", "optimizer")]  # these are filled in
 
 
 def _of_config(text: str) -> str | None:
-    """What is wrong with a config file, if that is it; the whole error names the file."""
+    """Explain an error in a config file, None for other errors; the caller adds the file's name."""
     if given := _find(r"Parser key \"config\": (?:File does not exist|Path is not a file): '(.+)'", text):
         wanted = Path(os.path.relpath(given))
         files = sorted(wanted.parent.glob("*.yaml")) or sorted(Path("configs").glob("*.yaml"))
@@ -213,7 +213,7 @@ def _of_config(text: str) -> str | None:
         reason = text.partition("Problems parsing config: ")[2].replace('in "<unicode string>",', "at")
         return f"not YAML: {' '.join(reason.split())}."
     return (
-        "no settings in it; a config reads like\n    lottery:\n      rounds: 10"
+        "no settings in it; a config looks like\n    lottery:\n      rounds: 10"
         if "Unexpected config" in text
         else None
     )
@@ -228,12 +228,12 @@ def _unknown_setting(given: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _closeness(given: str, setting: str) -> float:
-    """Up to 2: a setting under another parent (`lottery.scope`) is as near as one that is mistyped."""
+    """A score up to 2 by which a setting under another parent (`lottery.scope`) is as close as a mistyped one."""
     return likeness(given, setting) + likeness(given.rpartition(".")[2], setting.rpartition(".")[2])
 
 
 def _classes_for(setting: str) -> list[str]:
-    """Short names of the classes that a setting can name."""
+    """The short names of the classes that a setting can name."""
     base = BASES.get(setting)
     return sorted({cls.__name__ for cls in _below(base) if not cls.__name__.startswith("_")}) if base else []
 

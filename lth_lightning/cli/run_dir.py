@@ -1,4 +1,4 @@
-"""Which folder a command means: a new one for a new run, or that of a run to go on with."""
+"""The folder that a command uses: a new one for a new run, or the folder of the run to resume."""
 
 import os
 import shutil
@@ -11,20 +11,20 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lth_lightning.errors import SettingError
 from lth_lightning.runs.folder import CONFIG, RunFolder
 
-RUN_DIR_VARIABLE = "LTH_LIGHTNING_RUN_DIR"  # tells the processes that DDP starts from this one where the run goes
+RUN_DIR_VARIABLE = "LTH_LIGHTNING_RUN_DIR"  # passes the run's folder to the processes that DDP starts from this one
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of all that work on a run, as torchrun, Slurm or Lightning's launcher says
-    before there is a Trainer to ask."""
+    """Whether this is the first of a run's processes, according to torchrun, Slurm or Lightning's launcher. There is no
+    Trainer to ask yet."""
     return _get_rank() in (None, 0) and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def wanted_run(settings: Namespace) -> Path | None:
-    """The folder that is asked for; None for the next number.
+    """The folder that the settings ask for; None for the next number.
 
     Raises:
-        SettingError: `ckpt_path` does not name a run that can be continued.
+        SettingError: `ckpt_path` does not name a run that can be resumed.
     """
     if int(os.environ.get("LOCAL_RANK", "0")) > 0 and RUN_DIR_VARIABLE in os.environ:
         return Path(os.environ[RUN_DIR_VARIABLE])
@@ -48,9 +48,9 @@ def last_run(settings: Namespace) -> Path | None:
 
 
 def numbered_runs(settings: Namespace) -> Path:
-    """Where this experiment's runs are numbered, runs/<config name>.
+    """The folder of this experiment's numbered runs, runs/<config name>.
 
-    A run's own config.yaml stands for the experiment: the run's name, or its parent's if it is a number.
+    For a run's own config.yaml, the name is the run's, or its parent's if the run's is a number.
     """
     config = _config(settings)
     if config is None:
@@ -71,33 +71,33 @@ def _last_number(folder: Path) -> int | None:
 def _run_of(checkpoint: Path, run_dir: Path | None) -> Path:
     if checkpoint.suffix == ".safetensors":
         raise SettingError(
-            f"ckpt_path: {checkpoint} is a ticket. Train it with --lottery.tickets {checkpoint}; ckpt_path continues "
-            "a run, --ckpt_path last."
+            f"ckpt_path: {checkpoint} is a ticket. Train it with --lottery.tickets {checkpoint}. To resume a run, "
+            "use --ckpt_path last."
         )
     if not checkpoint.exists():
-        raise SettingError(f"ckpt_path: there is no file {checkpoint}. `last` continues the run in run_dir.")
+        raise SettingError(f"ckpt_path: there is no file {checkpoint}. `last` resumes the run in run_dir.")
     run = checkpoint.parent.parent
     if checkpoint.resolve() != RunFolder(run).checkpoint.resolve() or run_dir not in (None, run):
         raise SettingError(
-            f"ckpt_path: {checkpoint} cannot be continued{f' in {run_dir}' if run_dir else ''}: a run goes on from "
-            "its own checkpoints/last.ckpt. Give `last`, and the run's folder as run_dir."
+            f"ckpt_path: {checkpoint} cannot be resumed{f' in {run_dir}' if run_dir else ''}: a run resumes only "
+            "from its own checkpoints/last.ckpt. Give `last`, and the run's folder as run_dir."
         )
     return run
 
 
 class Reservation:
-    """A new run's folder: made and locked at once, so that no other run takes it; given back if nothing comes of it.
+    """A new run's folder: made and locked at once, so that no other run takes it, and removed if the run never starts.
 
     Args:
-        path: the folder; None for the next number below `numbered`.
-        numbered: where runs are numbered.
+        path: the folder; None for the next number in `numbered`.
+        numbered: the folder of numbered runs.
 
     Raises:
         SettingError: the folder holds a run, or cannot be written, or another process is writing to it.
 
     Attributes:
         path: the folder.
-        lock: held until whoever made the reservation releases it.
+        lock: held until the owner of the reservation releases it.
     """
 
     def __init__(self, path: Path | None, numbered: Path) -> None:
@@ -108,7 +108,7 @@ class Reservation:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingError(f"run_dir: cannot make the folder {folder}: {error.strerror}.") from error
-        self.lock = RunFolder(self.path).lock()  # first of all: what is in the folder may be another's that has begun
+        self.lock = RunFolder(self.path).lock()  # first: another run may just have started in the folder
         try:
             RunFolder(self.path).claim()
         except SettingError:
@@ -127,7 +127,7 @@ class Reservation:
             return folder
 
     def give_back(self) -> None:
-        """Remove what was made, unless the run has left something to go on with."""
+        """Remove the folders made, unless the run has left something to resume from."""
         if not RunFolder(self.path).taken:
             RunFolder(self.path).remove_empty_folders()
             for folder in self._made:

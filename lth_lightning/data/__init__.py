@@ -1,4 +1,4 @@
-"""The LightningDataModule and what it is made of: data sets, splits, and batches cut from tensors in memory.
+"""The LightningDataModule and its parts: data sets, splits, and batches sliced from tensors in memory.
 
 Read `datamodule`, `datasets`, `splits`, `loader`.
 

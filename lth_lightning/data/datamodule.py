@@ -16,36 +16,36 @@ from lth_lightning.seeding import derive_seed
 
 Scaling = Literal["standardise", "symmetric"]
 
-VAL_SIZE = 5_000  # Frankle & Carbin 2019, of MNIST's 60,000 and of CIFAR-10's 50,000 training images
-SMALL_VAL_SHARE = 12  # with fewer than 50,000 the proportion of MNIST: one in twelve
+VAL_SIZE = 5_000  # of MNIST's 60,000 and CIFAR-10's 50,000 training images, as in Frankle & Carbin 2019
+SMALL_VAL_SHARE = 12  # with fewer than 50,000 images MNIST's proportion, one in twelve
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Images for classification, read once, kept in memory as they come (uint8), normalised batch by batch.
+    """Images for classification, read once, kept in memory as stored (uint8) and normalised batch by batch.
 
-    The official test images are never trained on nor validated on. Which images validate, and which make up a
-    `train_size`, depends on `split_seed` alone and not on the run's seed: a ticket found under one seed never
-    meets its own training images as another run's validation images.
+    The official test images are never used for training or validation. The validation images and those of a
+    `train_size` depend only on `split_seed`, not on the run's seed. So the training images of a ticket are never
+    validation images of another run.
 
     Args:
         dataset: `Digits` (needs no download), `MNIST`, `FashionMNIST`, `CIFAR10`, or the import path of a class
             with torchvision's constructor `(root, train, download)` and the attributes `.data` and `.targets`.
-        data_dir: folder of the data sets, laid out as torchvision does.
-        batch_size: training images a step and process.
-        val_size: number of validation images, taken from the training images, each class in proportion.
-            By default 5,000, or a twelfth of the training images if they are fewer than 50,000.
-        train_size: train on only so many of the images left beside validation, as many of each class as
-            possible; smaller sizes are parts of larger ones. By default all.
-        augment: crop each training image at random out of itself padded by 4 zeros on each side, and mirror half
-            of them left to right, anew each epoch; usual for CIFAR10.
-        eval_batch_size: validation and test images a batch and process; only memory and speed depend on it.
+        data_dir: folder of the data sets, in the layout of torchvision.
+        batch_size: training images per step and process.
+        val_size: number of validation images, taken from the training images in proportion to the classes.
+            By default 5,000, or a twelfth of the training images if there are fewer than 50,000.
+        train_size: number of training images, balanced over classes; smaller sets are subsets of larger ones. By
+            default all images that are not for validation.
+        augment: pad each training image by 4 zeros on each side, crop it at random, and mirror half of the images
+            left to right, anew each epoch; usual for CIFAR10.
+        eval_batch_size: validation and test images per batch and process; affects only memory and speed.
         split_seed: chooses the validation images and those of `train_size`.
-        download: fetch the data set where it is not in `data_dir` yet.
+        download: download the data set if it is not in `data_dir`.
         scaling: `standardise`: each channel of the training images has mean 0 and variance 1; `symmetric`: their
             darkest pixel is -1 and their brightest 1.
 
     Raises:
-        SettingError: a value that is not possible. Those that depend on the data are found in `setup`.
+        SettingError: a value is not allowed. Values that depend on the data are checked in `setup`.
 
     Example:
         >>> data = ImageDataModule("Digits", batch_size=32)
@@ -78,7 +78,7 @@ class ImageDataModule(L.LightningDataModule):
         }
         for name, size in sizes.items():
             if size is not None and size < 1:
-                raise SettingError(f"data.{name}: {size} is not possible; give a whole number from 1 on.")
+                raise SettingError(f"data.{name}: {size} is not possible; must be a whole number of at least 1.")
         if scaling not in get_args(Scaling):
             raise unknown_name("data.scaling", scaling, get_args(Scaling))
         self.dataset = dataset
@@ -93,38 +93,38 @@ class ImageDataModule(L.LightningDataModule):
         self.scaling = scaling
         self._known = KNOWN.get(dataset)
         if self._known is None:
-            dataset_class(dataset)  # a name that is mistyped is reported now, not when the data are read
+            dataset_class(dataset)  # reports a mistyped name now, not when the data are read
         self._read: dict[bool, Images] = {}
         self._splits: dict[str, Images] = {}
 
     @cached_property
     def num_classes(self) -> int:
-        """Number of classes; known before `setup`, but a class given by path is read for it."""
+        """Number of classes; known before `setup`, though data sets given by path must be read for it."""
         return self._known.num_classes if self._known else int(self._official(train=True)[1].max()) + 1
 
     @cached_property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image; known before `setup`, as `num_classes`."""
+        """(channels, height, width) of an image; known before `setup`, like `num_classes`."""
         if self._known:
             return self._known.input_shape
         channels, height, width = self._official(train=True)[0].shape[1:]
         return channels, height, width
 
     def prepare_data(self) -> None:
-        """Download what is not there; Lightning calls it in one process of a machine.
+        """Download missing data; Lightning calls this in one process per machine.
 
         Raises:
-            SettingError: the data are not there and cannot be fetched; it says how to get them.
+            SettingError: the data are missing and cannot be downloaded; the error says how to get them.
         """
         if not self._splits:
             for train in (True, False):
                 self._official(train)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data and split them, once, whatever the stage: a test needs the training images' scale.
+        """Read and split the data once, for any stage: a test needs the scale of the training images.
 
         Raises:
-            SettingError: the data cannot be read, or `val_size` or `train_size` do not fit them.
+            SettingError: the data cannot be read, or `val_size` or `train_size` does not fit them.
         """
         if self._splits:
             return
@@ -148,16 +148,16 @@ class ImageDataModule(L.LightningDataModule):
         self._read.clear()
 
     def train_dataloader(self) -> TensorLoader:
-        """The training images, shuffled; by the seed of `seed_everything`, or 0, until `seek` says another."""
+        """The training images, shuffled with the seed of `seed_everything` (or 0) unless `seek` sets another."""
         loader = self._loader("train", self.batch_size, train=True)
         if self.trainer is not None:
             # Lightning restores a loader's state only in the middle of an epoch, and may ask for a new loader
-            # in the middle of a fit: neither must begin again with the order of epoch 0.
+            # in the middle of a fit. Neither may start again with the order of epoch 0.
             loader.seek(self.trainer.current_epoch)
         return loader
 
     def val_dataloader(self) -> TensorLoader:
-        """The validation images: official training images that never train."""
+        """The validation images: official training images that are not trained on."""
         return self._loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> TensorLoader:
@@ -170,13 +170,13 @@ class ImageDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, batch_size: int, train: bool = False) -> TensorLoader:
         if not self._splits:
-            raise RuntimeError("The data are not read yet: call setup() first, as Trainer.fit does.")
+            raise RuntimeError("The data have not been read: call setup() first, as Trainer.fit does.")
         images, targets = self._splits[split]
         place: dict[str, Any] = {}
         if self.trainer is not None:
             if len(targets) < self.trainer.world_size:
                 raise SettingError(
-                    f"data: {len(targets)} {split} images are too few for {self.trainer.world_size} processes: give "
+                    f"data: {len(targets)} {split} images are too few for {self.trainer.world_size} processes: use "
                     "more (data.train_size, data.val_size), or fewer trainer.devices."
                 )
             place = {
@@ -196,14 +196,14 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def _choose(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the official training images train, and which validate."""
+        """Choose the training and the validation images among the official training images."""
         count = len(targets)
         default = VAL_SIZE if count >= 10 * VAL_SIZE else max(1, round(count / SMALL_VAL_SHARE))
         val_size = default if self.val_size is None else self.val_size
         if val_size >= count:
             raise SettingError(
-                f"data.val_size: {val_size} is not possible: {self.dataset} has {count} training images, "
-                f"so give a number from 1 to {count - 1}."
+                f"data.val_size: {val_size} is too large: {self.dataset} has {count} training images. "
+                f"Choose a number from 1 to {count - 1}."
             )
         order = proportionate_order(targets, self._generator("validation"))
         validation, rest = order[:val_size].sort().values, order[val_size:].sort().values
@@ -211,9 +211,9 @@ class ImageDataModule(L.LightningDataModule):
             return rest, validation
         if not self.num_classes <= self.train_size <= len(rest):
             raise SettingError(
-                f"data.train_size: {self.train_size} is not possible: beside {val_size} validation images "
-                f"{self.dataset} has {len(rest)} training images of {self.num_classes} classes, "
-                f"so give a number from {self.num_classes} to {len(rest)}."
+                f"data.train_size: {self.train_size} is not possible: besides {val_size} validation images, "
+                f"{self.dataset} has {len(rest)} training images of {self.num_classes} classes. "
+                f"Choose a number from {self.num_classes} to {len(rest)}."
             )
         order = balanced_order(targets[rest], self._generator("train_size"))
         return rest[order[: self.train_size].sort().values], validation
@@ -222,14 +222,14 @@ class ImageDataModule(L.LightningDataModule):
         return torch.Generator().manual_seed(derive_seed(self.split_seed, purpose))
 
     def _official(self, train: bool) -> Images:
-        """The official training or test images, read once until `setup` has split them."""
+        """The official training or test images, cached until `setup` has split them."""
         if train not in self._read:
             self._read[train] = read_images(self.dataset, self.data_dir, train, self.download)
         return self._read[train]
 
 
 def _center_and_spread(images: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """Per channel, what to subtract from raw values and what to divide them by: (C,) float64 each."""
+    """The offset to subtract from raw values and the scale to divide by, per channel: (C,) float64 each."""
     if scaling == "symmetric":
         low, high = images.min().double(), images.max().double()
         channels = images.shape[1]
@@ -249,7 +249,7 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         (C,) float64 each, in the images' own units.
     """
     total = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for part in torch.split(images, 64):  # in parts: as float64, all of CIFAR-10 is 1.2 GB and leaves the cache
+    for part in torch.split(images, 64):  # in parts: as float64, all of CIFAR-10 is 1.2 GB, more than the cache holds
         values = part.double()
         total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
     mean, mean_square = total / images[:, 0].numel()

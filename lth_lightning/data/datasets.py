@@ -1,4 +1,4 @@
-"""Which data sets there are, and how one is read: through torchvision's classes, or any class like them."""
+"""The known data sets, and how a data set is read: with a class of torchvision, or any class like it."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ QUICKSTART = "python train.py fit --config configs/quickstart.yaml"
 class Digits:
     """scikit-learn's handwritten digits, 8x8 with values 0 to 16, with torchvision's interface; no download.
 
-    Its 1,797 images have no official test set. A fifth, 360, fixed and of each class in proportion, is it.
+    The 1,797 images have no official test set. A fixed fifth of them (360), with proportionate classes, serves as one.
 
     Args:
         root: not used.
@@ -40,7 +40,7 @@ class Digits:
 
 @functools.cache
 def _all_digits() -> Images:
-    """All 1,797 images. scikit-learn takes 26 ms to read them, a fit reads them twice."""
+    """All 1,797 images, cached: scikit-learn takes 26 ms to read them, and a fit reads them twice."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -49,7 +49,7 @@ def _all_digits() -> Images:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What can be said of a data set before it is read, and where its files lie below `data_dir`."""
+    """What is known of a data set before it is read, and the place of its files in `data_dir`."""
 
     path: str
     input_shape: tuple[int, int, int]
@@ -61,7 +61,7 @@ class KnownDataset:
 _IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte"
 _CIFAR_FILES = "data_batch_1 to data_batch_5, test_batch and batches.meta"
 
-# By path, so that torchvision is imported only by those who read one of its data sets.
+# By path, so that torchvision is imported only to read one of its data sets.
 KNOWN = {
     "Digits": KnownDataset("lth_lightning.data.datasets.Digits", (1, 8, 8), 10),
     "MNIST": KnownDataset("torchvision.datasets.MNIST", (1, 28, 28), 10, "MNIST/raw", _IDX_FILES),
@@ -71,10 +71,10 @@ KNOWN = {
 
 
 def dataset_class(name: str) -> Callable[..., Any]:
-    """The class of a known data set, or of an import path.
+    """Find the class of a known data set or an import path.
 
     Raises:
-        SettingError: no such name, or nothing to import there.
+        SettingError: the name is unknown, or the path cannot be imported.
     """
     path = KNOWN[name].path if name in KNOWN else name
     module, _, attribute = path.rpartition(".")
@@ -84,34 +84,34 @@ def dataset_class(name: str) -> Callable[..., Any]:
         made: Callable[..., Any] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SettingError(
-            f"data.dataset: {path!r} cannot be imported ({error}); give one of {', '.join(KNOWN)}, or the import "
-            "path of a class such as torchvision.datasets.KMNIST."
+            f"data.dataset: {path!r} cannot be imported ({error}); choose from {', '.join(KNOWN)}, or give the "
+            "import path of a class such as torchvision.datasets.KMNIST."
         ) from error
     return made
 
 
 def read_images(name: str, data_dir: str, train: bool, download: bool) -> Images:
-    """The official training or test images of a data set. The network is asked only if they are not there.
+    """Read the official training or test images of a data set; they are downloaded only if missing.
 
     Args:
         name: one of `KNOWN`, or an import path.
         data_dir: folder of the data sets.
         train: training or test images.
-        download: fetch what is not there.
+        download: whether to download missing files.
 
     Returns:
         Raw images (N, C, H, W), uint8 or as the class has them, and int64 targets (N,).
 
     Raises:
-        SettingError: they are not there, cannot be fetched, or are no images with a class number each.
+        SettingError: they are missing, cannot be downloaded, or are not images with a class number each.
     """
     dataset = _open(name, data_dir, train, download)
     try:
         images, targets = _as_images(dataset.data), _as_targets(dataset.targets)
     except (AttributeError, TypeError) as error:
         raise SettingError(
-            f"data.dataset: {name} has no .data and .targets as torchvision's classes do ({error}); give a class "
-            f"that has them, or one of {', '.join(KNOWN)}."
+            f"data.dataset: {name} has no .data and .targets like torchvision's classes ({error}); give a class "
+            f"that has them, or choose from {', '.join(KNOWN)}."
         ) from error
     if len(images) != len(targets):
         raise SettingError(f"data.dataset: {name} has {len(images)} images but {len(targets)} targets.")
@@ -142,24 +142,24 @@ def _how_to_get_the_files(name: str, data_dir: str, reasons: list[Exception]) ->
     folder = root / known.folder
     lines = [f"data.dataset: {name} could not be read. Looked in {folder} for {known.files} ({why})."]
     if folder.is_dir() and any(folder.iterdir()):
-        lines.append("The files there are damaged, or not all of them: delete them first.")
+        lines.append("The files there are damaged or incomplete: delete them first.")
     lines += [
-        "To get them, run where there is internet",
+        "To get them, run this where there is internet access:",
         f"    python -c \"from torchvision.datasets import {name}; {name}('data', download=True)\"",
         f"and copy data/{known.folder} from there to {folder}.",
     ]
     if name == "FashionMNIST":
         lines += [
-            "Or take Debian's and Ubuntu's package:",
+            "Or install the package of Debian and Ubuntu:",
             "    sudo apt-get install dataset-fashion-mnist",
             f"    mkdir -p '{folder}' && for f in /usr/share/datasets/fashion-mnist/*.gz; do "
             f'gunzip -c "$f" > \'{folder}\'/"$(basename "$f" .gz)"; done',
         ]
-    return "\n".join([*lines, f"To go on now, without a download: {QUICKSTART}"])
+    return "\n".join([*lines, f"To start without a download: {QUICKSTART}"])
 
 
 def _as_images(data: Any) -> Tensor:
-    """(N, C, H, W) from torchvision's (N, H, W) and (N, H, W, C), or from (N, C, H, W)."""
+    """Convert torchvision's (N, H, W) or (N, H, W, C), or (N, C, H, W), to (N, C, H, W)."""
     images = torch.as_tensor(data)
     if images.ndim == 3:
         images = images.unsqueeze(1)
@@ -167,8 +167,8 @@ def _as_images(data: Any) -> Tensor:
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or len(images) == 0:
         raise SettingError(
-            f"data.dataset: .data has shape {tuple(images.shape)}; it must be (images, height, width) or "
-            "(images, height, width, channels)."
+            f"data.dataset: .data must have shape (images, height, width) or (images, height, width, "
+            f"channels), got {tuple(images.shape)}."
         )
     return (images.float() if images.dtype == torch.float64 else images).contiguous()
 
@@ -177,7 +177,7 @@ def _as_targets(targets: Any) -> Tensor:
     classes = torch.as_tensor(np.asarray(targets))
     if classes.ndim != 1 or classes.is_floating_point() or len(classes) == 0 or int(classes.min()) < 0:
         raise SettingError(
-            f"data.dataset: .targets has shape {tuple(classes.shape)} and type {classes.dtype}; it must hold a class "
-            "number from 0 on for each image."
+            f"data.dataset: .targets must hold a class number from 0 on for each image, got shape "
+            f"{tuple(classes.shape)} and type {classes.dtype}."
         )
     return classes.long()

@@ -1,7 +1,7 @@
-"""Batches cut from tensors in memory: no worker processes, no Python per image, and all chance repeatable.
+"""Batches sliced from tensors in memory: no worker processes, no Python per image, and repeatable randomness.
 
-Everything random is a pure function of (seed, epoch, example), so an epoch can be repeated alone, resumed in
-its middle, or shared among processes, and gives the same images each time.
+All randomness is a pure function of (seed, epoch, example). So an epoch can be repeated alone, resumed in the
+middle, or shared among processes, and yields the same images each time.
 """
 
 from collections.abc import Iterator
@@ -16,30 +16,30 @@ Batch = tuple[Tensor, Tensor]
 
 CROP_PADDING = 4  # pixels on each side, as in He et al. 2016 (arXiv:1512.03385, section 4.2)
 
-# Batches are made together, in blocks of about this many bytes: the fixed cost of some ten tensor operations
-# is then paid once a block. On a CPU larger blocks leave the cache and are slower again; on an accelerator only
-# the number of operations counts.
+# Batches are made in blocks of about this many bytes, so that the fixed cost of some ten tensor operations is
+# paid once per block. On a CPU, larger blocks exceed the cache and are slower again. On an accelerator only the
+# number of operations counts.
 CPU_BLOCK_BYTES = 2 * 2**20
 ACCELERATOR_BLOCK_BYTES = 64 * 2**20
 
 
 def rank_share(order: Tensor, batch_size: int, rank: int, world_size: int, *, equal_batches: bool) -> Tensor:
-    """What one process takes of an epoch: of each global batch, its contiguous part.
+    """Select one process's share of an epoch: its contiguous part of each global batch.
 
     A global batch is `world_size * batch_size` consecutive entries of `order`. The last one may be smaller and
     is divided as evenly as possible.
 
     Args:
         order: (N,) indices in the order of the epoch, the same on every rank.
-        batch_size: examples a batch and process.
+        batch_size: examples per batch and process.
         rank: this process, from 0 to world_size - 1.
         world_size: number of processes.
-        equal_batches: if the last global batch has fewer examples than there are ranks, the ranks without one
-            repeat one of it, so that all ranks take equally many steps (in training a collective would hang
-            otherwise). Without it nothing is repeated, and such ranks have a batch less.
+        equal_batches: if the last global batch has fewer examples than there are ranks, ranks without an example
+            repeat one, so that all ranks take equally many steps (otherwise a collective would hang in
+            training). If False, nothing is repeated, and such ranks have one batch fewer.
 
     Returns:
-        (n,) indices; each `batch_size` of them, and what remains, are a batch.
+        (n,) indices; every `batch_size` of them form a batch, and so does the remainder.
     """
     global_batch = batch_size * world_size
     whole = len(order) // global_batch
@@ -52,13 +52,13 @@ def rank_share(order: Tensor, batch_size: int, rank: int, world_size: int, *, eq
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int = CROP_PADDING) -> Tensor:
-    """Pad each image with zeros, cut it back to its size, and mirror some left to right: one batched gather.
+    """Pad each image with zeros, crop it to its size, and mirror some left to right, in one batched gather.
 
-    The same as torchvision's `RandomCrop(size, padding=padding)` and `RandomHorizontalFlip` image by image.
+    Equal to torchvision's `RandomCrop(size, padding=padding)` and `RandomHorizontalFlip` for each image.
 
     Args:
         images: (B, C, H, W), any type.
-        top: (B,) first row kept of the padded image, from 0 to 2 * padding.
+        top: (B,) first row of the padded image that is kept, from 0 to 2 * padding.
         left: (B,) first column kept, likewise.
         flip: (B,) bool, True = mirrored.
         padding: rows and columns of zeros on each side.
@@ -76,27 +76,27 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, paddi
 
 
 class TensorLoader:
-    """Batches of images and targets that are in memory as tensors, on the CPU or on an accelerator.
+    """Loads batches of images and targets from tensors in memory, on the CPU or on an accelerator.
 
-    An iterable of (float32 images (B, C, H, W), int64 targets (B,)); the last, smaller batch is kept. Batches
-    are the consumer's own: to keep, and to modify in place. One iteration at a time; each is an epoch, counted
-    from 0 unless `seek` says otherwise.
+    An iterable of (float32 images (B, C, H, W), int64 targets (B,)); the last, smaller batch is kept. The consumer
+    may keep batches and modify them in place. Only one iteration at a time is allowed. Each iteration is an epoch,
+    counted from 0 unless `seek` sets another.
 
-    With several processes, rank r takes its part of each global batch (`rank_share`): the ranks' batches
-    together are the batches of one process with `world_size * batch_size`. When shuffled (training) all ranks
-    have equally many batches; otherwise (evaluation) every example comes exactly once over all ranks.
+    With several processes, rank r takes its part of each global batch (`rank_share`). The ranks' batches together
+    equal those of one process with `world_size * batch_size`. When shuffled (training), all ranks have equally
+    many batches. Otherwise (evaluation), every example comes exactly once over all ranks.
 
     Args:
         images: (N, C, H, W), uint8 or floating point, raw.
         targets: (N,) int64.
-        batch_size: examples a batch and process.
+        batch_size: examples per batch and process.
         normalise: (C,) mean and (C,) standard deviation of raw values; batches are (raw - mean) / std.
         shuffle: a new order each epoch.
         augment: random crop of the image padded by 4 zeros, and random mirroring, drawn anew each epoch.
-        seed: what order and augmentation hang on, together with the epoch.
+        seed: determines order and augmentation, together with the epoch.
         rank: this process.
         world_size: number of processes.
-        device: where images and targets live and batches are made; None: where they are.
+        device: where images and targets are stored and batches are made; None: where they are now.
 
     Example:
         >>> images, targets = torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10)
@@ -134,41 +134,41 @@ class TensorLoader:
         self.seek(0)
 
     def __len__(self) -> int:
-        """Batches of this rank in a full epoch."""
+        """The number of batches of this rank in a full epoch."""
         return self._length
 
     def seek(self, epoch: int, batch: int = 0, seed: int | None = None) -> None:
-        """Let the next iteration give the batches of `epoch` from `batch` on.
+        """Let the next iteration start at batch `batch` of `epoch`.
 
         Args:
-            epoch: from 0.
-            batch: batches of the epoch to leave out, fewer than it has.
-            seed: the seed from now on, in place of the one before.
+            epoch: the epoch, from 0.
+            batch: the number of batches to skip, fewer than the epoch has.
+            seed: the seed from now on; None keeps the current one.
 
         Raises:
             ValueError: the epoch has no such batch.
         """
         if not 0 <= batch < max(self._length, 1):
-            raise ValueError(f"batch is {batch}; an epoch has batches 0 to {self._length - 1}.")
+            raise ValueError(f"batch is {batch}; must be one of the epoch's batches 0 to {self._length - 1}.")
         self.seed = self.seed if seed is None else seed
         self.epoch = epoch
         self.batches_given = batch
         self._next = (epoch, batch)
 
     def state_dict(self) -> dict[str, int]:
-        """The place that the current iteration has reached; Lightning puts it into checkpoints."""
+        """The position of the current iteration, which Lightning saves in checkpoints."""
         return {"seed": self.seed, "epoch": self.epoch, "batches_given": self.batches_given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration give what was left of the epoch; if nothing was, the next epoch."""
+        """Let the next iteration yield the rest of the epoch, or the next epoch if none is left."""
         epoch, given = state["epoch"], state["batches_given"]
         if given >= self._length:
             epoch, given = epoch + 1, 0
         self.seek(epoch, given, state["seed"])
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing below happens before its first batch is asked for. Lightning creates an
-        # iterator well before it calls the hooks in which `seek` is called.
+        # A generator: nothing below runs until the first batch is requested. Lightning creates an
+        # iterator well before it calls the hooks that call `seek`.
         self.epoch, self.batches_given = self._next
         self._next = (self.epoch + 1, 0)
         indices, draws = self._draw_epoch()
@@ -183,7 +183,7 @@ class TensorLoader:
         return rank_share(order, self.batch_size, self.rank, self.world_size, equal_batches=self.shuffle)
 
     def _draw_epoch(self) -> tuple[Tensor, Tensor]:
-        """This rank's (n,) indices of the epoch, and crop and flip (3, N) of every example there is.
+        """Draw this rank's (n,) indices of the epoch, and crop and flip (3, N) of all examples.
 
         Drawn on the CPU, so that they are the same for every device, and moved once.
         """
@@ -200,7 +200,7 @@ class TensorLoader:
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.epoch))
 
-    @torch.inference_mode(mode=False)  # a batch can train, whoever asked for the first of its block
+    @torch.inference_mode(mode=False)  # so that batches can train even if their block was begun under inference mode
     def _make_batches(self, members: Tensor, draws: Tensor) -> list[Batch]:
         images = self._images.index_select(0, members)
         if self.augment:
@@ -208,7 +208,7 @@ class TensorLoader:
             images = crop_and_flip(images, top, left, flip.bool())
         images = images.to(torch.float32).mul_(self._factor).add_(self._shift)
         targets = self._targets.index_select(0, members)
-        # `.data`: a version counter of its own, so that autograd does not take the modification of one batch
-        # for that of another from the same block.
+        # `.data` has its own version counter, so that autograd does not confuse modifications of batches from
+        # the same block.
         parts = zip(torch.split(images, self.batch_size), torch.split(targets, self.batch_size), strict=True)
         return [(batch.data, classes.data) for batch, classes in parts]

@@ -1,17 +1,17 @@
-"""Random orders of labelled examples whose every beginning is a fair part: validation sets, subsets."""
+"""Random orders of labelled examples, of which every prefix has fair classes: validation sets, subsets."""
 
 import torch
 from torch import Tensor
 
 
 def balanced_order(targets: Tensor, generator: torch.Generator) -> Tensor:
-    """A random order of which every beginning has as many examples of each class as possible.
+    """A random order of which every prefix is as balanced over classes as possible.
 
-    So subsets of it are nested: the first 100 are among the first 1,000.
+    So subsets are nested: the first 100 examples are among the first 1,000.
 
     Args:
         targets: (N,) int64 classes.
-        generator: on the CPU.
+        generator: a generator on the CPU.
 
     Returns:
         (N,) indices.
@@ -21,11 +21,11 @@ def balanced_order(targets: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def proportionate_order(targets: Tensor, generator: torch.Generator) -> Tensor:
-    """A random order of which every beginning has the classes in the proportion of the whole.
+    """A random order of which every prefix has the class proportions of the whole.
 
     Args:
         targets: (N,) int64 classes.
-        generator: on the CPU.
+        generator: a generator on the CPU.
 
     Returns:
         (N,) indices.
@@ -35,7 +35,7 @@ def proportionate_order(targets: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _shuffle(targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A random order; for each example in it, how many of its class come before, and how large its class is."""
+    """A random order, and for each example in it, how many of its class come before and the size of its class."""
     order = torch.randperm(len(targets), generator=generator)
     shuffled = targets[order]
     class_size = shuffled.bincount()

@@ -1,4 +1,4 @@
-"""What is shown while a fit runs: `terminal` (a line a network, and the one in training) and `tensorboard` (its pages).
+"""What is shown while a fit runs: `terminal` (a line per network, and the one in training) and `tensorboard`.
 
-Rule: only looks. Nothing here changes what is trained.
+Rule: observes only. Nothing here changes training.
 """

@@ -1,16 +1,15 @@
-"""Steps by the clock: how fast they come, and how long those to go will take."""
+"""Training speed, and the time left."""
 
 from collections import deque
 
-RECENT = 20  # readings; a display that is drawn four times a second then shows the speed of the last 5 seconds
+RECENT = 20  # readings; a display drawn four times a second then shows the speed of the last 5 seconds
 
 
 class Pace:
-    """The speed of an experiment, by readings of the clock and of the steps that are done.
+    """The speed of an experiment, from readings of the clock and of the number of steps done.
 
-    The clock starts with the first reading, so that what comes before (the first step, which sets up devices or
-    compiles) counts as little as steps of an earlier process. What comes between steps counts: evaluations, pruning,
-    files.
+    The clock starts with the first reading. So neither the time before it counts (the first step, which sets up devices
+    or compiles), nor the steps of an earlier process. Time between steps counts: evaluations, pruning, writing files.
     """
 
     def __init__(self) -> None:
@@ -18,17 +17,17 @@ class Pace:
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
     def read(self, seconds: float, steps: int) -> None:
-        """Note that `steps` steps are done at `seconds` on any clock that only goes forward."""
+        """Record that `steps` steps are done at `seconds` on a monotonic clock."""
         self._first = self._first or (seconds, steps)
         self._recent.append((seconds, steps))
 
     @property
     def steps_per_second(self) -> float | None:
-        """The speed over the last readings; None as long as there is none."""
+        """The speed over the last readings; None if not known yet."""
         return _speed(self._recent[0], self._recent[-1]) if self._recent else None
 
     def seconds_for(self, steps: float) -> float | None:
-        """How long so many steps take at the mean speed since the first reading; None as long as there is none."""
+        """The time for so many steps at the mean speed since the first reading; None if not known yet."""
         speed = _speed(self._first, self._recent[-1]) if self._first else None
         return steps / speed if speed else None
 

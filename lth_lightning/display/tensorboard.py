@@ -1,4 +1,4 @@
-"""LotteryBoard: TensorBoard's other pages, beside the curves that the lottery itself writes."""
+"""LotteryBoard: the pages of TensorBoard beyond the curves that the lottery itself writes."""
 
 import struct
 import time
@@ -25,29 +25,29 @@ from lth_lightning.trainer.sub_runs import goes_on, network_writer
 
 BINS = 60  # of a histogram; TensorBoard shows 30
 DRAWING_SHARE = 1 / 30  # of the fit's time, at most
-FIRST_DRAWING = 3.0  # seconds, matplotlib's import included
+FIRST_DRAWING = 3.0  # seconds, including the import of matplotlib
 
 BY_ROUND = {
     "test accuracy at the end of training, by round": ("rounds/test_acc", "test_acc"),
     "validation accuracy at the end of training, by round": ("rounds/val_acc", "val_acc"),
     "early stop (step of the lowest validation loss), by round": ("rounds/early_stop_step", "early_stop_step"),
 }
-"""Charts of the custom-scalars page: the tag, and the column of results.csv without which there are no points."""
+"""Charts of the custom-scalars page: the tag, and the column of results.csv that it plots."""
 
 
 class LotteryBoard(L.Callback):
-    """Fills TensorBoard's pages, beside the curves that `LotteryTicket` writes: `callbacks=[lottery, LotteryBoard()]`.
+    """Fills the pages of TensorBoard beyond the curves of `LotteryTicket`: `callbacks=[lottery, LotteryBoard()]`.
 
     - custom scalars: accuracy, early stop and the layers' densities over rounds;
-    - hparams: a row a network, with the last values of its curves;
+    - hparams: a row per network, with the last values of its curves;
     - histograms: each layer's surviving weights at the end of training, over rounds;
-    - images: the report's figures, at a round's end, while drawing takes no more than 1/30 of the time;
-    - text: settings, results and what they say.
+    - images: the report's figures, at the end of a round, as long as drawing takes at most 1/30 of the time;
+    - text: settings, results and a conclusion.
 
-    A resumed run shows nothing twice. Without a TensorBoardLogger nothing is written.
+    A resumed run writes nothing twice. Without a TensorBoardLogger nothing is written.
 
     Args:
-        draw_at_end: whether to draw when the fit ends, however short it was.
+        draw_at_end: whether to draw at the end of the fit, even of a short one.
 
     Raises:
         SettingError: when a fit starts, if the Trainer has no `LotteryTicket`.
@@ -61,9 +61,9 @@ class LotteryBoard(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         lottery = next((one for one in trainer.callbacks if isinstance(one, LotteryTicket)), None)
         if lottery is None:
-            raise SettingError("trainer.callbacks: a LotteryBoard shows what a LotteryTicket does; give that too.")
+            raise SettingError("trainer.callbacks: a LotteryBoard needs a LotteryTicket; add one.")
         self._lottery, plan = lottery, lottery.plan
-        # What is said of all rounds has the round as step. A round that is not complete will be told anew.
+        # Text and figures over all rounds use the round as step. An incomplete round is written again.
         self._void_from = plan[min(len(lottery.results), len(plan) - 1)].round
         self._settings_missing = self._charts_missing = self._void_from == plan[0].round
         self._told_rows = self._drawn_rows = 0
@@ -72,8 +72,8 @@ class LotteryBoard(L.Callback):
     def on_network_start(
         self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
     ) -> None:
-        """Begin the network's row of hyperparameters."""
-        if (writer := network_writer(trainer)) is None or goes_on(trainer):  # then it has its row
+        """Start the network's row of hyperparameters."""
+        if (writer := network_writer(trainer)) is None or goes_on(trainer):  # resumed: it has its row
             return
         facts = {
             "round": network.round,
@@ -91,11 +91,11 @@ class LotteryBoard(L.Callback):
         self._tell_settings()
 
     def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
-        """Add the network's histograms; at a round's end say how all rounds stand."""
+        """Add the network's histograms, and at the end of a round the results of all rounds."""
         if (writer := network_writer(trainer)) is not None:
             _, _, end = hparams({}, {})
             _add(writer, end)
-        if row.replicate == 0:  # of several the first stands for all
+        if row.replicate == 0:  # of several replicates only the first
             self._add_weights(module, row)
         lottery = self._lottery
         done = len(lottery.results)
@@ -105,7 +105,7 @@ class LotteryBoard(L.Callback):
                 self._draw()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell what is new since a round's end, and of a run that had ended before, what is void in its last round."""
+        """Write what is new since the last full round; for a run that had already ended, rewrite its last round."""
         done = len(self._lottery.results)
         if done and self._lottery.results[-1].round >= self._void_from:
             if self._told_rows < done:
@@ -117,12 +117,12 @@ class LotteryBoard(L.Callback):
     # ------------------------------------------------------------------------ what
 
     def _writer(self) -> SummaryWriter | None:
-        """Of what is said of all rounds; None where nothing is to be written."""
+        """The writer for text and figures over all rounds; None if nothing is to be written."""
         curves = self._lottery.summary
         return curves.of_all(self._void_from) if curves else None
 
     def _tell_settings(self) -> None:
-        """The text of config.yaml, where the command line has written one, or else the lottery's own settings."""
+        """Write config.yaml as text if the command line has made one, else the lottery's own settings."""
         if not self._settings_missing or (writer := self._writer()) is None:
             return
         config = self._lottery.folder.path / CONFIG
@@ -136,7 +136,7 @@ class LotteryBoard(L.Callback):
         self._settings_missing = False
 
     def _tell_results(self) -> None:
-        """The results table and its conclusion, and first of all which charts the custom-scalars page has."""
+        """Write the results table and its conclusion; the first time, also the layout of the custom-scalars page."""
         if (writer := self._writer()) is None:
             return
         rows = in_order(self._lottery.results)
@@ -149,31 +149,31 @@ class LotteryBoard(L.Callback):
         self._told_rows = len(rows)
 
     def _add_weights(self, module: L.LightningModule, row: Row) -> None:
-        """Each layer's surviving weights, and of a ticket its density."""
+        """Write each layer's surviving weights, and for a ticket its density."""
         curves, masks = self._lottery.summary, self._lottery.masks_in_force
         writer = curves.of_variant(row.variant) if curves else None
         if writer is None:
             return
         for name, weight in self._lottery.experiment.weights.items():
             survivors = weight.detach()[masks[name].to(weight.device)]
-            if len(survivors):  # pruning may take a layer's last weight
+            if len(survivors):  # pruning may remove a layer's last weight
                 writer.add_histogram(f"surviving weights/{name}", survivors.float().cpu().numpy(), row.round, bins=BINS)
             if row.variant == "ticket":
                 writer.add_scalar(f"layers/{name}", len(survivors) / weight.numel(), row.round)
         writer.flush()
 
     def _draw(self) -> None:
-        """The report's figures, from the run's files."""
+        """Draw the report's figures from the run's files."""
         if self._writer() is None:
             return
         start = time.monotonic()
-        from lth_lightning.report.figures import image_bytes  # matplotlib: only who draws waits for it
+        from lth_lightning.report.figures import image_bytes  # matplotlib is slow to import
 
         try:
             experiment = PooledRuns([Run.read(self._lottery.folder.path)])
             figures = figures_of(experiment, charts_of(experiment))
             pictures = {name: image_bytes(figure, "png") for name, figure in figures.items()}
-        except Exception as error:  # any: hours of training are worth more than a picture of them
+        except Exception as error:  # any: a failed picture must not end hours of training
             rank_zero_warn(f"No figures in TensorBoard for now: {error}")
             pictures = {}
         self.show(pictures)
@@ -181,10 +181,10 @@ class LotteryBoard(L.Callback):
         self._drawing_took = self._drawn_at - start
 
     def show(self, pictures: Mapping[str, bytes]) -> None:
-        """Put pictures on the images page, as of the last round that has a result; also after the fit.
+        """Put pictures on the images page, at the last round with a result; also works after the fit.
 
         Args:
-            pictures: PNG files' contents by name.
+            pictures: the contents of PNG files by name.
         """
         if (writer := self._writer()) is None:
             return
@@ -193,20 +193,20 @@ class LotteryBoard(L.Callback):
         writer.flush()
 
     def close(self) -> None:
-        """Close what `show` has opened after the fit."""
+        """Close the writers that `show` opened after the fit."""
         if self._lottery.summary is not None:
             self._lottery.summary.close()
 
 
 def layout(rows: Sequence[Row]) -> dict[str, dict[str, tuple[str, list[str]]]]:
-    """The layout of the custom-scalars page, as torch's `custom_scalars` takes it; no chart without points."""
+    """The layout of the custom-scalars page for torch's `custom_scalars`; charts without points are left out."""
     shown = {title: tag for title, (tag, column) in BY_ROUND.items() if getattr(rows[0], column) is not None}
     layers = {"density of each layer of the ticket, by round": "layers/.*"}
     return {"all rounds": {title: ("Multiline", [f"^{tag}$"]) for title, tag in {**shown, **layers}.items()}}
 
 
 def image(tag: str, png: bytes) -> Summary:
-    """A PNG file as TensorBoard holds it; its first chunk says how large it is."""
+    """A PNG file as an image summary of TensorBoard; its first chunk holds the size."""
     width, height = struct.unpack(">II", png[16:24])
     content = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
     return Summary(value=[Summary.Value(tag=tag, image=content)])

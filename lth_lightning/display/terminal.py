@@ -1,6 +1,6 @@
-"""What the terminal shows of a fit: a table that grows a row a network and, below it, the network in training.
+"""What the terminal shows of a fit: a table that gains a row per network and, below it, the network in training.
 
-Where nothing can be redrawn (a file, a pipe, CI, a notebook) the table alone, line by line.
+Where nothing can be redrawn (a file, a pipe, CI, a notebook), only the table is printed, line by line.
 """
 
 import os
@@ -28,8 +28,8 @@ from lth_lightning.runs.rows import Evaluation, Row
 from lth_lightning.trainer import fit
 
 REFRESH_SECONDS = 0.25
-IDLE = 50  # times as long as drawing took, at least, until it is drawn again: a slow terminal costs 2 % of the time
-WIDTH = 100  # characters of the display at most
+IDLE = 50  # the pause after drawing, at least, in units of its duration: a slow terminal costs at most 2 % of the time
+WIDTH = 100  # characters, at most
 HEADINGS = ("round", "density", "variant", "val acc", "test acc", "early stop", "seconds")
 
 
@@ -38,10 +38,10 @@ HEADINGS = ("round", "density", "variant", "val acc", "test acc", "early stop", 
 
 @dataclass(frozen=True)
 class NetworkLines:
-    """The table of finished networks as lines of text: 74 characters with controls, 69 without.
+    """Formats the table of finished networks: 74 characters wide with controls, 69 without.
 
     Args:
-        variant: characters of the longest name in it.
+        variant: the length of the longest name in it.
     """
 
     variant: int
@@ -52,7 +52,7 @@ class NetworkLines:
         return self._line(*HEADINGS)
 
     def line(self, row: Row) -> str:
-        """A network's line; what is not known is a dash."""
+        """A network's line; unknown values are dashes."""
         stop = "-" if row.early_stop_step is None else f"{row.early_stop_step:,}"
         val, test = (_percent(value) if value is not None else "-" for value in (row.val_acc, row.test_acc))
         name = TrainedNetwork(row.round, row.variant, row.replicate).name
@@ -63,7 +63,7 @@ class NetworkLines:
 
 
 def _percent(fraction: float) -> str:
-    """Two decimals, or as many as show something: `0.0034 %`."""
+    """Two decimals, or two significant digits below 0.1 %: `0.0034 %`."""
     return f"{100 * fraction:.2f} %" if fraction == 0 or fraction >= 1e-3 else f"{100 * fraction:.2g} %"
 
 
@@ -72,23 +72,23 @@ def _percent(fraction: float) -> str:
 
 @dataclass(frozen=True)
 class Glimpse:
-    """What there is to see of a fit that runs. `None` is what is not known yet.
+    """The state of a running fit, as displayed. `None` means not known yet.
 
     Args:
         experiment: the run's name.
-        network: what is in training.
+        network: the network in training.
         density: its fraction of weights kept.
-        last_round: of the experiment.
-        position: which network it is, from 1.
-        networks: how many there are.
+        last_round: the last round of the experiment.
+        position: the number of the network, from 1.
+        networks: the number of all networks.
         step: the step in the round, of `round_steps`.
-        round_steps: steps of a round.
-        epoch: which epoch of the round it is, from 1.
+        round_steps: steps per round.
+        epoch: the epoch of the round, from 1.
         loss: training loss of the last batch.
-        evaluation: the last one.
-        steps_per_second: over the last seconds.
-        done: how much of the experiment is done, from 0 to 1.
-        seconds_left: until its end.
+        evaluation: the last evaluation.
+        steps_per_second: speed over the last seconds.
+        done: the fraction of the experiment done, from 0 to 1.
+        seconds_left: time until the experiment ends.
     """
 
     experiment: str
@@ -108,7 +108,7 @@ class Glimpse:
 
 
 def drawn(now: Glimpse) -> RenderableType:
-    """The display: a bar for the network, one for the experiment, and a line of figures, below an empty one."""
+    """Render the display: an empty line, a bar for the network, one for the experiment, and a line of figures."""
     bars = Table.grid(padding=(0, 2, 0, 0), expand=True)
     bars.add_column(no_wrap=True, overflow="ellipsis")
     bars.add_column(ratio=1, min_width=8)
@@ -134,7 +134,7 @@ def _figures(now: Glimpse) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """`0:07`, `2:05:09`, `3 d 4 h`."""
+    """Format seconds as `0:07`, `2:05:09` or `3 d 4 h`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:
@@ -146,38 +146,38 @@ def duration(seconds: float) -> str:
 
 
 def in_ci() -> bool:
-    """Whether this is continuous integration, whose logs are read later, whatever terminal it feigns."""
+    """Whether this is continuous integration, whose logs are read later, even if it emulates a terminal."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def can_redraw(console: Console) -> bool:
-    """Whether what was written can be written over. FORCE_COLOR makes no terminal of a pipe."""
+    """Whether the console can redraw lines. FORCE_COLOR does not make a pipe a terminal."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty() and not in_ci()
 
 
 class LotteryProgress(ProgressBar):
-    """Shows how a LotteryTicket's experiment goes: a row for each network that is done and, on a terminal, the network
-    in training, with the time that is left for the whole experiment.
+    """Shows the progress of a LotteryTicket's experiment: a row for each finished network and, on a terminal, the
+    network in training, with the time left for the whole experiment.
 
-    It draws in the training loop, a few times a second, and only then reads a loss from the device: a thread would
+    It draws in the training loop a few times a second, and reads the loss from the device only then. A thread would
     hold locks that the workers of a DataLoader inherit.
 
     Args:
         console: where to show it; by default standard output.
-        rows_only: whether to leave out what the lottery says at the start.
+        rows_only: whether to leave out the lottery's opening line.
     """
 
     def __init__(self, console: Console | None = None, rows_only: bool = False) -> None:
         super().__init__()
         self._rows_only = rows_only
         self._above: str | None = None
-        self._given_console = console  # the default one is made by the process that shows it: it cannot be pickled
+        self._given_console = console  # the default is made in the process that shows it, as it cannot be pickled
         self._disabled = False
         self._live: Live | None = None
         self._due = 0.0
 
     def disable(self) -> None:
-        """Show nothing; Lightning calls it on all processes but the first."""
+        """Show nothing; Lightning calls this on all processes but the first."""
         self._disabled = True
 
     def enable(self) -> None:
@@ -185,18 +185,18 @@ class LotteryProgress(ProgressBar):
         self._disabled = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print above the display, which takes standard output over, for `LightningModule.print`."""
+        """Print above the display, which captures standard output; used by `LightningModule.print`."""
         if not self._disabled:
             print(*args, **kwargs)
 
     def say(self, line: str) -> None:
-        """Put a line above the table."""
+        """Set the line above the table."""
         self._above = None if self._rows_only else line
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         lottery = next((callback for callback in trainer.callbacks if isinstance(callback, LotteryTicket)), None)
         if lottery is None:
-            raise SettingError("trainer.callbacks: LotteryProgress shows a LotteryTicket's networks; there is none.")
+            raise SettingError("trainer.callbacks: a LotteryProgress needs a LotteryTicket; add one.")
         self._lottery, self._pace = lottery, Pace()
         self._lines = NetworkLines(max(len(name) for name in ("variant", *(network.name for network in lottery.plan))))
         self._console = self._given_console or Console(highlight=False)
@@ -241,7 +241,7 @@ class LotteryProgress(ProgressBar):
             return
         if self._live is not None:
             self._console.print(line, no_wrap=True, overflow="crop")
-        else:  # flushed, for whoever follows the log (tail -f, Slurm)
+        else:  # flushed for readers who follow the log (tail -f, Slurm)
             print(line.plain, file=self._console.file, flush=True)
 
     def _draw(self, trainer: L.Trainer, loss: float | None) -> None:
@@ -273,7 +273,7 @@ class LotteryProgress(ProgressBar):
         )
 
     def _steps_done(self, trainer: L.Trainer) -> int:
-        """Of the whole experiment, other processes before this one included."""
+        """Steps done of the whole experiment, including those before it was resumed."""
         lottery = self._lottery
         return sum(row.steps for row in lottery.results) + self._steps_of_network(trainer)
 
@@ -281,7 +281,7 @@ class LotteryProgress(ProgressBar):
         return fit.steps_done(trainer) - self._lottery.experiment.first_step(self._network)
 
     def _steps_to_go(self, trainer: L.Trainer) -> float:
-        """Of the whole experiment. Networks stop as early as those before them did, on average."""
+        """Steps left of the whole experiment, if networks stop as early as the finished ones did on average."""
         lottery = self._lottery
         planned = [lottery.experiment.planned_steps(network) for network in lottery.plan]
         finished = len(lottery.results)
@@ -292,12 +292,12 @@ class LotteryProgress(ProgressBar):
 
 
 def _loss(outputs: Any) -> float | None:
-    """What `training_step` gave, if it is one number. It waits for the device."""
+    """The loss that `training_step` returned, if it is one number. Reading it waits for the device."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None
 
 
 def _name(folder: Path) -> str:
-    """The run's name: `mine`, or `quickstart/3` where the folder's own is a number."""
+    """The run's name: `mine`, or `quickstart/3` if the folder's own name is a number."""
     folder = folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name

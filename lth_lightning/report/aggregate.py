@@ -1,4 +1,4 @@
-"""What several networks say together: pooled once, for every table, chart and sentence of a report."""
+"""The figures of several networks, pooled once for every table, chart and sentence of a report."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from lth_lightning.runs.run import Run
 
 
 class Value(NamedTuple):
-    """A figure of one network: of the run with this number, and of this replicate."""
+    """A figure of one network, with the number of its run and its replicate."""
 
     value: float
     run: int
@@ -19,7 +19,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over the `n` networks (runs, replicates) for which it is known; `each` says which these are."""
+    """One figure over the `n` networks (runs, replicates) for which it is known; `each` lists them."""
 
     mean: float
     low: float
@@ -29,7 +29,7 @@ class Spread:
 
     @property
     def by_run(self) -> dict[int, float]:
-        """The figure of each run, the mean over its replicates."""
+        """The figure of each run: the mean over its replicates."""
         runs: dict[int, list[float]] = {}
         for value, run, _ in self.each:
             runs.setdefault(run, []).append(value)
@@ -45,9 +45,9 @@ def by_round(
     figure: Callable[[Record], float | None],
     key: Callable[[Any], int] = lambda row: row.round,
 ) -> Curve:
-    """`figure` of the rows, which stand run by run, pooled over runs and replicates, where it is known and finite.
+    """Pool `figure` over runs and replicates, by round or by another `key`, where it is known and finite.
 
-    By round, unless `key` says by what else.
+    `runs` holds the rows of each run.
     """
     found: dict[int, list[Value]] = {}
     for number, rows in enumerate(runs):
@@ -64,12 +64,12 @@ def _spread(each: Sequence[Value]) -> Spread:
 
 
 def of_variant(rows: Iterable[Record], variant: str) -> list[Record]:
-    """The rows of one variant."""
+    """Select the rows of one variant."""
     return [row for row in rows if row.variant == variant]
 
 
 def densities(rows: Iterable[Row]) -> dict[int, float]:
-    """The density of each round; a round's variants share it."""
+    """The density of each round, which all variants of the round share."""
     return {row.round: row.density for row in rows}
 
 
@@ -77,9 +77,9 @@ class PooledRuns:
     """Repetitions of one experiment, pooled over runs and replicates.
 
     Args:
-        runs: they differ by seed only, see `check_comparable`.
-        label: what tells the experiment from others of a comparison.
-        values: those of the settings that do.
+        runs: they differ by seed only; see `check_comparable`.
+        label: what distinguishes the experiment in a comparison.
+        values: the values of the settings compared by.
     """
 
     def __init__(self, runs: Sequence[Run], label: str = "", values: tuple[Any, ...] = ()) -> None:
@@ -87,16 +87,16 @@ class PooledRuns:
         rows = sorted((row for run in runs for row in run.rows), key=lambda row: row.round)
         self.prunable = rows[0].prunable  # weights
         self.density, self.kept = densities(rows), {row.round: row.kept for row in rows}
-        self.trained = self._curves(lambda row: row.kept)  # for how many networks each variant and round stands
+        self.trained = self._curves(lambda row: row.kept)  # how many networks each variant and round has
         self.accuracy = self._curves(lambda row: row.test_acc)  # on test data, at the end of training
         self.early_stop = self._curves(lambda row: row.early_stop_step)
         self.dense_accuracy, self.dense_stop = self._of_dense(self.accuracy), self._of_dense(self.early_stop)
 
     def _curves(self, figure: Callable[[Row], float | None]) -> dict[str, Curve]:
-        """`by_round` of each variant for which `figure` is known, in the order of `VARIANTS`."""
+        """Apply `by_round` to each variant for which `figure` is known, in the order of `VARIANTS`."""
         found = {v: by_round([of_variant(run.rows, v) for run in self.runs], figure) for v in VARIANTS}
         return {variant: curve for variant, curve in found.items() if curve}
 
     def _of_dense(self, curves: Mapping[str, Curve]) -> Spread | None:
-        """The dense network, once a run: round 0 where it keeps every weight. A run from ticket files has none."""
+        """The dense network of each run: round 0, if it keeps every weight. Runs from ticket files have none."""
         return curves.get("ticket", {}).get(0) if self.density.get(0) == 1 else None

@@ -1,7 +1,7 @@
-"""The charts of a report as data, each made once; `figures` (PNG, SVG) and the script of `page.html` draw them.
+"""The charts of a report as data, made once; `figures` (PNG, SVG) and the script of `page.html` draw them.
 
-A chart is its axes, its legend and its series. The legend has one or two lists of entries; a series names an entry of
-each (`keys`), and looks as they say together. Fractions stay fractions here; whoever draws prints percent.
+A chart has axes, a legend and series. The legend has one or two lists of entries. A series names one entry of each list
+(`keys`), and their styles together give its look. Fractions stay fractions here; the drawing code prints percent.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ Line = Literal["-", "--", ":"] | tuple[float, tuple[float, ...]]
 
 
 class Style(NamedTuple):
-    """How a series looks; None is what another entry says. Readable in black and white, and by the colour-blind.
+    """How a series looks; None leaves it to another entry. Readable in black and white, and by the colour-blind.
 
-    `ramp` is a place from 0 to 1 between dark and light, in place of a colour, so that the order of many curves shows.
+    `ramp` replaces the colour: a position between dark (0) and light (1), which shows the order of many curves.
     """
 
     color: str | None = None
@@ -37,38 +37,38 @@ STYLES = {
     "random_mask": Style("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
     "pruned_only": Style("#CC79A7", "D", (0, (1, 1.5))),
 }
-# The first six of Okabe and Ito (2008), and the ink: black, on a dark page white.
+# The first six colours of Okabe and Ito (2008), and the ink: black, or white on a dark page.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", None)
 MARKERS = "osD^v<>pX*"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis measures, and how its values are printed: `percent`, `steps` or `number`."""
+    """What an axis measures, and how its values are printed (`percent`, `steps` or `number`)."""
 
     label: str
     unit: str = "number"
     log: bool = False
-    falls: bool = False  # to the right
-    zero: bool = False  # begins there
+    falls: bool = False  # values decrease to the right
+    zero: bool = False  # starts at 0
     whole: bool = False  # ticks at whole numbers only
-    key: str = ""  # of a learning curve: the column of its file
+    key: str = ""  # for learning curves: the column of their files
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a legend: what it means, and whether its series show at first."""
+    """A line of a legend: its meaning, and whether its series are shown at first."""
 
     label: str
     style: Style = NO_STYLE
     on: bool = True
     round: int | None = None
     density: float | None = None
-    frames: bool = False  # whether its learning curves decide what heights are shown
+    frames: bool = False  # whether its learning curves determine the vertical range
 
 
 class Point(NamedTuple):
-    """A round: where it stands, and the networks that it is the mean of."""
+    """A round: its position, and the mean over its networks."""
 
     round: int
     density: float | None
@@ -79,18 +79,18 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A curve, or a `level` from left to right: the dense network, which has no place on the axis."""
+    """A curve, or a horizontal `level` for the dense network, which has no position on the axis."""
 
-    keys: tuple[int, ...]  # its entries in the lists of the legend
+    keys: tuple[int, ...]  # its entry in each list of the legend
     points: list[Point] = field(default_factory=list)
     level: Spread | None = None
-    may_leave: bool = False  # the frame, which need not hold it
-    first_run: int = 0  # the experiment's first among the runs of the chart
+    may_leave: bool = False  # whether it may leave the frame
+    first_run: int = 0  # index of the experiment's first run among the chart's runs
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A network's evaluations, of the legend's entries `keys`."""
+    """The evaluations of one network; `keys` are its entries in the legend."""
 
     keys: tuple[int, int]
     run: int
@@ -100,11 +100,11 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series, or the learning curves of `networks`, for whoever draws them to pool by one of the `measures`."""
+    """Series, or the learning curves of `networks`, which the drawing code pools for one of the `measures`."""
 
     runs: list[str]  # names
     x: Axis
-    y: Axis  # of learning curves the first of the measures
+    y: Axis  # for learning curves, the first measure
     legend: list[list[Entry]]
     series: list[Series] = field(default_factory=list)
     measures: list[Axis] = field(default_factory=list)
@@ -112,7 +112,7 @@ class Chart:
     prunable: int = 0  # weights of the dense network
 
     def style(self, keys: Iterable[int]) -> Style:
-        """What a series of these entries looks like: later lists have the last word."""
+        """Combine the styles of these entries; later lists override earlier ones."""
         found = Style()
         for entries, key in zip(self.legend, keys, strict=True):
             said = {name: value for name, value in entries[key].style._asdict().items() if value is not None}
@@ -133,11 +133,11 @@ MEASURES = (
 
 
 def charts_of(experiment: PooledRuns, wanted: Sequence[float] | None = None) -> dict[str, Chart]:
-    """The charts of an experiment that have something to show, by the names of their files.
+    """Make the charts of an experiment that have data, by the names of their files.
 
     Args:
-        experiment: what is shown.
-        wanted: the densities whose learning curves show at first, as for `chosen_rounds`.
+        experiment: the pooled runs.
+        wanted: the densities whose learning curves are shown at first, as for `chosen_rounds`.
 
     Raises:
         SettingError: no round is near one of `wanted`.
@@ -154,9 +154,9 @@ def charts_of(experiment: PooledRuns, wanted: Sequence[float] | None = None) -> 
 def _over_density(
     experiment: PooledRuns, curves: Mapping[str, Curve], dense: Spread | None, axis: Axis
 ) -> Chart | None:
-    """A figure at the end of training over density, per variant; the dense network is a line.
+    """A figure at the end of training over density, per variant, with the dense network as a line.
 
-    The frame is that of the trained networks: `pruned_only`, which soon falls to chance, may leave it.
+    The trained networks set the frame. `pruned_only`, which soon falls to chance, may leave it.
     """
     legend = [Entry(f"{named(v)} ({counted(s.n for s in curve.values())})", STYLES[v]) for v, curve in curves.items()]
     series = [
@@ -177,7 +177,7 @@ def _points(experiment: PooledRuns, curve: Curve) -> list[Point]:
 
 
 def _layers(experiment: PooledRuns) -> Chart | None:
-    """The density of each prunable layer of the tickets over the rounds."""
+    """The density of each prunable layer of the tickets, over rounds."""
     tickets = [of_variant(run.layers, "ticket") for run in experiment.runs]
     sizes = {row.layer: row.size for row in chain(*tickets)}
     if not sizes:
@@ -185,7 +185,7 @@ def _layers(experiment: PooledRuns) -> Chart | None:
     legend, series = [], []
     for place, (layer, short) in enumerate(zip(sizes, short_names(list(sizes)), strict=True)):
         rows = [[row for row in run if row.layer == layer] for run in tickets]
-        curve = by_round(rows, lambda row: row.density or None)  # an empty layer leaves a log axis: its curve ends
+        curve = by_round(rows, lambda row: row.density or None)  # a log axis cannot show an empty layer: its curve ends
         points = [
             Point(n, experiment.density.get(n), round(value.mean * sizes[layer]), n, value)
             for n, value in curve.items()
@@ -196,20 +196,20 @@ def _layers(experiment: PooledRuns) -> Chart | None:
 
 
 def layer_style(place: int, of: int) -> Style:
-    """From dark (the first layer) to light, with a marker and a line of its own."""
+    """The style of a layer: from dark (the first layer) to light, with its own marker and line."""
     lines = [style.line for style in STYLES.values()]
     return in_order(place, of)._replace(line=lines[place % len(lines)])
 
 
 def in_order(place: int, of: int) -> Style:
-    """The style of one of several curves that have an order."""
+    """The style of one of several ordered curves."""
     return Style(marker=MARKERS[place % len(MARKERS)], ramp=place / max(1, of - 1))
 
 
 def comparison_chart(experiments: Sequence[PooledRuns]) -> Chart | None:
-    """Test accuracy over density of several experiments: a colour and a marker each, a line a kind of network.
+    """Test accuracy over density of several experiments: colour and marker by experiment, line by kind of network.
 
-    None where no test accuracy is known.
+    None if no test accuracy is known.
     """
     kinds = {kind: STYLES[kind] for kind in ("ticket", "random_reinit")} | {"dense network": Style(line=":")}
     legend, series, first = [], [], 0
@@ -230,7 +230,7 @@ def comparison_chart(experiments: Sequence[PooledRuns]) -> Chart | None:
 
 
 def _learning_curves(experiment: PooledRuns, wanted: Sequence[float] | None) -> Chart | None:
-    """The learning curve of every network; some show at first: see `chosen_rounds`."""
+    """The learning curve of every network; `chosen_rounds` selects those shown at first."""
     found: dict[tuple[int, int, str, int], list[CurveRow]] = {}
     for place, run in enumerate(experiment.runs):
         for point in run.curves:
@@ -269,5 +269,5 @@ def _learning_curves(experiment: PooledRuns, wanted: Sequence[float] | None) -> 
 
 
 def _names(runs: Iterable[Run]) -> list[str]:
-    """How a chart names its runs: by folder and seed."""
+    """The names of runs in a chart: folder and seed."""
     return [f"{run.name}, seed {run.facts['seed']}" if "seed" in run.facts else run.name for run in runs]

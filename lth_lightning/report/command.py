@@ -28,7 +28,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What reads the command line of `train.py report`; runs may stand before and after the options."""
+    """The argument parser of `train.py report`; runs may come before and after the options."""
     parser = argparse.ArgumentParser(
         "train.py report",
         usage="python train.py report RUN [RUN …] [--compare KEY[,KEY…]] [--densities D[,D…]] [--out DIR]",
@@ -41,38 +41,37 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="run folder. Several are pooled, as repetitions of one experiment that differ by seed; if anything else "
-        "differs they are refused, and the settings named",
+        help="run folder. Several are pooled as repetitions of one experiment that differ only by seed; if other "
+        "settings differ, they are refused and the error names the settings",
     )
     parser.add_argument(
         "--compare",
         metavar="KEY[,KEY…]",
         action="extend",
         type=_listed(str),
-        help="lay experiments side by side that differ in these settings (and by seed), and in no others: names as in "
-        "config.yaml, or their last parts where these say which. tickets.KEY is a setting of the run that "
-        "lottery.tickets come from",
+        help="show experiments side by side that differ only in these settings (and by seed): names as in config.yaml, "
+        "or their last parts where unambiguous. tickets.KEY is a setting of the run that lottery.tickets come from",
     )
     parser.add_argument(
         "--densities",
         metavar="D[,D…]",
         action="extend",
         type=_listed(_density),
-        help="whose learning curves to show, as fractions (0.51,0.21,0.036); default: four spread over all",
+        help="densities whose learning curves to show, as fractions (0.51,0.21,0.036); default: four spread over all",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help="where report.md, report.html, figures/ and statistics.csv (or comparison.csv) go; default: the RUN, with "
-        "several the folder 'report' beside the first, for a comparison 'comparison_KEY' in the folder that holds them "
-        "all",
+        help="where report.md, report.html, figures/ and statistics.csv (or comparison.csv) go; default: the RUN; for "
+        "several runs, the folder 'report' beside the first; for a comparison, 'comparison_KEY' in the folder that "
+        "holds them all",
     )
     return parser
 
 
 def _listed(parse: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """How argparse reads a list that is joined by commas."""
+    """A type for argparse: a list joined by commas."""
 
     def parsed(text: str) -> list[T]:
         return [parse(part.strip()) for part in text.split(",") if part.strip()]
@@ -86,7 +85,7 @@ def _density(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no density: give fractions above 0, up to 1; 0.51 is 51 %")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a density: must be in (0, 1], e.g. 0.51 for 51 %")
     return value
 
 
@@ -94,7 +93,7 @@ def _density(text: str) -> float:
 
 
 def main(args: Sequence[str]) -> int:
-    """`train.py report`: print tables and conclusion, write the report, say where it lies."""
+    """Run `train.py report`: print tables and conclusion, write the report, and print its location."""
     given = parser().parse_intermixed_args(args)
     console = Console(highlight=False, markup=False)
     written = _compare(given, console) if given.compare else _report(given, console)
@@ -122,7 +121,7 @@ def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
         raise SettingError("--densities: a comparison shows no learning curves. Report on each experiment alone.")
     if stray := [run for run in given.runs if not run.exists()]:
         raise SettingError(
-            f"report: there is no run folder {stray[0]}. Several settings to compare by are joined by commas: "
+            f"report: there is no run folder {stray[0]}. To compare by several settings, join them by commas: "
             f"--compare {','.join([*given.compare, str(stray[0])])}"
         )
     runs = read_all(given.runs)
@@ -137,6 +136,6 @@ def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
 
 
 def _common_folder(runs: Sequence[Run]) -> Path:
-    """The nearest folder that holds all the runs, seen from the working directory if it is below that."""
+    """The nearest folder that holds all runs, relative to the working directory if it is below that."""
     common = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
     return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common

@@ -1,4 +1,4 @@
-"""Which runs may be pooled: repetitions of one experiment that differ by seed, and by nothing else that counts."""
+"""Which runs may be pooled: repetitions of one experiment that differ only by seed, as far as results depend on it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,21 +13,21 @@ from lth_lightning.runs.settings import MAY_DIFFER, Different, differences, show
 SEEDS = ("seed_everything", "lottery.seed")
 NOT_COMPARED = (
     *SEEDS,
-    "data.eval_batch_size",  # batches are weighed by their images: it changes no result
+    "data.eval_batch_size",  # batches are weighted by their images, so results do not depend on it
     *(name for name in chain(*MAY_DIFFER.values()) if name != "data.batch_size"),
 )
 FINDING = ("lottery.rounds", "lottery.pruning", "lottery.rewind_to")
-"""How tickets are found. A run that trains the tickets of another has these settings too, and uses none of them."""
+"""How tickets are found. A run that trains another run's tickets has these settings too, but does not use them."""
 AFTER_FINDING = ("lottery.rounds", "lottery.control*", "lottery.evaluate_test", "lottery.tickets")
-"""What leaves the tickets that a run finds as they are."""
+"""Settings that do not change the tickets that a run finds."""
 
 
 def compared(run: Run, among: Sequence[Run]) -> Settings:
-    """The settings by which `run` must equal the others `among` which it stands.
+    """The settings of `run` that must equal those of the runs it is `among`.
 
-    `data.batch_size` is the images a step over all processes. If one of the runs trains tickets that another run has
-    found, all are seen as trainings of found tickets: how they were found stands under `tickets` for each. For a run
-    that found its own that is itself.
+    `data.batch_size` counts images per step over all processes. If any of the runs trains tickets that another run
+    found, all are treated as trainings of found tickets, and `tickets` holds how these were found. For a run that found
+    its own tickets, `tickets` holds its own settings.
     """
     settings = _with_images_a_step(run.settings)
     if not any(lookup(other.settings, "lottery.tickets") for other in among):
@@ -38,7 +38,7 @@ def compared(run: Run, among: Sequence[Run]) -> Settings:
 
 
 def all_settings(run: Run, among: Sequence[Run]) -> Settings:
-    """Every setting of a run, and under `tickets` those of the run that found its tickets, as in `compared`."""
+    """All settings of a run, and under `tickets` those of the run that found its tickets, as in `compared`."""
     if not any(lookup(other.settings, "lottery.tickets") for other in among):
         return run.settings
     own = {name: value for name, value in run.settings.items() if name != "tickets"}
@@ -47,13 +47,13 @@ def all_settings(run: Run, among: Sequence[Run]) -> Settings:
 
 
 def _of_finding(settings: Settings) -> Settings:
-    """What counts of the run that found the tickets, and of the run that found that one's tickets, if it had any."""
+    """The settings that count of the run that found the tickets, and recursively of the run that found its tickets."""
     counts = what_counts(_with_images_a_step(settings), (*NOT_COMPARED, *AFTER_FINDING, "tickets"))
     return counts | ({"tickets": _of_finding(settings["tickets"])} if settings.get("tickets") else {})
 
 
 def _with_images_a_step(settings: Settings) -> Settings:
-    """The settings with `data.batch_size` times the processes; `auto` devices count as one."""
+    """The settings with `data.batch_size` multiplied by the number of processes; `auto` counts as one device."""
     size = lookup(settings, "data.batch_size")
     if not isinstance(size, int):
         return settings
@@ -65,15 +65,15 @@ def _with_images_a_step(settings: Settings) -> Settings:
 def check_comparable(runs: Sequence[Run], among: Sequence[Run] | None = None, compared_by: Sequence[str] = ()) -> None:
     """Refuse to pool runs that are not repetitions of one experiment.
 
-    Runs without config.yaml are known by their densities only.
+    Of runs without config.yaml only the densities are compared.
 
     Args:
-        runs: those to be pooled.
-        among: all runs of the report, if they are more.
-        compared_by: the settings that these runs have in common and others of the report have not.
+        runs: the runs to be pooled.
+        among: all runs of the report, if there are more.
+        compared_by: the settings that distinguish these runs from the others of the report.
 
     Raises:
-        SettingError: settings differ: it names them all. Or the densities of a round do, or two runs are copies.
+        SettingError: settings differ (the error names them all), or a round's densities do, or two runs are copies.
     """
     _check_origins(among or runs)
     if differ := list(_different_settings(runs, among or runs)):
@@ -83,7 +83,7 @@ def check_comparable(runs: Sequence[Run], among: Sequence[Run] | None = None, co
             for found, one, other in differ
         )
         raise SettingError(
-            f"report: these runs are not repetitions of one experiment: {said}. Report on each alone, or lay them "
+            f"report: these runs are not repetitions of one experiment: {said}. Report on each alone, or show them "
             f"side by side: --compare {keys}"
         )
     _check_densities(runs)
@@ -91,7 +91,7 @@ def check_comparable(runs: Sequence[Run], among: Sequence[Run] | None = None, co
 
 
 def _different_settings(runs: Sequence[Run], among: Sequence[Run]) -> Iterator[tuple[Different, Run, Run]]:
-    """Each setting that differs from the first run's, with the first run for which it does."""
+    """Yield each setting that differs from the first run's, with that run and the first run that differs."""
     known = [run for run in runs if run.settings]
     named: set[str] = set()
     for run in known[1:]:
@@ -102,23 +102,23 @@ def _different_settings(runs: Sequence[Run], among: Sequence[Run]) -> Iterator[t
 
 
 def key(found: Different) -> str:
-    """The setting's name as `--compare` takes it and a flag has it: without `init_args`."""
+    """The setting's name as `--compare` and flags take it: without `init_args`."""
     return found.name.replace(".init_args", "")
 
 
 def brief(value: Any) -> str:
-    """A setting's value in an error; of many settings at once no more than that they are there."""
+    """A setting's value in an error, cut off after 60 characters."""
     text = shown(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _check_origins(runs: Sequence[Run]) -> None:
-    """Tickets may have been found by anything, so the run that found them must be there to tell."""
+    """Refuse tickets of unknown origin: the settings of the run that found them must be known."""
     for run in runs if len(runs) > 1 else ():
         if (tickets := lookup(run.settings, "lottery.tickets")) and not run.settings.get("tickets"):
             raise SettingError(
-                f"report: {run.path} trains the tickets in {tickets} (lottery.tickets), and no config.yaml of a run "
-                "beside them says how they were found. Put that run back, or report on each alone."
+                f"report: {run.path} trains the tickets in {tickets} (lottery.tickets), but the config.yaml of the run "
+                "that found them is missing. Restore that run, or report on each alone."
             )
 
 
@@ -148,20 +148,20 @@ def _check_copies(runs: Sequence[Run]) -> None:
                 seed = lookup(run.settings, "seed_everything")
                 both = f"both have seed {seed} (seed_everything)"
                 if seed != lookup(other.settings, "seed_everything"):
-                    both = "train the same tickets, which bring their seed with them"
+                    both = "train the same tickets, which carry their own seed"
                 why = both if known else "have the same results"
                 raise SettingError(
-                    f"report: {other.path} and {run.path} {why}: they are copies, and pooled they would feign a "
-                    "repetition. Leave one out, or train with another --seed_everything; tickets from files, where "
-                    "their weights are taken over, must be found with another."
+                    f"report: {other.path} and {run.path} {why}: they are copies, not repetitions. "
+                    "Leave one out, or train with another --seed_everything; if weights come from ticket files, find "
+                    "the tickets with another seed."
                 )
         seen.append((seeds, figures, run))
 
 
 def _seeds(run: Run) -> Any:
-    """What everything random in a run hangs on; None where it is not known.
+    """The seeds that everything random in a run depends on; None if not known.
 
-    Tickets whose weights are taken over bring their seed with them, and that of the run counts for nothing.
+    Tickets whose weights are taken over carry their own seed, and the run's seed has no effect.
     """
     return _seeds_of(run.settings)
 

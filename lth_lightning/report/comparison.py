@@ -15,19 +15,19 @@ from lth_lightning.runs.run import Run, lookup, short
 from lth_lightning.runs.settings import differences
 
 GOES_ALONG = {"data.dataset": ("model.net.input_shape", "model.net.num_classes")}
-"""Settings that another value of a setting brings with it."""
+"""Settings that change together with another setting."""
 
 
 def experiments_of(runs: Sequence[Run], keys: Sequence[str]) -> list[PooledRuns]:
-    """The experiments that the runs belong to, told apart by their values of the settings `keys`, in the runs' order.
+    """Group the runs into experiments by their values of the settings `keys`, in the order of the runs.
 
     Args:
-        runs: all of them.
+        runs: all runs of the comparison.
         keys: full names, from `full_names`.
 
     Raises:
         SettingError: the runs of an experiment are not comparable, other settings differ between experiments, or there
-            is only one.
+            is only one experiment.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
@@ -47,7 +47,7 @@ def experiments_of(runs: Sequence[Run], keys: Sequence[str]) -> list[PooledRuns]
 
 
 def _values(run: Run, runs: Sequence[Run], keys: Sequence[str]) -> list[Any]:
-    """As far as they count: two networks are the same if only where their data lie differs."""
+    """The run's values of `keys`, without parts that do not count, such as the path of the data."""
     counts, everything = compared(run, runs), all_settings(run, runs)
     return [lookup(everything, name) if (value := lookup(counts, name)) is None else value for name in keys]
 
@@ -64,8 +64,8 @@ def _check_nothing_else_differs(
                 others[name] = f"{name} is {brief(found.then)} in {labels[0]} and {brief(found.now)} in {label}"
     if others:
         raise SettingError(
-            f"--compare: besides {', '.join(keys)} there differ: {'; '.join(others.values())}. Leave runs out, or say "
-            f"that these are compared too: --compare {','.join([*keys, *others])}"
+            f"--compare: besides {', '.join(keys)}, runs also differ in: {'; '.join(others.values())}. Leave runs out, "
+            f"or compare by these settings too: --compare {','.join([*keys, *others])}"
         )
 
 
@@ -81,13 +81,13 @@ def _going_along(keys: Sequence[str]) -> Iterator[str]:
 
 
 def full_names(given: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """The settings that `--compare` names: in full, or by their last parts where these say which (`dataset`).
+    """Resolve the names given to `--compare`: full names, or last parts where unambiguous (`dataset`).
 
     Raises:
-        SettingError: there is no such setting (it lists those like it), or several, or a run has no config.yaml.
+        SettingError: a setting is unknown (the error lists similar ones) or ambiguous, or a run has no config.yaml.
     """
     if unknown := next((run for run in runs if not run.settings), None):
-        raise SettingError(f"--compare: {unknown.path} has no config.yaml, so that its settings are not known.")
+        raise SettingError(f"--compare: {unknown.path} has no config.yaml, so its settings are unknown. Leave it out.")
     there = list(dict.fromkeys(name for run in runs for name in _names(all_settings(run, runs))))
     return list(dict.fromkeys(_full_name(name.replace(".init_args", ""), there) for name in given))
 
@@ -111,17 +111,17 @@ def _full_name(given: str, there: Sequence[str]) -> str:
     if len(own or ending) == 1:
         return (own or ending)[0]
     if ending:
-        raise SettingError(f"--compare: {given!r} can be {', '.join(own or ending)}; give more of the name.")
+        raise SettingError(f"--compare: {given!r} is ambiguous; choose from {', '.join(own or ending)}.")
     last = given.rpartition(".")[2]
     near = sorted(there, key=lambda name: -max(likeness(given, name), likeness(last, name.rpartition(".")[2])))
-    raise SettingError(f"--compare: no run has a setting {given!r}. Near it: {', '.join(near[:5])}.")
+    raise SettingError(f"--compare: no run has a setting {given!r}. Similar ones: {', '.join(near[:5])}.")
 
 
 # ------------------------------------------------------------------------------------- labels
 
 
 def _labels(values: Sequence[Sequence[Any]], keys: Sequence[str]) -> list[str]:
-    """A short name a group: `FashionMNIST`, `tickets MNIST, SGD`. Classes that are alike show what tells them apart."""
+    """A short name per group: `FashionMNIST`, `tickets MNIST, SGD`. Equal names get the arguments that differ."""
     telling = [
         (name, [row[place] for row in values])
         for place, name in enumerate(keys)
@@ -145,7 +145,7 @@ def _labels(values: Sequence[Sequence[Any]], keys: Sequence[str]) -> list[str]:
 
 
 def _nested(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """The settings that hold these values only."""
+    """Nested settings that hold only these values."""
     settings: dict[str, Any] = {}
     for name, value in zip(keys, values, strict=True):
         *parts, last = name.split(".")
@@ -157,7 +157,7 @@ def _nested(keys: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _label(name: str, value: Any) -> str:
-    """Names and classes speak for themselves; other values need the setting's last part."""
+    """A value in words. Names and classes are clear alone; other values need the setting's last part."""
     tickets = "tickets " if name.startswith("tickets.") else ""
     text = short(value)
     if isinstance(value, str) or (isinstance(value, dict) and "class_path" in value):
@@ -174,7 +174,7 @@ def _label(name: str, value: Any) -> str:
 
 
 def comparison_csv(experiments: Sequence[PooledRuns], keys: Sequence[str]) -> bytes:
-    """`Statistic` for each round and variant of each experiment, behind its label and its settings' values."""
+    """The CSV with a `Statistic` per experiment, round and variant, after the experiment's label and settings."""
     columns = ["group", *keys, *(field.name for field in fields(Statistic))]
     rows = [
         (one.label, *map(_as_field, one.values), *astuple(statistic))

@@ -1,4 +1,4 @@
-"""What the rows say about the lottery ticket hypothesis, in words."""
+"""What the results say about the lottery ticket hypothesis, in words."""
 
 from lth_lightning.report.aggregate import Curve, PooledRuns, Spread
 from lth_lightning.report.statistics import MATCH_TOLERANCE, Difference, matches, paired_differences, smallest_match
@@ -6,14 +6,14 @@ from lth_lightning.report.wording import named, percent, weights
 
 
 def summary(experiment: PooledRuns) -> str:
-    """What the networks of an experiment say about the hypothesis, for or against it, in two sentences.
+    """Summarise in two sentences what an experiment says for or against the hypothesis.
 
     A network *matches* the dense one when its mean test accuracy at the end of training is at most
     `MATCH_TOLERANCE` lower. The ticket is compared with its controls at the smallest density at which it matches
-    and a control was trained; if it matches nowhere, at the density where it comes nearest. How far down a
-    variant matches is the smallest density at which it does, even if it missed by chance at a larger one.
-    `pruned_only` is no control: it is not trained. With more than one run the difference is that of pairs, with its
-    95 % interval; that the round was chosen by its result is not accounted for.
+    and a control was trained, or at the density of its best accuracy if it matches nowhere. A variant's limit is the
+    smallest density at which it matches, even if it missed by chance at a larger one. `pruned_only` is not a control
+    because it is not trained. With more than one run the difference is paired, with its 95 % interval, which does not
+    account for the choice of the round by its result.
     """
     density, dense = experiment.density, experiment.dense_accuracy
     sparse = {
@@ -44,7 +44,7 @@ def summary(experiment: PooledRuns) -> str:
 def _round_to_compare(
     tickets: Curve, controls: dict[str, Curve], density: dict[int, float], dense: Spread | None
 ) -> int:
-    """The round of `summary`'s comparison; without a dense network the sparsest one."""
+    """Choose the round of `summary`'s comparison; without a dense network, the sparsest."""
     candidates = [number for number in tickets if any(number in curve for curve in controls.values())] or list(tickets)
     matching = [number for number in candidates if dense is None or matches(tickets[number].mean, dense.mean)]
     if matching:
@@ -55,7 +55,7 @@ def _round_to_compare(
 def _comparison(
     density: float, ticket: Spread, controls: dict[str, Spread], pairs: dict[str, Difference | None]
 ) -> str:
-    """The ticket against the controls of its round: by the means as they are printed, or by pairs if there are more."""
+    """Compare the ticket with the controls of its round: by printed means, or by pairs if there are several runs."""
     text = (
         f"At {weights(density)} of the weights the ticket has {percent(ticket.mean)} % test accuracy (n = {ticket.n})"
     )

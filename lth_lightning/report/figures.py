@@ -1,6 +1,6 @@
 """A report's charts as PNG and SVG, drawn with matplotlib; readable in black and white and by the colour-blind.
 
-Nothing but this module and `pictures` imports matplotlib, so that whoever draws nothing does not wait for it.
+Only this module and `pictures` import matplotlib, so that nothing else waits for it.
 """
 
 import io
@@ -20,21 +20,21 @@ from lth_lightning.report.aggregate import Curve, Spread, by_round
 from lth_lightning.report.charts import Chart, Series, Style, in_order, layer_style
 from lth_lightning.report.wording import counted
 
-LEGEND_WIDTH, HANDLE_WIDTH = 115, 9  # in letters
+LEGEND_WIDTH, HANDLE_WIDTH = 115, 9  # in characters
 
 
 def figure_of(name: str, chart: Chart, title: str) -> Figure | None:
-    """The figure of a chart of `charts_of`, or of the `comparison_chart`; None where it shows losses alone."""
+    """Draw a chart from `charts_of`, or the `comparison_chart`; None if it shows only losses."""
     draw = {"curves": _learning_curves, "layers": _layers, "comparison": _comparison}
     return draw.get(name, _over_density)(chart, title)
 
 
 def image_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as the content of a file of this kind, "png" or "svg"; the same rows give the same bytes."""
+    """The content of the figure's file, "png" or "svg"; the same rows give the same bytes."""
     out = io.BytesIO()
     with rc_context({"svg.hashsalt": "lth_lightning"}):
         figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    figure.set_layout_engine("none")  # it stands now; to lay it out again for the next kind takes as long as to draw it
+    figure.set_layout_engine("none")  # done once; a second layout would take as long as drawing
     return out.getvalue()
 
 
@@ -42,7 +42,7 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def _over_density(chart: Chart, title: str) -> Figure:
-    """Test accuracy, or early stop, over density, and above it how many weights that is."""
+    """Test accuracy, or early stop, over density, with the number of weights on the upper axis."""
     figure, axes = _frame(chart, title, width=7)
     for series, entry in zip(chart.series, chart.legend[0], strict=True):
         _draw(axes, series, chart.style(series.keys), entry.label)
@@ -59,7 +59,7 @@ def _over_density(chart: Chart, title: str) -> Figure:
 
 
 def _comparison(chart: Chart, title: str) -> Figure:
-    """Ticket solid, random reinit dashed, the dense network a thin dotted line: a colour and a marker an experiment."""
+    """Ticket solid, random reinit dashed, dense network thin and dotted; colour and marker by experiment."""
     figure, axes = _frame(chart, title, width=8)
     for series in chart.series:
         _draw(axes, series, chart.style(series.keys), "")
@@ -84,12 +84,12 @@ def _comparison(chart: Chart, title: str) -> Figure:
 
 
 def _layers(chart: Chart, title: str) -> Figure:
-    """The density of each layer over the rounds; layers that shrink alike share a curve."""
+    """The density of each layer over the rounds; layers that shrink equally share a curve."""
     groups = _alike(chart)
     legend_columns = math.ceil(len(groups) / 20)
     figure, axes = _frame(chart, title, width=5.2 + 2 * legend_columns)
     for number, (label, series) in enumerate(groups.items()):
-        shown = f" {label}" if label.startswith("_") else label  # matplotlib leaves names like _fc out of legends
+        shown = f" {label}" if label.startswith("_") else label  # matplotlib hides labels such as _fc from legends
         _draw(axes, series, layer_style(number, len(groups)), shown, colormap=("viridis", 0, 0.85))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yscale("log")
@@ -99,7 +99,7 @@ def _layers(chart: Chart, title: str) -> Figure:
 
 
 def _alike(chart: Chart) -> dict[str, Series]:
-    """The layers' curves by label. Layers within 3 % of each other in every round, a line's width, are one curve."""
+    """The layers' curves by label. Layers within 3 % of each other in every round (a line's width) share one curve."""
     groups: list[tuple[Series, list[str]]] = []
     for series, entry in zip(chart.series, chart.legend[0], strict=True):
         names = next((names for other, names in groups if _close(series, other)), None)
@@ -121,8 +121,8 @@ def _learning_curves(chart: Chart, title: str) -> Figure | None:
     """Accuracy over the steps of a round: the dense network, tickets at a few densities, their random reinits dashed.
 
     As in figure 3 of Frankle & Carbin 2019 (arXiv:1803.03635). Means over runs and replicates, at the steps that all
-    have. Heights go down to where the slowest ticket is after a tenth of its steps, below which all rise alike, and to
-    where the worst network ends.
+    have. The vertical axis starts at the lower of two accuracies: the slowest ticket's after a tenth of its steps (all
+    rise alike before), and the worst network's at the end.
     """
     entries = chart.legend[0]
     least: list[float] = []
@@ -154,7 +154,7 @@ def _learning_curves(chart: Chart, title: str) -> Figure | None:
 
 
 def _over_steps(chart: Chart, keys: tuple[int, int]) -> Curve:
-    """The chart's measure by step, at the steps that all networks were evaluated at."""
+    """The chart's measure by step, at the steps at which all networks were evaluated."""
     curves = [network.curve for network in chart.networks if network.keys == keys]
     found = by_round(curves, lambda row: getattr(row, chart.y.key), lambda row: row.step)
     most = max((value.n for value in found.values()), default=0)
@@ -165,10 +165,10 @@ def _over_steps(chart: Chart, keys: tuple[int, int]) -> Curve:
 
 
 def _frame(chart: Chart, title: str, width: float) -> tuple[Figure, Axes]:
-    """An empty figure in the house's look; the caption below it says that accuracies are those after training."""
+    """An empty figure in our style; its caption in the report says that accuracies are those after training."""
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize="medium", parse_math=False)  # a dollar in a folder's name begins no formula
+    axes.set_title(title, fontsize="medium", parse_math=False)  # a dollar in a folder's name does not start a formula
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(chart.x.label)
@@ -178,7 +178,7 @@ def _frame(chart: Chart, title: str, width: float) -> tuple[Figure, Axes]:
 
 
 def _draw(axes: Axes, series: Series, style: Style, label: str, **looks: Any) -> None:
-    """A series: its curve, or its level as a thin line."""
+    """Draw a series: its curve, or its level as a thin line."""
     if series.level:
         color = style.color or "black"
         axes.axhline(series.level.mean, color=color, linestyle=style.line or "-", linewidth=1, label=label)
@@ -190,7 +190,7 @@ def _plot(
     axes: Axes, x: Sequence[float], values: Sequence[Spread], style: Style, label: str,
     colormap: tuple[str, float, float] = ("viridis", 0, 1), band: float = 0.15, **looks: Any,
 ) -> None:  # fmt: skip
-    """Means as a line with markers, and from least to greatest as a band."""
+    """Draw means as a line with markers, and the range from least to greatest as a band."""
     color = style.color or "black"
     if style.ramp is not None:
         name, start, length = colormap
@@ -215,14 +215,14 @@ def _padded(least: Iterable[float], values: Iterable[Spread]) -> tuple[float, fl
 
 
 def _density_axis(axes: Axes, chart: Chart) -> None:
-    """A logarithmic density axis that falls to the right, like the papers', around the densities of the points."""
+    """Make the x axis logarithmic in density, decreasing to the right as in the papers."""
     axes.set_xscale("log")
     axes.invert_xaxis()
     _percent_ticks(axes.xaxis, [point.x for series in chart.series for point in series.points])
 
 
 def _count_axis(axes: Axes, prunable: int) -> None:
-    """Above the density axis, how many weights that is; the ticks are the same."""
+    """Add an upper axis with the number of weights, at the ticks of the density axis."""
     above = axes.secondary_xaxis("top")
     above.set_xlabel("number of weights kept", fontsize="small")
     above.xaxis.set_major_locator(FixedLocator(list(axes.get_xticks())))
@@ -233,7 +233,7 @@ def _count_axis(axes: Axes, prunable: int) -> None:
 
 
 def weight_count(weights: float) -> str:
-    """A number of weights as a tick prints it: 1,965; 53.2K; 4.3M."""
+    """A number of weights as printed at a tick: 1,965; 53.2K; 4.3M."""
     for least, size, unit in ((999_500, 1e6, "M"), (1e4, 1e3, "K")):
         if weights >= least:
             return f"{weights / size:.3g}{unit}"
@@ -241,7 +241,7 @@ def weight_count(weights: float) -> str:
 
 
 def _percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
-    """Ticks at 100, 50, 20, 10 … percent, finer where fewer than three of them fall among the densities `shown`."""
+    """Set ticks at 100, 50, 20, 10 … percent; finer ones if fewer than three fall among the densities `shown`."""
     least = min(shown) * 0.95
     for digits in ((1, 2, 5), range(1, 10)):
         ticks = [digit * 10.0**exponent for exponent in range(-6, 1) for digit in digits]
@@ -254,5 +254,5 @@ def _percent_ticks(axis: Axis, shown: Sequence[float]) -> None:
 
 
 def _as_percent(fraction: float, position: float) -> str:
-    """A fraction as a tick in percent."""
+    """A fraction as printed at a tick, in percent."""
     return f"{100 * fraction:g}"

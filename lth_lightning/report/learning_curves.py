@@ -1,4 +1,4 @@
-"""Which rounds' learning curves are shown: more than a few cannot be told apart."""
+"""Which rounds' learning curves are shown: with many, the curves could not be distinguished."""
 
 import math
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from lth_lightning.report.aggregate import of_variant
 from lth_lightning.runs.rows import CurveRow
 
 TICKETS = 4
-"""How many tickets a figure shows that are not chosen by hand: more cannot be told apart."""
+"""How many tickets a figure shows by default."""
 NEAR = 1.25
-"""A density is that of a round if neither is more than this many times the other."""
+"""A wanted density fits a round if neither density is more than this many times the other."""
 
 
 def chosen_rounds(
     points: Sequence[CurveRow], density: dict[int, float], wanted: Sequence[float] | None = None
 ) -> list[int]:
-    """The rounds to show, from the densest: those nearest to the densities `wanted`, or `TICKETS` of them spread
-    evenly over the logarithm of the density, where at least as many have a random reinit among these.
+    """Choose the rounds to show, densest first: those nearest to the densities `wanted`, or by default `TICKETS` rounds
+    spread evenly over log density. If at least `TICKETS` rounds have a random reinit, only these are candidates.
 
     Raises:
-        SettingError: no round is near a density that is wanted.
+        SettingError: no round is near one of `wanted`.
     """
     trained = {row.round for row in of_variant(points, "ticket")} & density.keys()
     if wanted is None:

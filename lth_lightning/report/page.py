@@ -1,7 +1,7 @@
-"""report.html: the report as one file that needs no network and no server, to look at in a browser or to mail.
+"""report.html: the report as one file, to open in a browser or send by mail, without internet access or a server.
 
-Tables and words are plain HTML, which a previewer without JavaScript shows too; `page.html` holds the looks, and
-the script that draws the curves.
+Tables and text are plain HTML, which also displays without JavaScript. `page.html` holds the styles, and the script
+that draws the curves.
 """
 
 import json
@@ -45,23 +45,23 @@ WORDS = {
 }
 """Titles and captions of the charts, by their names."""
 POINTS = 200
-"""The most points of a learning curve that the page holds: more are nearer to each other than a screen can show."""
+"""The most points that the page holds of a learning curve: a screen cannot resolve more."""
 FEWEST = 30
 ALL_POINTS = 60_000
-"""Points of all learning curves of a page, about 2 MB, a file that can be mailed: many networks have fewer each."""
+"""The most points of all learning curves of a page (about 2 MB, small enough to mail), shared by its networks."""
 
 
 Part = str | tuple[str, Chart]
-"""HTML, or a chart by its name."""
+"""HTML, or a chart with its name."""
 
 
 def experiment_page(experiment: PooledRuns, charts: Mapping[str, Chart], title: str) -> bytes:
-    """The page of an experiment, with its charts by `charts_of`."""
+    """Write the page of one experiment, with its charts from `charts_of`."""
     return _page(title, list(_experiment(experiment, charts)))
 
 
 def comparison_page(experiments: Sequence[PooledRuns], comparison: Chart | None, title: str) -> bytes:
-    """The page of several experiments: side by side, with the `comparison_chart`, then each by itself."""
+    """Write the page of several experiments: first the comparison, with the `comparison_chart`, then each one."""
     parts: list[Part] = [_listed({f"{one.label} (n = {len(one.runs)})": summary(one) for one in experiments})]
     parts += [("comparison", comparison)] if comparison else []
     parts += [comparison_table(experiments).html("Side by side"), _paragraph(PAIRED, "note")]
@@ -78,7 +78,7 @@ def _page(title: str, parts: Sequence[Part]) -> bytes:
     filled = {
         "title": escape(title),
         "body": "\n".join([*([_paragraph(HINT, "note")] if charts else []), *body]),
-        # no name in it can end the script element
+        # so that no name can end the script element
         "charts": json.dumps(drawn, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     template = resources.files("lth_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -112,7 +112,7 @@ def _paragraph(text: str, kind: str) -> str:
 
 
 def _listed(lines: Mapping[str, str]) -> str:
-    """Names with what is said of them."""
+    """Names with their facts, as a description list."""
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines.items()) + "</dl>"
 
 
@@ -125,14 +125,14 @@ def _folded(name: str, table: str) -> str:
 
 
 def as_json(chart: Chart, points: int = POINTS) -> dict[str, Any]:
-    """A chart for the script of the page, which draws it; what is not set is left out.
+    """Convert a chart to JSON for the page's script, which draws it; unset fields are left out.
 
-    Every point carries the networks it is the mean of (`each`: value, number of the run, replicate), so that whoever
-    points at it sees which runs these are. Learning curves are pooled by the page, for the measure that is chosen.
+    Every point carries the networks that it is the mean of (`each`: value, number of the run, replicate), so that the
+    page can name them when a reader points at it. The page pools learning curves, for the measure that is chosen.
 
     Args:
         chart: the chart.
-        points: how many a learning curve keeps, see `thinned`.
+        points: the most points a learning curve keeps; see `thinned`.
     """
     axes = {"x": _given(asdict(chart.x)), "y": _given(asdict(chart.y))}
     legend = [[_entry(entry) for entry in entries] for entries in chart.legend]
@@ -165,7 +165,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 
 def _dash(line: Line) -> list[float]:
-    """Matplotlib's line as lengths of dashes and gaps, in line widths; empty for a solid one."""
+    """Convert a line style of matplotlib to lengths of dashes and gaps, in line widths; empty for a solid line."""
     return {"-": [], "--": [3.7, 1.6], ":": [1, 1.65]}[line] if isinstance(line, str) else list(line[1])
 
 
@@ -187,21 +187,21 @@ def _pooled(value: Spread, first_run: int) -> dict[str, Any]:
 
 
 def _brief(value: float | None) -> float | None:
-    """Five digits, which no screen can tell from more; whole numbers whole; None for what JSON has no number for."""
+    """Round to five digits, enough for any screen; integers stay as they are; None for NaN and infinity."""
     if isinstance(value, int) or value is None or not math.isfinite(value):
         return value if isinstance(value, int) else None
     return round(value, 1) if abs(value) >= 10_000 else float(f"{value:.5g}")
 
 
 def points_a_curve(charts: Iterable[Chart]) -> int:
-    """How many points each learning curve of a page with these charts keeps."""
+    """How many points each learning curve keeps on a page with these charts."""
     return min(POINTS, max(FEWEST, ALL_POINTS // max(1, sum(len(chart.networks) for chart in charts))))
 
 
 def thinned(curve: Sequence[CurveRow], most: int = POINTS) -> list[CurveRow]:
-    """At most `most` points of a learning curve: evenly spread ones, the first, the last, and each measure's best.
+    """Keep at most `most` points of a learning curve: evenly spaced ones, the first, the last, each measure's best.
 
-    The even ones stand at the same places in curves of the same length, so that they can be pooled.
+    The evenly spaced points have the same positions in curves of equal length, so that they can be pooled.
     """
     if len(curve) <= most:
         return list(curve)

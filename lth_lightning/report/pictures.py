@@ -1,7 +1,7 @@
-"""What a ticket looks at: a picture of the weights that each pixel of the image keeps, round by round.
+"""What a ticket looks at: pictures of how many weights each pixel of the image keeps, round by round.
 
-Drawn for networks whose first layer is fully connected, as its weights belong to pixels. A convolution's kernel
-passes over the whole image: there is no pixel that it does not look at, and no picture.
+They exist only for networks whose first layer is fully connected, where each weight belongs to a pixel. A convolution's
+kernel passes over the whole image, so no pixel is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ PANELS = 8
 
 
 def kept_per_pixel(mask: np.ndarray, image_shape: Sequence[int]) -> Picture:
-    """How many of the first layer's weights each pixel keeps, over all units and channels.
+    """Count the first layer's weights that each pixel keeps, over all units and channels.
 
     Args:
-        mask: of a fully connected layer's weight, (units, channels * height * width), True = kept.
+        mask: mask of a fully connected layer's weight, (units, channels * height * width), True = kept.
         image_shape: (channels, height, width).
 
     Returns:
@@ -35,17 +35,17 @@ def kept_per_pixel(mask: np.ndarray, image_shape: Sequence[int]) -> Picture:
 
 
 def chosen(rounds: Sequence[int], at_most: int = PANELS) -> list[int]:
-    """The first and the last of the rounds, and others evenly between them."""
+    """Choose the first and the last round, and others evenly spaced between them."""
     places = np.linspace(0, len(rounds) - 1, min(at_most, len(rounds))).round()
     return [rounds[int(place)] for place in places]
 
 
 def input_pictures(run: Path, layers: Sequence[LayerRow]) -> dict[int, Picture]:
-    """`kept_per_pixel` of some of a run's tickets, by round; none where the first layer's weights belong to no pixels.
+    """`kept_per_pixel` of some of a run's tickets, by round; empty unless the first layer is fully connected.
 
     Args:
-        run: the run's folder. Tickets that are gone are left out.
-        layers: the run's lines of layers.csv, a round's first layer first.
+        run: the run's folder. Missing tickets are skipped.
+        layers: the run's rows of layers.csv, the first layer first in each round.
 
     Raises:
         TicketError: a ticket cannot be read.
@@ -63,15 +63,15 @@ def input_pictures(run: Path, layers: Sequence[LayerRow]) -> dict[int, Picture]:
 
 
 def looks_figure(pictures: Mapping[int, Picture], densities: Mapping[int, float], title: str) -> Figure | None:
-    """The pictures side by side, each with a scale of its own: what counts is which pixels keep more than others.
+    """Draw the pictures side by side, each on its own scale, since only the contrast between pixels matters.
 
     Args:
-        pictures: by round.
-        densities: of the whole network, by round, in [0, 1].
-        title: of the figure.
+        pictures: the pictures by round.
+        densities: the whole network's density by round, in [0, 1].
+        title: the title of the figure.
 
     Returns:
-        The figure, or None where there is no picture.
+        The figure, or None if there are no pictures.
     """
     if not pictures:
         return None

@@ -1,4 +1,4 @@
-"""Of how much of the network the densities are: what the tickets' files say of it."""
+"""The share of the network that densities refer to, read from the ticket files."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from lth_lightning.tickets.packed_file import prunable_share, read_facts
 
 
 def prunable_facts(runs: Sequence[Run]) -> dict[str, str]:
-    """What densities are of, from a ticket of each run, as one line of facts; none where no ticket says so."""
+    """Describe the prunable share in one line, from one ticket of each run; empty if no ticket records it."""
     tickets = [next(iter(sorted(RunFolder(run.path).ticket(0).parent.glob("*.safetensors"))), None) for run in runs]
     said = [read_facts(path) for path in tickets if path is not None]
     lines = dict.fromkeys(prunable_share(ticket) for ticket in said if "parameters" in ticket)

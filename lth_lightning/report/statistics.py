@@ -1,7 +1,7 @@
-"""What the rows of several runs say together: differences paired by run, speed-ups, how far down a network matches.
+"""Statistics over several runs: differences paired by run, speed-ups, and the smallest density that matches.
 
-A pair is of one run and one round: its networks share the weights they started from, the order of their data and the
-split. Replicates of a control are averaged within their run first, so that n is a number of runs.
+The two networks of a pair come from the same run and round: they share starting weights, data order and split.
+Replicates of a control are first averaged within their run, so that n counts runs.
 """
 
 import math
@@ -18,12 +18,12 @@ MATCH_TOLERANCE = 0.005
 """A network matches the dense one when its mean test accuracy is at most this much lower: half a point."""
 
 DENSE = "dense"
-"""The dense network of a run, as something to compare the pruned ones of every round with."""
+"""The dense network of a run, as a control for the pruned networks of every round."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference of n pairs, and its 95 % interval from `low` to `high`; of one pair there is none."""
+    """The mean difference of n pairs, and its 95 % interval from `low` to `high` (None for one pair)."""
 
     mean: float
     low: float | None
@@ -39,16 +39,16 @@ class Difference:
 def difference(values: Sequence[float]) -> Difference:
     """The mean of paired differences with Student's interval, mean ± t(0.975, n - 1) s / √n (Student 1908).
 
-    It holds for differences that are about normal. It is not adjusted for how many comparisons are made.
+    The interval assumes roughly normal differences. It is not adjusted for multiple comparisons.
 
     Args:
-        values: one difference a run, at least one.
+        values: one difference per run, at least one.
     """
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
         return Difference(mean, None, None, 1)
-    from scipy.special import stdtrit  # 0.3 s: only who has repetitions waits for it
+    from scipy.special import stdtrit  # takes 0.3 s, so only when there are repetitions
 
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     margin = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n)
@@ -56,7 +56,7 @@ def difference(values: Sequence[float]) -> Difference:
 
 
 def paired_differences(experiment: PooledRuns, variant: str, control: str) -> dict[int, Difference]:
-    """Test accuracy of `variant` less that of `control` (a variant, or `DENSE`) at the end of training, by round."""
+    """Test accuracy of `variant` minus that of `control` (a variant, or `DENSE`) at the end of training, by round."""
     ours = experiment.accuracy.get(variant, {})
     dense = _in_every_round(experiment, experiment.dense_accuracy)
     theirs = dense if control == DENSE else experiment.accuracy.get(control, {})
@@ -66,7 +66,7 @@ def paired_differences(experiment: PooledRuns, variant: str, control: str) -> di
 def speed_ups(experiment: PooledRuns, variant: str) -> Curve:
     """How many times sooner than the dense network `variant` reaches its early stop, by round.
 
-    The dense network's early-stop step over the variant's, paired by run; the geometric mean, least and greatest over
+    The dense network's early-stop step divided by the variant's, paired by run: geometric mean, least and greatest over
     runs. A stop at step 0 has no ratio and is left out.
     """
     dense = _in_every_round(experiment, experiment.dense_stop)
@@ -78,12 +78,12 @@ def speed_ups(experiment: PooledRuns, variant: str) -> Curve:
 
 
 def _in_every_round(experiment: PooledRuns, dense: Spread | None) -> Curve:
-    """The dense network's figure, in every round but its own."""
+    """The dense network's figure, repeated in every round but its own."""
     return {number: dense for number, density in experiment.density.items() if density < 1} if dense else {}
 
 
 def _pairs(ours: Curve, theirs: Curve) -> Iterator[tuple[int, list[tuple[float, float]]]]:
-    """Both figures of each run that has them, round by round."""
+    """Yield by round the two figures of each run that has both."""
     for number in sorted(ours.keys() & theirs.keys()):
         one, other = ours[number].by_run, theirs[number].by_run
         if found := [(one[run], other[run]) for run in one if run in other]:
@@ -91,7 +91,7 @@ def _pairs(ours: Curve, theirs: Curve) -> Iterator[tuple[int, list[tuple[float, 
 
 
 def geometric_spread(values: Sequence[float]) -> Spread:
-    """Geometric mean, least and greatest of positive values: twice and half as fast are as fast in the mean."""
+    """Geometric mean, least and greatest of positive values: twice and half as fast average to equally fast."""
     mean = math.exp(math.fsum(map(math.log, values)) / len(values))
     return Spread(mean, min(values), max(values), len(values))
 
@@ -106,24 +106,24 @@ def smallest_match(curve: Mapping[int, Spread], density: Mapping[int, float], de
 
     Args:
         curve: the variant's test accuracy by round.
-        density: that of each round.
+        density: the density by round.
         dense: the dense network's test accuracy.
 
     Returns:
-        The density, or None where it matches at none.
+        The density, or None if it matches at none.
     """
     return min((density[number] for number, value in curve.items() if matches(value.mean, dense.mean)), default=None)
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One variant in one round over all runs, a line of statistics.csv. An empty field is what is not known.
+    """One variant in one round over all runs, a line of statistics.csv. An empty field means not known.
 
-    Accuracies and their differences are fractions (0.01 is a point); `_min` and `_max` are the least and the greatest,
+    Accuracies and their differences are fractions (0.01 is a point). `_min` and `_max` are the least and the greatest,
     `_low95` and `_high95` the ends of the 95 % interval. `n` counts networks, `…_n` runs.
-    `ticket_minus_variant` is the paired difference of the ticket and this control, `variant_minus_dense` that of this
-    network and the dense one; `speedup` the dense network's early-stop step over this one's, its geometric mean;
-    `matches_dense` says whether the mean test accuracy is at most half a point below the dense network's.
+    `ticket_minus_variant` is the paired difference between the ticket and this control, `variant_minus_dense` between
+    this network and the dense one. `speedup` is the geometric mean of the dense network's early-stop step divided by
+    this one's. `matches_dense` is whether the mean test accuracy is at most half a point below the dense network's.
     """
 
     round: int
@@ -152,7 +152,7 @@ class Statistic:
 
 
 def statistics(experiment: PooledRuns) -> list[Statistic]:
-    """A `Statistic` for each round and variant that was trained, in their order."""
+    """Compute a `Statistic` for each trained round and variant, in order."""
     dense, found = experiment.dense_accuracy, []
     for variant, trained in experiment.trained.items():
         accuracy, stop = experiment.accuracy.get(variant, {}), experiment.early_stop.get(variant, {})

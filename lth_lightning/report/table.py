@@ -1,4 +1,4 @@
-"""A table for persons: in Markdown for report.md, in HTML for report.html, and for a terminal."""
+"""A table for readers: in Markdown for report.md, in HTML for report.html, and for a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, what stands behind it in brackets (in a terminal: below it), and whether it is the best."""
+    """A figure as text, more text in brackets after it (in a terminal: below it), and whether it is the best."""
 
     text: str = ""
     more: str = ""
@@ -20,26 +20,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Headers and lines, of as many cells each; a header may have several lines."""
+    """Headers, and lines with one cell per header; a header may have several lines."""
 
     headers: list[str]
     lines: list[list[Cell]]
-    legend: Sequence[str] = ()  # below it, in a terminal
-    title: str = ""  # above it, in a terminal
-    gap: int = 1  # characters between the columns there
-    label_width: int = 0  # there, of headers of any length, which wrap: all but the first two, if not 0
+    legend: Sequence[str] = ()  # below the table, in a terminal
+    title: str = ""  # above the table, in a terminal
+    gap: int = 1  # characters between columns, in a terminal
+    label_width: int = 0  # in a terminal, the width at which all headers but the first two wrap; 0: no wrapping
 
     def markdown(self) -> str:
-        """The table for report.md."""
+        """Render the table for report.md."""
         lines = [self.headers, ["---:"] * len(self.headers), *([_markdown(c) for c in line] for line in self.lines)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def html(self, caption: str, kind: str = "numbers") -> str:
-        """The table for report.html, in a box that scrolls by itself where a screen is narrow.
+        """Render the table for report.html, in a box that scrolls on a narrow screen.
 
         Args:
-            caption: what a screen reader calls it, and stands above it.
-            kind: its CSS class: "numbers" are aligned to the right.
+            caption: the text above the table, and its name for screen readers.
+            kind: its CSS class; "numbers" are aligned to the right.
         """
         name = escape(caption)
         head = "".join(f'<th scope="col">{escape(header)}</th>' for header in self.headers)
@@ -50,7 +50,7 @@ class Table:
         )
 
     def rich(self) -> RichTable:
-        """The table for a terminal."""
+        """Render the table for a terminal."""
         result = RichTable(
             title=Text(self.title, style="bold") if self.title else None,
             caption="\n".join(["", *self.legend]) if self.legend else None,

@@ -1,6 +1,6 @@
 """The tables of a report: results, paired differences, experiments side by side, every network, every setting.
 
-Those of a line a round are made for a page, with all there is, or `brief`, for a terminal of 80 columns.
+Tables with a line per round come in two forms: complete for a page, or `brief` for a terminal of 80 columns.
 """
 
 import json
@@ -30,9 +30,9 @@ _LEGEND = {
 
 
 def results_table(experiment: PooledRuns, title: str = "", *, brief: bool = False) -> Table:
-    """A line a round, the ticket beside its controls: test accuracy at the end of training, and early stop.
+    """A line per round, the ticket beside its controls: test accuracy at the end of training, and early stop.
 
-    A brief one of several networks leaves the kept weights and the ranges of early stops to the page.
+    If several networks were pooled, a brief table omits the kept weights and the ranges of early stops.
     """
     accuracy, stop, rounds = experiment.accuracy, experiment.early_stop, list(experiment.density)
     best = {number: _best([curve[number].mean for curve in accuracy.values() if number in curve]) for number in rounds}
@@ -56,7 +56,7 @@ def results_table(experiment: PooledRuns, title: str = "", *, brief: bool = Fals
 
 
 def _best(means: Sequence[float]) -> str:
-    """The greatest, as it is printed (equal to the eye is equal); empty if there is no contest."""
+    """The greatest mean as printed (what prints equal counts as equal); empty if there is only one."""
     return percent(max(means)) if len(means) > 1 else ""
 
 
@@ -80,9 +80,9 @@ PAIRED = (
 
 
 def paired_table(experiment: PooledRuns, *, brief: bool = False) -> Table | None:
-    """Ticket less control and ticket less dense network, and speed-ups, a line a round in which there is a pair.
+    """Ticket minus control, ticket minus dense network, and speed-ups; a line per round that has a pair.
 
-    A brief one has half the interval in place of its ends, and n in its legend. None where there is no pair.
+    A brief table has half the interval's width in place of its ends, and n in its legend. None without pairs.
     """
     differences = {control: paired_differences(experiment, "ticket", control) for control in AGAINST}
     speeds = {variant: speed_ups(experiment, variant) for variant in TIMED}
@@ -134,7 +134,7 @@ SIDE_BY_SIDE = 5
 
 
 def comparison_table(experiments: Sequence[PooledRuns]) -> Table:
-    """A line a round, a column a figure of each experiment, with the ends of every interval and every n."""
+    """A line per round and a column per figure and experiment, with the ends of every interval and every n."""
     rounds, shared = _shared_densities(experiments)
     columns = {"round": [Cell(str(number)) for number in rounds]}
     own = len(shared) < len(rounds)  # then each experiment has a column of its densities
@@ -151,10 +151,10 @@ def comparison_table(experiments: Sequence[PooledRuns]) -> Table:
 
 
 def comparison_tables(experiments: Sequence[PooledRuns], title: str) -> list[Table]:
-    """The same for a terminal of 80 columns, five experiments a table.
+    """The comparison for a terminal of 80 columns, five experiments per table.
 
-    In a cell: test accuracy of the ticket and of its random reinit, below them their paired difference with half its
-    95 % interval, and the density where experiments differ in it.
+    A cell shows the test accuracies of the ticket and of its random reinit. Below are their paired difference with half
+    its 95 % interval, and the density if experiments differ in it.
     """
     rounds, shared = _shared_densities(experiments)
     tables = []
@@ -180,7 +180,7 @@ _SIDES = (
 
 
 def _shared_densities(experiments: Sequence[PooledRuns]) -> tuple[list[int], dict[int, str]]:
-    """All rounds, and the densities, in percent, of those in which all experiments print the same."""
+    """All rounds, and the densities in percent of the rounds in which all experiments print the same density."""
     rounds = sorted({number for one in experiments for number in one.density})
     printed = {number: {_density(one, number) for one in experiments} - {""} for number in rounds}
     return rounds, {number: texts.pop() for number, texts in printed.items() if len(texts) == 1}
@@ -201,7 +201,7 @@ def _accuracy(experiment: PooledRuns, variant: str, number: int) -> str:
 
 
 def networks_table(runs: Sequence[Run]) -> Table:
-    """A line a trained network, run by run; accuracies in percent."""
+    """A line per trained network, run by run; accuracies in percent."""
     headers = [
         "run", "round", "variant", "replicate", "density %", "weights kept", "steps", "validation accuracy %",
         "test accuracy %", "early-stop step", "test accuracy at early stop %",
@@ -222,7 +222,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def settings_table(runs: Sequence[Run]) -> Table:
-    """A line a setting, by its name as a flag; where runs differ in it, the values in their order."""
+    """A line per setting, named as its flag; if runs differ in it, all values in the order of the runs."""
     flat = [dict(_flat(run.settings)) for run in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     values = {name: list(dict.fromkeys(settings.get(name, "not set") for settings in flat)) for name in names}
@@ -243,7 +243,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _table(columns: Mapping[str, Sequence[Cell]], **rest: Any) -> Table:
-    """Of columns by their headers."""
+    """A table from its columns, by their headers."""
     return Table(list(columns), [list(line) for line in zip(*columns.values(), strict=True)], **rest)
 
 

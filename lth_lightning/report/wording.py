@@ -1,20 +1,20 @@
-"""Names and numbers as tables, charts and sentences print them; a percent is for persons, rows hold fractions."""
+"""Names and numbers as tables, charts and sentences print them, in percent; rows hold fractions."""
 
 from collections.abc import Iterable
 
 
 def weights(density: float) -> str:
-    """A density as sentences and labels print it: 0.2107 is 21.1 %."""
+    """A density as printed in sentences and labels: 0.2107 is 21.1 %."""
     return f"{100 * density:.3g} %"
 
 
 def named(variant: str) -> str:
-    """A variant's name in words."""
+    """The name of a variant in words."""
     return variant.replace("_", " ")
 
 
 def short_names(names: list[str]) -> list[str]:
-    """The names without the dotted parts that all of them begin with (`model.net.`) or end in (`.weight`)."""
+    """Remove the dotted parts that all names begin with (`model.net.`) or end in (`.weight`)."""
     parts = [name.split(".") for name in names]
     for end in (0, -1):
         while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
@@ -24,17 +24,17 @@ def short_names(names: list[str]) -> list[str]:
 
 
 def counted(counts: Iterable[int]) -> str:
-    """How many networks or runs figures stand for: "n = 3", or "n = 1 to 3" where they differ."""
+    """How many networks or runs the figures cover: "n = 3", or "n = 1 to 3" if that varies."""
     found = set(counts)
     return "n = " + " to ".join(map(str, sorted({min(found), max(found)})))
 
 
 def percent(fraction: float) -> str:
-    """An accuracy as tables and sentences print it: 0.9751 is 97.5."""
+    """An accuracy as printed in tables and sentences: 0.9751 is 97.5."""
     return f"{100 * fraction:.1f}"
 
 
 def points(fraction: float) -> str:
-    """A difference of accuracies with its sign: 0.012 is +1.2; what rounds to none has no sign."""
+    """A difference of accuracies with its sign: 0.012 is +1.2; a difference that rounds to 0 has none."""
     text = f"{100 * fraction:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

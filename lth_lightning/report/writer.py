@@ -1,8 +1,8 @@
-"""What a report leaves in its folder: report.md, report.html, figures and the same numbers as CSV.
+"""Writes a report: report.md, report.html, figures, and the same numbers as CSV.
 
-Several runs are taken as repetitions of one experiment that differ by seed, and are pooled: means, with the least and
-the greatest value, and paired differences. With `--compare` runs of different experiments stand side by side. Percent
-appears only in text for persons; rows hold fractions.
+Several runs count as repetitions of one experiment that differ by seed, and are pooled into means with the least and
+the greatest value, and paired differences. `--compare` shows different experiments side by side. Percent appears only
+in text for readers; rows hold fractions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,16 +45,16 @@ CAPTIONS = {
 
 
 def figures_of(experiment: PooledRuns, charts: Mapping[str, Chart]) -> "dict[str, Figure]":
-    """The figures that have something to show, by their files' names.
+    """Draw the figures that have data, by the names of their files.
 
     Args:
-        experiment: what is shown.
-        charts: those of `charts_of`.
+        experiment: the pooled runs.
+        charts: its charts, from `charts_of`.
 
     Raises:
         TicketError: a ticket cannot be read.
     """
-    from lth_lightning.report import figures, pictures  # matplotlib: only who draws waits for it
+    from lth_lightning.report import figures, pictures  # matplotlib is slow to import
 
     title = title_of(experiment.runs)
     found = {name: figures.figure_of(name, chart, title) for name, chart in charts.items()}
@@ -63,7 +63,7 @@ def figures_of(experiment: PooledRuns, charts: Mapping[str, Chart]) -> "dict[str
 
 
 def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
-    """The pictures of the runs' tickets, by round: the mean over those runs that have one of that round."""
+    """The pictures of the runs' tickets by round: the mean over the runs that have one."""
     from lth_lightning.report.pictures import input_pictures
 
     found = [input_pictures(run.path, run.layers) for run in runs]
@@ -75,12 +75,12 @@ def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
 def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | None = None) -> list[Path]:
     """Write report.md, report.html, statistics.csv (see `Statistic`) and figures/*.png, *.svg into `out`.
 
-    Figures with nothing to show are left out.
+    Figures without data are left out.
 
     Args:
         runs: repetitions of one experiment.
         out: the folder.
-        densities: those whose learning curves are shown, as fractions; by default some spread over all.
+        densities: the densities whose learning curves are shown, as fractions; by default some spread over all.
 
     Returns:
         The files written, report.md first.
@@ -91,7 +91,7 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
     """
     check_comparable(runs)
     if densities and not any(run.curves for run in runs):
-        raise SettingError(f"--densities: {runs[0].path} has no learning curves (curves/), it is of an older version.")
+        raise SettingError(f"--densities: {runs[0].path} has no learning curves (curves/): an older version wrote it.")
     experiment = PooledRuns(runs)
     charts = charts_of(experiment, densities)
     shown = figures_of(experiment, charts)
@@ -143,7 +143,7 @@ def write_comparison(experiments: Sequence[PooledRuns], keys: Sequence[str], out
     """Write report.md, report.html, comparison.csv (see `comparison_csv`) and the figure into `out`.
 
     Args:
-        experiments: from `experiments_of`, by the settings `keys`.
+        experiments: from `experiments_of`, grouped by the settings `keys`.
         keys: full names of settings.
         out: the folder.
 

@@ -1,19 +1,19 @@
-"""By which import paths settings name our classes: `lth_lightning.Magnitude`, and all that meant the same before."""
+"""The import paths by which settings name our classes: `lth_lightning.Magnitude`, and its paths in earlier versions."""
 
 import re
 
 import lth_lightning
 
 MOVED = {"datasets": "data.datasets", "tensorboard": "trainer.sub_runs"}
-"""Modules of earlier versions whose names are not public, and where these live now."""
+"""Modules of earlier versions whose names are not public, and where they are now."""
 _PATH = re.compile(r"(?<![\w./-])lth_lightning(?:\.\w+)+(?![\w./-])")
 
 
 def named_as_today(text: str) -> str:
-    """Settings as text, YAML, JSON or a word of a command line, with our classes and functions by today's paths.
+    """Replace the paths of our classes and functions by today's, in YAML, JSON or an argument of the command line.
 
-    A public name has one path, whatever module it lives or lived in. So runs of earlier versions can be repeated,
-    resumed and pooled, and classes can be compared that nobody has imported.
+    A public name has one path, whichever module defines it now or did so before. So runs of earlier versions can be
+    repeated, resumed and pooled, and classes can be compared without importing them.
 
     >>> named_as_today("{class_path: lth_lightning.saliency.SNIP}")
     '{class_path: lth_lightning.SNIP}'

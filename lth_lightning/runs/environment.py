@@ -1,7 +1,7 @@
-"""environment.json: what a run was computed on. The bits of its results depend on it, and no setting says it.
+"""environment.json: what a run was computed on. The bits of its results depend on it, and no setting records it.
 
-Threads and processors add up in an order of their own, so the same settings and seed give other last digits on others;
-training makes those digits grow. A run that is resumed elsewhere has several stretches, each with its first round.
+The order of floating-point sums depends on the threads and the processor. So the same settings and seed differ in the
+last digits, and training amplifies the difference. A run resumed elsewhere has several stretches.
 """
 
 import json
@@ -13,12 +13,12 @@ from lth_lightning.errors import SettingError
 from lth_lightning.files import replace_file
 
 SHOWN = ("threads", "processor", "instructions", "device", "torch", "lightning", "numpy", "lth_lightning")
-"""What a report always says; the other facts it says where they differ."""
+"""The facts that a report always shows; it shows the others only where they differ."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """The rounds from `from_round` on, up to the next stretch, and what they were computed on, in words."""
+    """The rounds from `from_round` up to the next stretch, and what they were computed on, in words."""
 
     from_round: int
     facts: Mapping[str, str]
@@ -31,10 +31,10 @@ def write_environment(path: Path, stretches: Sequence[Stretch]) -> None:
 
 
 def read_environment(path: Path) -> list[Stretch]:
-    """The stretches of a run, in their order; none where there is no such file (a run of an older version).
+    """Read the stretches of a run, in order; empty if the file does not exist (a run of an older version).
 
     Raises:
-        SettingError: the file cannot be read, or holds something else.
+        SettingError: the file cannot be read, or has other content.
     """
     try:
         return [
@@ -45,12 +45,12 @@ def read_environment(path: Path) -> list[Stretch]:
         return []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingError(
-            f"cannot read {path}, which says what the run was computed on ({error}). Restore it or remove it."
+            f"cannot read {path}, which records what the run was computed on ({error}). Restore it or remove it."
         ) from error
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The facts that differ, with both values, in one line; empty where none does."""
+    """The facts that differ, with both values, in one line; empty if none differs."""
     return "; ".join(
         f"{name} was {then.get(name, 'not recorded')}, is {now.get(name, 'not recorded')}"
         for name in dict.fromkeys([*then, *now])
@@ -59,13 +59,13 @@ def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def described(environments: Sequence[tuple[str, Sequence[Stretch]]]) -> str | None:
-    """One line on what runs were computed on; where they differ, each value with its runs.
+    """Describe in one line what runs were computed on; where they differ, each value with its runs.
 
     Args:
         environments: name and stretches of each run.
 
     Returns:
-        The line, None where no run has recorded anything.
+        The line, or None if no run has recorded anything.
     """
     known = dict.fromkeys(name for _, stretches in environments for stretch in stretches for name in stretch.facts)
     parts = []
@@ -85,7 +85,7 @@ FROM = ", from round "
 
 
 def _over_rounds(stretches: Sequence[Stretch], fact: str) -> str:
-    """A fact's value, and from which rounds on it was another: `1, from round 3 on 2`."""
+    """A fact's value, and the rounds at which it changed: `1, from round 3 on 2`."""
     text = last = None
     for stretch in stretches:
         value = stretch.facts.get(fact, "not recorded")

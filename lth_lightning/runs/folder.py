@@ -1,4 +1,4 @@
-"""The folder of a run: what stands where in it, whose it is, and who may write there now."""
+"""The folder of a run: the names of its files, whether it is taken, and who may write to it."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -46,26 +46,26 @@ class RunFolder:
 
     @property
     def taken(self) -> bool:
-        """Whether a run has left results here."""
+        """Whether the folder holds a run's results."""
         return self.results.exists() or self.checkpoint.exists() or any(self.tickets.glob("*.safetensors"))
 
     def claim(self) -> None:
-        """Make sure that this run can write here, and that no other has; make its folders.
+        """Check that the folder is free and can be written, and make the run's folders.
 
         Raises:
             SettingError: the folder holds a run, or cannot be written.
         """
         if self.taken:
             raise SettingError(
-                f"run_dir: {self.path} already holds a run. Continue it with --ckpt_path last, or name another folder."
+                f"run_dir: {self.path} already holds a run. Resume it with --ckpt_path last, or choose another folder."
             )
         self.prepare()
 
     def prepare(self) -> None:
-        """Make the folders that a run writes to, and clear them of what a kill has left half-written.
+        """Make the folders that a run writes to, and remove files that a killed process left half-written.
 
         Raises:
-            WriteError: they cannot be made or written.
+            WriteError: a folder cannot be made or written.
         """
         for folder in (self.path, self.curves, self.tickets, self.checkpoint.parent):
             make_folder(folder)
@@ -76,37 +76,37 @@ class RunFolder:
         probe.unlink()
 
     def remove_empty_folders(self) -> None:
-        """Undo `prepare` for a run that came to nothing: tickets/ last, which others take for a run's."""
+        """Undo `prepare` for a run that never started. tickets/ goes last: it marks the folder as taken."""
         for folder in (self.curves, self.checkpoint.parent, self.tickets):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def lock(self) -> FolderLock:
-        """Be the one process that writes here, until `release` or the process's end.
+        """Lock the folder for this process, until `release` or until the process ends.
 
         Raises:
-            SettingError: another process is.
+            SettingError: another process holds the lock.
         """
         return FolderLock(self.path)
 
     def check_tickets(self, hashes: Mapping[int, str]) -> None:
-        """Make sure that the tickets that a run has shown are still there, as they were.
+        """Check that the tickets of a run still exist and have not changed.
 
         Args:
             hashes: `files.content_hash` of each round's ticket, from the run's checkpoint.
 
         Raises:
-            SettingError: a ticket is gone or has changed; it names the file.
+            SettingError: a ticket is missing or has changed; the error names the file.
         """
         for round, known in hashes.items():
             check_unchanged(self.ticket(round), known)
 
 
 def local(path: str | os.PathLike[str]) -> Path:
-    """The path, unless it is an address.
+    """Return the path if it is local.
 
     Raises:
-        SettingError: it is one, `s3://…` say, of which a folder here would be made.
+        SettingError: it is a URL such as `s3://…`, which as a path would become a local folder.
     """
     if "://" in os.fspath(path):
         raise SettingError(f"run_dir: {path} is not a folder of this machine, and the lottery writes to no other.")
@@ -114,9 +114,9 @@ def local(path: str | os.PathLike[str]) -> Path:
 
 
 def take_folder(candidates: Iterable[Path]) -> RunFolder:
-    """The first folder that no run has taken; it is taken from then on.
+    """Take the first folder that no run has taken.
 
-    Two runs that ask at once, in two processes or in two threads of one, get two folders: tickets/ is made by one.
+    Two runs that ask at once, in two processes or two threads, get two folders: only one of them can make tickets/.
 
     Raises:
         WriteError: a folder cannot be made.

@@ -1,4 +1,4 @@
-"""One writer at a time: a second process that goes on with a run while the first still writes would ruin it."""
+"""One writer at a time: two processes that write to the same run would ruin it."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ LOCK = ".lock"
 
 
 class FolderLock:
-    """An exclusive lock on a run's folder, which the kernel releases with the process, however it ends.
+    """An exclusive lock on a run's folder; the kernel releases it when the process ends, even by a kill.
 
-    Where the file system knows no locks, and on Windows, nothing is locked.
+    On Windows, and on file systems without locks, nothing is locked.
 
     Args:
         folder: an existing folder.
@@ -42,8 +42,8 @@ class FolderLock:
             except BlockingIOError as error:
                 os.close(descriptor)
                 raise SettingError(
-                    f"run_dir: another process is writing to this run, {self._path.parent}. Wait until it ends, or "
-                    "end it; then go on with --ckpt_path last."
+                    f"run_dir: another process is writing to this run, {self._path.parent}. Wait for it or "
+                    "stop it, then resume with --ckpt_path last."
                 ) from error
             except OSError:  # a file system without locks
                 os.close(descriptor)
@@ -51,7 +51,7 @@ class FolderLock:
                 return None
             if self._is_ours(descriptor):
                 return descriptor
-            os.close(descriptor)  # its holder has just removed the file: a lock on it would keep nobody out
+            os.close(descriptor)  # its holder has just removed the file, so a lock on it would protect nothing
 
     def _is_ours(self, descriptor: int) -> bool:
         try:
@@ -60,7 +60,7 @@ class FolderLock:
             return False
 
     def release(self) -> None:
-        """Let others write; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._descriptor is not None:
             if self._is_ours(self._descriptor):
                 self._remove()  # while it is still held

@@ -1,4 +1,4 @@
-"""One row a trained network: results.csv, layers.csv and curves/, written and read back."""
+"""One row per trained network: results.csv, layers.csv and curves/, written and read back."""
 
 import csv
 import io
@@ -13,14 +13,14 @@ from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.files import replace_file
 
 VARIANTS = ("ticket", "random_reinit", "random_mask", "pruned_only")
-"""What a network can be, in the order in which tables and figures show it."""
+"""The variants of a network, in the order in which tables and figures show them."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trained network, a line of results.csv. `None` is what is not known (an empty field in the file).
+    """A trained network, a line of results.csv. `None` means not known (an empty field in the file).
 
-    Accuracies and `density` are fractions; `early_stop_*` is the evaluation that `early_stop` picks.
+    Accuracies and `density` are fractions; `early_stop_*` come from the evaluation that `early_stop` picks.
     """
 
     round: int
@@ -72,7 +72,7 @@ Record = TypeVar("Record", Row, LayerRow, CurveRow)
 
 
 def in_order(rows: Iterable[Record]) -> list[Record]:
-    """The rows by round, then variant as in `VARIANTS`, then replicate; equal ones (layers) stay as they came."""
+    """Sort rows by round, then by variant as in `VARIANTS`, then by replicate; ties (layers) keep their order."""
     return sorted(rows, key=lambda row: (row.round, VARIANTS.index(row.variant), row.replicate))
 
 
@@ -80,15 +80,15 @@ def in_order(rows: Iterable[Record]) -> list[Record]:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Replace results.csv as a whole; floats are written so that `read_rows` gives equal ones."""
+    """Replace results.csv as a whole; floats are written so that `read_rows` returns equal ones."""
     _write(path, Row, rows)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results.csv.
+    """Read the rows of a results.csv.
 
     Raises:
-        SettingError: the file cannot be read or is no results.csv; it names the line and the column.
+        SettingError: the file cannot be read or is not a results.csv; the error names line and column.
     """
     return _read(path, Row)
 
@@ -99,18 +99,18 @@ def write_layers(path: Path, rows: Sequence[LayerRow]) -> None:
 
 
 def read_layers(path: Path) -> list[LayerRow]:
-    """The rows of a layers.csv; errors as in `read_rows`."""
+    """Read the rows of a layers.csv; errors as in `read_rows`."""
     return _read(path, LayerRow)
 
 
 def write_curve(path: Path, rows: Sequence[CurveRow]) -> None:
-    """Write a network's learning curve: a file each, so that none grows with the rounds."""
+    """Write a network's learning curve to a file of its own, so that no file grows with the rounds."""
     _write(path, CurveRow, rows)
 
 
 def read_curves(folder: Path) -> list[CurveRow]:
-    """The learning curves in a run's curves/, by round, variant, replicate and step; none where there is no such
-    folder. Errors as in `read_rows`."""
+    """Read the learning curves in a run's curves/, by round, variant, replicate and step; empty if the folder does not
+    exist. Errors as in `read_rows`."""
     return in_order(row for path in sorted(folder.glob("*.csv")) for row in _read(path, CurveRow))
 
 
@@ -130,7 +130,7 @@ def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
 def _written(value: object) -> str:
     if value is None:
         return ""
-    return repr(float(value)) if isinstance(value, float) else str(value)  # float(): NumPy's repr is no number
+    return repr(float(value)) if isinstance(value, float) else str(value)  # float(): NumPy's repr is not a number
 
 
 def _read(path: Path, kind: type[Record]) -> list[Record]:
@@ -140,7 +140,7 @@ def _read(path: Path, kind: type[Record]) -> list[Record]:
     except OSError as error:
         raise SettingError(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SettingError(f"{path} is no CSV file: {error}") from error
+        raise SettingError(f"{path} is not a CSV file: {error}") from error
     _check_header(path, header, [field.name for field in fields(kind)])
     return [_parsed(path, number, line, kind) for number, line in enumerate(lines, start=2)]
 
@@ -149,28 +149,28 @@ def _check_header(path: Path, given: list[str], expected: list[str]) -> None:
     for number, (name, wanted) in enumerate(zip_longest(given, expected), start=1):
         if name != wanted:
             raise SettingError(
-                f"{path} line 1, column {number}: {name or 'nothing'!r} where {wanted or 'nothing'!r} belongs; "
-                f"the columns are {', '.join(expected)}."
+                f"{path} line 1, column {number}: expected {wanted or 'nothing'!r}, got {name or 'nothing'!r}; "
+                f"the columns must be {', '.join(expected)}."
             )
 
 
 def _parsed(path: Path, number: int, line: list[str], kind: type[Record]) -> Record:
     types = get_type_hints(kind)
     if len(line) != len(types):
-        raise SettingError(f"{path} line {number}: {len(line)} fields where {len(types)} belong.")
+        raise SettingError(f"{path} line {number}: must have {len(types)} fields, got {len(line)}.")
     values: dict[str, Any] = {}
     for text, (column, allowed) in zip(line, types.items(), strict=True):
         try:
             values[column] = _value(text, allowed)
         except ValueError as error:
-            raise SettingError(f"{path} line {number}, column {column}: {text!r} is no number.") from error
+            raise SettingError(f"{path} line {number}, column {column}: {text!r} is not a number.") from error
     if values["variant"] not in VARIANTS:
         raise unknown_name(f"{path} line {number}, column variant", values["variant"], VARIANTS)
     return kind(**values)
 
 
 def _value(text: str, allowed: Any) -> object:
-    """`text` as the type of its field: int, float, str, or one of them and None."""
+    """Convert `text` to the type of its field: int, float, str, or one of them or None."""
     if type(None) in get_args(allowed):
         return None if text == "" else get_args(allowed)[0](text)
     return allowed(text)
@@ -181,7 +181,7 @@ def _value(text: str, allowed: Any) -> object:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The network after `step` optimizer steps of its round, on validation and test data."""
+    """Loss and accuracy after `step` optimizer steps of the round, on validation and test data."""
 
     step: int
     val_loss: float | None
@@ -191,13 +191,13 @@ class Evaluation:
 
 
 def early_stop(curve: Sequence[Evaluation]) -> Evaluation | None:
-    """The paper's early-stopping iteration: the evaluation of the lowest validation loss.
+    """Find the paper's early-stopping iteration: the evaluation with the lowest validation loss.
 
-    It is found afterwards, the network trains to the end (Frankle & Carbin 2019, section 2). On a tie the first
-    one counts; a loss that is NaN never does.
+    It is found afterwards; the network trains to the end (Frankle & Carbin 2019, section 2). On a tie the first
+    evaluation counts. A NaN loss never counts.
 
     Returns:
-        The evaluation, or None where no validation loss is known.
+        The evaluation, or None if no validation loss is known.
     """
     known = [(point.val_loss, number) for number, point in enumerate(curve) if not _unknown(point.val_loss)]
     return curve[min(known)[1]] if known else None

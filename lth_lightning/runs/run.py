@@ -1,4 +1,4 @@
-"""Run folders, read for a report: rows, learning curves, and all settings by their dotted names."""
+"""Run folders read for a report: rows, learning curves, and all settings by their dotted names."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lth_lightning.runs.folder import ENVIRONMENT
 from lth_lightning.runs.rows import CurveRow, LayerRow, Row, in_order, read_curves, read_layers, read_rows
 
 Settings = dict[str, Any]
-"""The content of a config.yaml. Where the run trains the tickets of another, `tickets` holds that run's, if known."""
+"""The content of a config.yaml. If the run trains another run's tickets, `tickets` holds that run's, if known."""
 
 SHOWN = {
     "data set": "data.dataset",
@@ -25,12 +25,12 @@ SHOWN = {
     "tickets found on": "tickets.data.dataset",
     "seed": "seed_everything",
 }
-"""What report.md says about a run, and where the settings have it."""
+"""What report.md shows of a run, and the setting that holds it."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read: rows and learning curves in order, settings (none for a run in Python), environment."""
+    """The content of a run folder: rows and curves in order, settings (none for a run in Python), environment."""
 
     path: Path
     rows: list[Row]
@@ -44,17 +44,17 @@ class Run:
         """Read a run folder; layers.csv, curves/, config.yaml and environment.json may be missing.
 
         Raises:
-            SettingError: there is no results.csv with at least one network, or a file cannot be read.
+            SettingError: results.csv is missing or has no rows, or a file cannot be read.
         """
         results, layers, config = (path / name for name in ("results.csv", "layers.csv", "config.yaml"))
         if not results.is_file():
             raise SettingError(
-                f"report: {path} is no run folder: it has no results.csv. Give the folder that `fit` wrote (its "
-                "run_dir), where results.csv stands beside config.yaml."
+                f"report: {path} is not a run folder: it has no results.csv. Give the folder that `fit` wrote to (its "
+                "run_dir), which holds results.csv and config.yaml."
             )
         rows = in_order(read_rows(results))
         if not rows:
-            raise SettingError(f"report: {results} has no row yet; the first is written when round 0 ends.")
+            raise SettingError(f"report: {results} has no rows yet; the first is written when round 0 ends.")
         return cls(
             path,
             rows,
@@ -66,23 +66,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name, with its parent's where it is a number only: `quickstart/3`."""
+        """The folder's name, preceded by its parent's if it is only a number: `quickstart/3`."""
         path = self.path.resolve()
         return f"{path.parent.name}/{path.name}" if path.name.isdigit() else path.name
 
     @property
     def facts(self) -> dict[str, str]:
-        """Those of `SHOWN` that the settings have."""
+        """The facts of `SHOWN` that the settings hold."""
         found = {label: short(lookup(self.settings, key)) for label, key in SHOWN.items()}
         return {label: value for label, value in found.items() if value is not None}
 
 
 def _read_settings(config: Path, trained_from: tuple[Path, ...] = ()) -> Settings:
-    """The settings of a config.yaml, and in them, as `tickets`, those of the run that its tickets come from.
+    """Read the settings of a config.yaml, and under `tickets` those of the run that its tickets come from.
 
     Args:
         config: the file.
-        trained_from: the files that led here, lest runs that name each other go on without end.
+        trained_from: the files that led here, so that runs that name each other do not recurse forever.
     """
     try:
         content = yaml.safe_load(named_as_today(config.read_text(encoding="utf-8")))
@@ -92,7 +92,7 @@ def _read_settings(config: Path, trained_from: tuple[Path, ...] = ()) -> Setting
         raise SettingError(f"report: {config} holds no settings.")
     settings: Settings = json.loads(
         json.dumps(content, default=str)
-    )  # as a checkpoint has them: no dates, no numbers as keys
+    )  # as in a checkpoint: no dates, no numbers as keys
     settings.pop("tickets", None)
     if tickets := lookup(settings, "lottery.tickets"):
         found_by = _run_of_tickets(Path(str(tickets))) / "config.yaml"
@@ -102,12 +102,12 @@ def _read_settings(config: Path, trained_from: tuple[Path, ...] = ()) -> Setting
 
 
 def _run_of_tickets(path: Path) -> Path:
-    """The run folder of RUN/tickets or RUN/tickets/round_07.safetensors, seen from the working directory."""
+    """The run folder of RUN/tickets or RUN/tickets/round_07.safetensors, relative to the working directory."""
     return (path.resolve() if path.is_dir() else path.resolve().parent).parent
 
 
 def lookup(settings: Any, key: str) -> Any:
-    """The value under a dotted name, None if there is none; `init_args` may be left out: `model.optimizer.lr`."""
+    """Return the value under a dotted name, or None; `init_args` may be left out: `model.optimizer.lr`."""
     value = settings
     for name in key.split("."):
         if name == "init_args":
@@ -119,14 +119,14 @@ def lookup(settings: Any, key: str) -> Any:
 
 
 def short(value: Any) -> str | None:
-    """A setting for persons: of an object given by `class_path` the class's name; None for what is not set."""
+    """A setting as a person reads it: the class's name for an object given by `class_path`; None if not set."""
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rpartition(".")[2]
     return None if value is None else str(value)
 
 
 def facts(runs: Sequence[Run]) -> dict[str, str]:
-    """What the runs' settings say of `SHOWN`, each value once: `seed: 0, 1, 2`; and what the runs were computed on."""
+    """The facts of `SHOWN`, each value once (`seed: 0, 1, 2`), and what the runs were computed on."""
     found = {label: list(dict.fromkeys(run.facts.get(label, "?") for run in runs)) for label in SHOWN}
     said = {label: ", ".join(values) for label, values in found.items() if values != ["?"]}
     computed_on = described([(run.name, run.environment) for run in runs])
@@ -134,7 +134,7 @@ def facts(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def title_of(runs: Sequence[Run]) -> str:
-    """One line that says which runs these are: `LeNet300 on MNIST, 3 runs: lenet/1, lenet/2, lenet/3`."""
+    """Name the runs in one line: `LeNet300 on MNIST, 3 runs: lenet/1, lenet/2, lenet/3`."""
     names = [run.name for run in runs]
     listed = ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"
     which = listed if len(names) == 1 else f"{len(names)} runs: {listed}"
@@ -143,16 +143,16 @@ def title_of(runs: Sequence[Run]) -> str:
 
 
 def read_all(folders: Sequence[Path]) -> list[Run]:
-    """Read each run once; an earlier report among several folders (`report runs/lenet/*`) is passed over.
+    """Read each run once; a folder with only a report (among several, as in `report runs/lenet/*`) is skipped.
 
     Raises:
-        SettingError: a folder is given twice, or is no run.
+        SettingError: a folder is given twice, or is not a run.
     """
     if len(folders) > 1:
         folders = [folder for folder in folders if not _only_report(folder)] or folders
     twice = next((folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1), None)
     if twice:
-        raise SettingError(f"report: {twice} was given twice; a run pooled with itself would feign a repetition.")
+        raise SettingError(f"report: {twice} was given twice. Give it once: a copy is not a repetition.")
     return [Run.read(folder) for folder in folders]
 
 

@@ -1,8 +1,8 @@
-"""Whether two runs, or the two halves of one, were made by the same settings: half by these, half by those is none.
+"""Whether two runs, or a run and its resumption, have the same settings where these count.
 
-What a run began with stands in its checkpoint. Its config.yaml may have been edited since, and be the very file that
-the command names. Reports compare the config.yaml of several runs. Lightning is not imported here: a report need not
-wait for it.
+A resumed run is compared with the settings in its checkpoint. Its config.yaml may have been edited since, and may be
+the very file that the command names. Reports compare the config.yaml of several runs. This module does not import
+Lightning, so that a report need not wait for it.
 """
 
 import json
@@ -16,7 +16,7 @@ from lth_lightning.errors import SettingError
 from lth_lightning.runs.class_paths import named_as_today
 
 MAY_DIFFER: dict[str, tuple[str, ...]] = {
-    "where the run and its data lie": (
+    "where the run and its data are stored": (
         "run_dir",
         "ckpt_path",
         "weights_only",
@@ -25,12 +25,12 @@ MAY_DIFFER: dict[str, tuple[str, ...]] = {
         "trainer.default_root_dir",
         "trainer.model_registry",
     ),
-    "the callback compares what counts: images a step over all processes, and the content of the files": (
+    "compared by the callback instead, as images per step over all processes and as file content": (
         "data.batch_size",
         "lottery.tickets",
     ),
-    "how often to save, how long to go on": ("lottery.checkpoint_every_n_train_steps", "trainer.max_time"),
-    "on what it runs": (
+    "how often to save, how long to train": ("lottery.checkpoint_every_n_train_steps", "trainer.max_time"),
+    "the hardware": (
         "trainer.accelerator",
         "trainer.strategy",
         "trainer.devices",
@@ -38,7 +38,7 @@ MAY_DIFFER: dict[str, tuple[str, ...]] = {
         "trainer.benchmark",
         "trainer.inference_mode",
     ),
-    "what is shown, logged or looked for meanwhile": (
+    "what is shown, logged or checked meanwhile": (
         "quiet",
         "trainer.logger",
         "trainer.log_every_n_steps",
@@ -60,12 +60,12 @@ ONLOOKERS = (
     "ThroughputMonitor",
     "Timer",
 )
-"""Lightning's callbacks that leave training as it is; so do their subclasses. The others must be the same."""
+"""Lightning's callbacks that do not change training; nor do their subclasses. All others must be the same."""
 OUR_ONLOOKERS = ("lth_lightning.LotteryBoard", "lth_lightning.LotteryProgress")
 
 
 class Different(NamedTuple):
-    """A setting that is not the same in two runs: its dotted name, and both values."""
+    """A setting that differs between two runs: its dotted name and both values."""
 
     name: str
     then: Any
@@ -73,20 +73,20 @@ class Different(NamedTuple):
 
 
 def check_same(then: object, now: str) -> None:
-    """Refuse to go on with a run by other settings.
+    """Refuse to resume a run with other settings.
 
     Args:
-        then: all settings that the run began with, as JSON; what a checkpoint holds in their place, whatever it be.
-        now: those of the command, as JSON.
+        then: all settings that the run began with, as JSON; a foreign checkpoint may hold anything here.
+        now: the settings of the command, as JSON.
 
     Raises:
-        SettingError: settings that count differ; it names them all, with both values. Or there are none in `then`.
+        SettingError: settings that count differ (the error lists them with both values), or `then` holds none.
     """
     try:
         began_with = what_counts(json.loads(named_as_today(then)))  # type: ignore[arg-type]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise SettingError(
-            "ckpt_path: the checkpoint does not say with which settings the run began: it was written by another "
+            "ckpt_path: the checkpoint does not record the settings that the run began with: it was written by another "
             "version of lth_lightning, or not by `train.py fit`. Start a new run."
         ) from error
     differ = [
@@ -95,18 +95,17 @@ def check_same(then: object, now: str) -> None:
     ]
     if differ:
         raise SettingError(
-            f"ckpt_path: the run began with other settings: {'; '.join(differ)}. Give them as they were, or start a "
-            "run of its own."
+            f"ckpt_path: the run began with other settings: {'; '.join(differ)}. Restore them, or start a new run."
         )
 
 
 def what_counts(
     settings: Mapping[str, Any], may_differ: Iterable[str] = tuple(chain(*MAY_DIFFER.values()))
 ) -> dict[str, Any]:
-    """The settings that make a run what it is, in a form that can be compared.
+    """The settings that determine a run's results, in a form that can be compared.
 
     Args:
-        settings: those of a run, nested as in config.yaml.
+        settings: a run's settings, nested as in config.yaml.
         may_differ: patterns of the dotted names that do not count.
     """
     kept = _without(settings, list(may_differ))
@@ -129,9 +128,9 @@ def _is_onlooker(path: str) -> bool:
 
 
 def _loaded(path: str) -> type | None:
-    """The class of this name if its module is loaded. None is imported: a checkpoint may name what it likes.
+    """The class of this name if its module is loaded. Nothing is imported: a checkpoint may name any module.
 
-    Nor does a module import it on demand (ours would bring torch into a report): `named_as_today` is enough for ours.
+    Lazy attributes of modules are not looked up either: ours would import torch, and `named_as_today` covers them.
     """
     module, _, name = str(path).rpartition(".")
     found = vars(sys.modules.get(module, object)).get(name)
@@ -147,28 +146,28 @@ def _without(settings: Mapping[str, Any], patterns: Iterable[str], prefix: str =
 
 
 def differences(then: Any, now: Any, name: str = "") -> Iterator[Different]:
-    """Each value that differs; null is as good as not there, which is what an older version's setting is."""
+    """Yield each value that differs; null counts as missing, because older versions lack some settings."""
     if _class_of(then) == _class_of(now):
         if isinstance(then, dict) and isinstance(now, dict):
             for key in dict.fromkeys([*then, *now]):
                 if key != "class_path":
                     yield from differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
             return
-        if _class_of(then) is not None:  # a list of objects, callbacks say
+        if _class_of(then) is not None:  # a list of objects, e.g. callbacks
             for number, pair in enumerate(zip(then, now, strict=True)):
                 yield from differences(*pair, f"{name}[{number}]")
             return
-    if json.dumps(then) != json.dumps(now):  # 1 is not true, nor 1.0 an integer
+    if json.dumps(then) != json.dumps(now):  # 1 is neither true nor 1.0
         yield Different(name, then, now)
 
 
 def _class_of(value: Any) -> Any:
-    """The class of an object, or the classes of a list of them; None for anything else."""
+    """The class of an object, or the classes of a list of objects; None for anything else."""
     if isinstance(value, list):
         named = [_class_of(item) for item in value]
         return named if named and None not in named else None
     path = value.get("class_path") if isinstance(value, dict) else None
-    found = _loaded(path) if path and not str(path).startswith("lth_lightning.") else None  # ours have one each
+    found = _loaded(path) if path and not str(path).startswith("lth_lightning.") else None  # ours have one path each
     return f"{found.__module__}.{found.__qualname__}" if found else path  # one class can have several paths
 
 

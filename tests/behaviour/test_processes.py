@@ -308,7 +308,7 @@ def test_tasks_of_slurm_are_processes_of_one_run(tmp_path: Path, launched: dict[
         "SLURM_PROCID": "{rank}",
         "SLURM_LOCALID": "{rank}",
     }
-    for said in ("Nothing to continue", "Continuing"):
+    for said in ("Nothing to resume", "Resuming"):
         assert end(start(command_line, tmp_path / "run", [*FLAGS, *TWO, "--ckpt_path=last"], **slurm)) == [0, 0]
         assert said in (tmp_path / "run.0.log").read_text()
         assert "round" not in (tmp_path / "run.1.log").read_text()

@@ -348,7 +348,7 @@ def test_settings_that_may_differ_are_settings_that_there_are(run: Path) -> None
 @pytest.mark.parametrize("stored", [None, {}, {"SaveRunConfig": 3}, {"SaveRunConfig": {"settings": "[]"}}, [1]])
 def test_a_checkpoint_that_does_not_say_by_which_settings_is_refused(stored: Any, run: Path, refused: Refused) -> None:
     _change_checkpoint(lambda checkpoint: checkpoint.update(callbacks=stored))
-    assert "the checkpoint does not say with which settings the run began" in refused(LAST)
+    assert "the checkpoint does not record the settings that the run began with" in refused(LAST)
 
 
 # ------------------------------------------------------------------------------------- checkpoints that are no good
@@ -369,7 +369,7 @@ def test_a_truncated_checkpoint_is_refused(kept: float, run: Path, refused: Refu
     whole = CHECKPOINT.read_bytes()
     CHECKPOINT.write_bytes(whole[: int(kept * len(whole))])
     for command in (LAST, ["test", "--config", "run/config.yaml", "--ckpt_path", str(CHECKPOINT)]):
-        assert f"{CHECKPOINT} is no checkpoint, or is damaged" in refused(command)
+        assert f"{CHECKPOINT} is not a checkpoint, or is damaged" in refused(command)
 
 
 def test_a_checkpoint_with_one_wrong_bit_is_refused(run: Path, refused: Refused) -> None:
@@ -395,9 +395,9 @@ def test_a_checkpoint_that_would_execute_something_is_not_unpickled(run: Path, r
     _change_checkpoint(lambda checkpoint: checkpoint.update(extra=Bomb()))
     for command in ("fit", "test", "validate", "predict"):
         error = refused([command, "--config", "run/config.yaml", "--ckpt_path", "last"])
-        assert f"{CHECKPOINT} is no checkpoint, or is damaged (UnpicklingError)" in error
+        assert f"{CHECKPOINT} is not a checkpoint, or is damaged (UnpicklingError)" in error
     torch.save(Bomb(), "old_format.ckpt", _use_new_zipfile_serialization=False)
-    assert "old_format.ckpt is no checkpoint" in refused(_test_of("old_format.ckpt"))
+    assert "old_format.ckpt is not a checkpoint" in refused(_test_of("old_format.ckpt"))
     assert not Path("exploded").exists()
     torch.load(CHECKPOINT, weights_only=False)
     assert Path("exploded").exists(), "it would have"
@@ -511,7 +511,7 @@ def test_a_run_out_of_space_says_so_and_goes_on_when_there_is_some(
     last += [] if callback == "DiskFullForLogger" else ["--trainer.logger", "false"]  # it would come first
     with _disk_of(10**9):
         assert main(last) == 2
-    way_out = "To go on, add --ckpt_path last --run_dir run to the command."
+    way_out = "To resume, add --ckpt_path last --run_dir run to the command."
     assert capsys.readouterr().err == f"error: cannot write {file}: File too large. {way_out}\n"
     assert Ticket.load(TICKETS[0]).density == 1 and len(_rows(Path("run"))) == 2
 

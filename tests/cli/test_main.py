@@ -394,11 +394,11 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "checkpoint of no run": (
         [*FIT, "--ckpt_path", "foreign.ckpt"],
-        ["ckpt_path: foreign.ckpt cannot be continued", "last.ckpt"],
+        ["ckpt_path: foreign.ckpt cannot be resumed", "last.ckpt"],
     ),
     "checkpoint elsewhere": (
         [*FIT, "--ckpt_path", CHECKPOINT, "--run_dir", "x"],
-        [f"{CHECKPOINT} cannot be continued in x"],
+        [f"{CHECKPOINT} cannot be resumed in x"],
     ),
     "best": ([*FIT, "--ckpt_path", "best"], ["ckpt_path: there is no file best", "last"]),
     "test without weights": (
@@ -421,12 +421,15 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["test", *OF_RUN, "some/missing.ckpt"],
         ["ckpt_path: there is no file some/missing.ckpt"],
     ),
-    "test, no checkpoint": (["test", *OF_RUN, "junk.ckpt"], ["ckpt_path: junk.ckpt is no checkpoint, or is damaged"]),
+    "test, no checkpoint": (
+        ["test", *OF_RUN, "junk.ckpt"],
+        ["ckpt_path: junk.ckpt is not a checkpoint, or is damaged"],
+    ),
     "test, truncated checkpoint": (
         ["test", *OF_RUN, "truncated.ckpt"],
-        ["truncated.ckpt is no checkpoint, or is damaged"],
+        ["truncated.ckpt is not a checkpoint, or is damaged"],
     ),
-    "test, foreign checkpoint": (["test", *OF_RUN, "foreign.ckpt"], ["foreign.ckpt is no checkpoint of Lightning's"]),
+    "test, foreign checkpoint": (["test", *OF_RUN, "foreign.ckpt"], ["foreign.ckpt is not a Lightning checkpoint"]),
     "test, another network's checkpoint": (
         ["test", *OF_RUN, CHECKPOINT, "--model.net", "Conv2"],
         ["ckpt_path: the checkpoint is of another network: net.conv1.bias (missing in the checkpoint, (64,)"],
@@ -435,7 +438,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "unknown command": (["fti"], ["command: 'fti'", "fit, predict, report, test, validate", "'fit'?"]),
     "no command": ([], ["the command comes first: python train.py fit|"]),
     "command last": (["--config", "run/config.yaml", "fit"], ["the command comes first: python train.py fit|"]),
-    "report on nothing": (["report", "empty"], ["report: empty is no run folder"]),
+    "report on nothing": (["report", "empty"], ["report: empty is not a run folder"]),
     # the Trainer's settings
     "max_epochs": ([*FIT, "--trainer.max_epochs", "5"], ["trainer.max_epochs is 5", "lottery.train_for"]),
     "fast_dev_run": ([*FIT, "--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "--lottery.train_for 20it"]),
@@ -528,12 +531,12 @@ def test_an_interrupted_run_goes_on_to_equal_results(folder: Path, finished: Pat
         signal.signal(signal.SIGINT, handler)
     out, err = capsys.readouterr()
     run = folder / "runs/quickstart/0"
-    assert out.startswith("Nothing to continue in runs/quickstart/0: starting.\n")
-    assert err == "Interrupted. To go on, add --ckpt_path last --run_dir runs/quickstart/0 to the command.\n"
+    assert out.startswith("Nothing to resume in runs/quickstart/0: starting.\n")
+    assert err == "Interrupted. To resume, add --ckpt_path last --run_dir runs/quickstart/0 to the command.\n"
     assert len(_rows(run)) == 2
 
     assert main(last) == 0
-    assert capsys.readouterr().out.startswith("Continuing runs/quickstart/0.\n")
+    assert capsys.readouterr().out.startswith("Resuming runs/quickstart/0.\n")
     assert main(run_of_30) == 0
     assert _rows(run) == _rows(folder / "runs/quickstart/1") and len(_rows(run)) == 4
 
@@ -542,7 +545,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(crowded: Path, capsys: Any) ->
     before, config = _rows(crowded / "run"), (crowded / "run/config.yaml").read_text()
     assert main(["fit", "--ckpt_path", "last", "--config", "run/config.yaml"]) == 0  # whatever comes first
     out = capsys.readouterr().out
-    assert out.startswith("Continuing run.\n") and "100.00 %  ticket" not in out
+    assert out.startswith("Resuming run.\n") and "100.00 %  ticket" not in out
     assert _rows(crowded / "run") == before and (crowded / "run/config.yaml").read_text() == config
 
 
@@ -550,13 +553,13 @@ def test_a_run_goes_on_only_from_its_checkpoint(crowded: Path, capsys: Any) -> N
     last = ["fit", "--config", "run/config.yaml", "--ckpt_path", "last"]
     (crowded / CHECKPOINT).unlink()
     assert main(last) == 2
-    assert "there is a run in run, but no run/checkpoints/last.ckpt to go on from" in capsys.readouterr().err
+    assert "there is a run in run, but no run/checkpoints/last.ckpt to resume from" in capsys.readouterr().err
 
 
 def test_a_run_that_is_out_of_time_says_how_to_go_on(folder: Path, capsys: Any) -> None:
     assert main([*FIT, "--trainer.max_time", "00:00:00:00"]) == 0
     out = capsys.readouterr().out
-    assert "Stopped after 0 of 4 networks. To go on, add more --trainer.max_time and --ckpt_path last" in out
+    assert "Stopped after 0 of 4 networks. To resume, add more --trainer.max_time and --ckpt_path last" in out
 
 
 # ------------------------------------------------------------------------------------- test, validate, predict

@@ -258,7 +258,7 @@ def test_processes_but_the_first_show_nothing(tmp_path: Path, moments: list[Glim
 
 
 def test_without_a_lottery_it_says_so() -> None:
-    with pytest.raises(SettingError, match="LotteryProgress shows a LotteryTicket's networks"):
+    with pytest.raises(SettingError, match="a LotteryProgress needs a LotteryTicket"):
         LotteryProgress().on_train_start(L.Trainer(logger=False, accelerator="cpu"), mlp())
 
 
@@ -280,4 +280,4 @@ def test_quiet_is_a_plain_line_a_network_and_where_results_lie_and_no_setting_of
     assert capsys.readouterr() == ("Results, tickets and figures: silent\n", "")
     assert "quiet" not in yaml.safe_load(Path("run/config.yaml").read_text())
     assert main(["fit", "--config", "run/config.yaml", "--ckpt_path", "last"]) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out.startswith("Continuing run.\n")
+    assert capsys.readouterr().out.startswith("Resuming run.\n")

@@ -145,7 +145,7 @@ def test_tickets_must_come_from_one_experiment_too(tmp_path: Path) -> None:
 def test_tickets_bring_their_seed_with_their_weights(tmp_path: Path) -> None:
     """Then the run's own seed changes nothing: trainings of one ticket, and of one's own, are copies."""
     one, other = (trained(tmp_path, seed, changed(seed_everything=5), f"{seed}") for seed in (1, 2))
-    with pytest.raises(SettingError, match="train the same tickets, which bring their seed with them"):
+    with pytest.raises(SettingError, match="train the same tickets, which carry their own seed"):
         check_comparable([one, other])
     masks = [
         replace(run, settings={**run.settings, "lottery": {**run.settings["lottery"], "transfer": "mask"}})
@@ -161,7 +161,7 @@ def test_tickets_of_a_run_that_is_gone_are_pooled_with_none(tmp_path: Path) -> N
     gone = Run.read(other.path)
     check_comparable([gone])
     for runs in ([one, gone], [gone, one], [gone, Run.read(save(tmp_path / "found", changed(seed_everything=7)))]):
-        with pytest.raises(SettingError, match=r"6 trains the tickets in .*says how they were found"):
+        with pytest.raises(SettingError, match=r"6 trains the tickets in .*that found them is missing"):
             check_comparable(runs)
 
 
@@ -223,11 +223,12 @@ def test_what_else_differs_is_named_with_the_way_out(tmp_path: Path) -> None:
 
 def test_an_unknown_setting_lists_near_ones_and_an_ambiguous_one_its_meanings(tmp_path: Path) -> None:
     runs = read(tmp_path, SETTINGS, changed(data__dataset="FashionMNIST"))
-    with pytest.raises(SettingError, match=r"no run has a setting 'data\.datset'\. Near it: data\.dataset, "):
+    with pytest.raises(SettingError, match=r"no run has a setting 'data\.datset'\. Similar ones: data\.dataset, "):
         labels(runs, "data.datset")
     settings = changed(seed_everything=3)
     settings["model"]["lr_scheduler"] = {"class_path": "StepLR", "init_args": {"lr": 1}}
-    with pytest.raises(SettingError, match=r"'lr' can be model\.optimizer\.lr, model\.lr_scheduler\.lr"):
+    expected = r"'lr' is ambiguous; choose from model\.optimizer\.lr, model\.lr_scheduler\.lr"
+    with pytest.raises(SettingError, match=expected):
         labels([*runs, *read(tmp_path / "more", settings)], "lr")
 
 

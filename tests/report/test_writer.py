@@ -423,13 +423,13 @@ def test_runs_of_other_densities_are_refused_by_the_first_round_that_differs(tmp
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"nowhere is no run folder: it has no results\.csv"):
+    with pytest.raises(SettingError, match=r"nowhere is not a run folder: it has no results\.csv"):
         main([str(tmp_path / "nowhere")])
     run = save(tmp_path / "run", USUAL)
     with pytest.raises(SettingError, match="given twice"):
         main([str(run), f"{run}/../run"])
     write_rows(run / "results.csv", [])
-    with pytest.raises(SettingError, match="no row yet"):
+    with pytest.raises(SettingError, match="no rows yet"):
         main([str(run)])
 
 

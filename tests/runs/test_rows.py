@@ -71,18 +71,18 @@ def good_lines() -> list[str]:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "line 1, column 1: 'nothing' where 'round' belongs"),
-        (b"epoch,loss\n1,2\n", "line 1, column 1: 'epoch' where 'round' belongs"),
-        ("\n".join([good_lines()[0] + ",lr", good_lines()[1]]).encode(), "column 17: 'lr' where 'nothing' belongs"),
-        ("\n".join([*good_lines(), good_lines()[1][:-4]]).encode(), "line 3: 13 fields where 16 belong"),
+        (b"", "line 1, column 1: expected 'round', got 'nothing'"),
+        (b"epoch,loss\n1,2\n", "line 1, column 1: expected 'round', got 'epoch'"),
+        ("\n".join([good_lines()[0] + ",lr", good_lines()[1]]).encode(), "column 17: expected 'nothing', got 'lr'"),
+        ("\n".join([*good_lines(), good_lines()[1][:-4]]).encode(), "line 3: must have 16 fields, got 13"),
         (
             "\n".join([*good_lines(), good_lines()[1].replace("0.9", "high")]).encode(),
             "line 3, column test_acc: 'high'",
         ),
         ("\n".join([*good_lines(), good_lines()[1].replace("1.0", "")]).encode(), "line 3, column density: ''"),
         ("\n".join([*good_lines(), good_lines()[1].replace("ticket", "tickets")]).encode(), "Did you mean 'ticket'?"),
-        (b"\x80\x02torch", "is no CSV file"),
-        ((COLUMNS + '\n0,"tick').encode(), "is no CSV file"),
+        (b"\x80\x02torch", "is not a CSV file"),
+        ((COLUMNS + '\n0,"tick').encode(), "is not a CSV file"),
     ],
 )
 def test_a_foreign_or_damaged_file_is_refused_by_line_and_column(
