@@ -25,7 +25,6 @@ from lth_lightning.lottery.plan import (
     planned_rounds,
 )
 from lth_lightning.lottery.recorder import METRICS
-from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.masks import Masks
 from lth_lightning.pruning.prunable import prunable_weights
@@ -175,7 +174,7 @@ class LotteryTicket(L.Callback):
         self._experiment = Experiment(self, trainer, self._progress, self._fresh, self._length)
         self._experiment.take_initial_weights()
         processes.bring_home(trainer, self._address, self._progress.outcome)
-        evaluation.guard_validation(trainer)
+        evaluation.guard_validation(trainer, self._experiment.after_validation)
         self._experiment.claim_folder()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -220,10 +219,14 @@ class LotteryTicket(L.Callback):
         if fit.time_is_up(trainer):
             fit.leave_out_validation(trainer)
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check that the network to be scored is the ticket."""
-        if self._fitting and not trainer.sanity_checking:
+    def on_validation_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        """Check that the network to be scored is the ticket, whatever earlier hooks have written."""
+        if self._fitting and not trainer.sanity_checking and batch_idx == 0:
             self.experiment.check_pruned()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: Any, _: Any, batch: Any, i: int, *more: Any) -> None:
+        """Check again, after the module's own hooks, which are called last."""
+        self.on_validation_batch_start(trainer, module, batch, i)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add a point to the learning curve, test data included."""
@@ -304,11 +307,6 @@ class LotteryTicket(L.Callback):
         return self._experiment
 
     @property
-    def _lineage(self) -> Lineage:
-        """The state that the rounds so far pass to the next networks."""
-        return self._progress.lineage
-
-    @property
     def results(self) -> list[Row]:
         """A `Row` for each trained network, in training order."""
         return self._progress.results
@@ -342,4 +340,4 @@ class LotteryTicket(L.Callback):
     @property
     def masks_in_force(self) -> Masks:
         """The masks of the network in training; after a fit in other processes, the last ticket's."""
-        return self._experiment.masks if self._experiment else self._lineage.masks
+        return self._experiment.masks if self._experiment else self._progress.lineage.masks

@@ -24,7 +24,7 @@ from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.mask_hooks import MaskHooks
 from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, share_of_zeros
 from lth_lightning.pruning.prunable import check_norms, chosen, left_out, prunable_weights
-from lth_lightning.pruning.state import copied, full_state, load_state
+from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
 from lth_lightning.tickets.packed_file import prunable_share
@@ -76,6 +76,8 @@ class Experiment:
         self._watchful = fit.others_act_between_steps(trainer)
         self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=self._watchful)
         self.masks: Masks = {}
+        self._start = ""
+        self._prunable_at_start = lottery.prunable(self.module).keys()
         self.watch = LossWatch()
         self.recorder = Recorder(lottery.metrics, lottery.asked_metrics)
         if progress.recorder is not None:
@@ -93,23 +95,47 @@ class Experiment:
         if not progress.resumed:
             progress.seed = self.trainer.strategy.broadcast(self._wanted_seed(otherwise=torch.initial_seed()))
         seed = self._wanted_seed(otherwise=progress.seed)
-        facts = self.fresh.facts(self.trainer) | fit.least_facts(self.trainer, self._asked)
+        facts = self.fresh.facts | fit.least_facts(self.trainer, self._asked)
         progress.settle("settings", in_words(lottery, seed, self.weights, facts))
         if not progress.resumed:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
             self._tell_of_pruned_start()
-            if lottery.rewind_to.amount == 0:
-                progress.lineage.set_rewind_point(self.module, step=0)
         check_storable(full_state(self.module))
         if lottery.given is None:
             sizes = {name: weight.numel() for name, weight in self.weights.items()}
             lottery.pruning.check(sizes, lottery.plan[-1].round)
-        else:
-            self._check_given_tickets()
+        self._take_start()
         if getattr(self.module, "masks", None) is not None:
             raise SettingError("the module holds a ticket's masks (`hold`), but the lottery needs a dense network.")
+
+    def _take_start(self) -> None:
+        """Take θ₀ as the rewind point, settle how weights are drawn anew, and check tickets from files against it."""
+        lottery, progress = self.lottery, self.progress
+        if not progress.resumed:
+            self._start = fingerprint(full_state(self.module))
+            if lottery.rewind_to.amount == 0:
+                progress.lineage.set_rewind_point(self.module, step=0)
+        if lottery.given is not None:
+            self._check_given_tickets()
         if any(network.variant == "random_reinit" for network in lottery.plan):
             progress.lineage.settle_fresh_weights(self.module, lottery.reinit, "lottery.controls: random_reinit")
+
+    def _settle_start(self) -> None:
+        """Include what `on_fit_start` and `on_train_start` of the module and other callbacks have set up.
+
+        Raises:
+            SettingError: they have frozen or released weights, so other weights are prunable than before.
+        """
+        lottery, lineage = self.lottery, self.progress.lineage
+        self.fresh.capture(self.trainer, lambda: lottery.prunable(self.module))
+        if changed := sorted(lottery.prunable(self.module).keys() ^ self._prunable_at_start):
+            raise SettingError(
+                f"{type(self.module).__name__}: on_fit_start or on_train_start has frozen or unfrozen {changed[0]}. "
+                "Which weights are prunable is fixed before. Set requires_grad in `__init__` or `configure_model`."
+            )
+        if fingerprint(full_state(self.module)) != self._start:
+            lineage.fresh = lineage.own = None
+            self._take_start()
 
     def _tell_of_pruned_start(self) -> None:
         """Warn if the module is already pruned, as an earlier lottery leaves it."""
@@ -202,6 +228,8 @@ class Experiment:
     def begin_network(self) -> None:
         """Start a network from the rewind point times the mask, with everything else new."""
         progress, network, plan = self.progress, self.network, self.lottery.plan
+        if progress.position == 0 and not progress.resumed:
+            self._settle_start()
         if progress.position == 0 or plan[progress.position - 1].round != network.round:
             self._begin_round(network.round)
         self.masks = progress.lineage.masks_of(network)
@@ -251,6 +279,8 @@ class Experiment:
         self.watch.start_over(trainer, network)
         check_norms(self.module, self.masks)
         self.hooks.enforce(self.masks)
+        if network.round == 0 and self.lottery.rewind == "nothing":
+            self.fresh.note_learning_rates(trainer)
         if lineage.rates is not None:
             self.fresh.hold_learning_rates(trainer, lineage.rates)
         step, title = fit.steps_done(trainer), network.title(density(self.masks))
@@ -313,7 +343,7 @@ class Experiment:
         if row.round == 0 and lottery.pruning.prune_from == "dense":
             lineage.dense = trained
         if row.round == 0 and lottery.rewind == "nothing":
-            lineage.rates = fit.learning_rates(trainer)
+            lineage.rates = self.fresh.last_rates or fit.learning_rates(trainer)
 
     def leave_last_ticket(self) -> None:
         """Leave the module as the last ticket, not as the last control."""
@@ -335,6 +365,7 @@ class Experiment:
             resumed_after: batches of the epoch already done; the next one follows them.
         """
         trainer, lineage, step = self.trainer, self.progress.lineage, self.progress.epoch_start
+        self.hooks.settle(seen=False)  # mask what hooks at an epoch's end have written to `weight.data`
         if self.lottery.train_for.epochs is not None or self.rewind_step or self.first_step(self.network):
             lengths.check_reloaded(trainer, self.epochs)
         # Also for a resumed epoch, whose start hook a GradientAccumulationScheduler misses.
@@ -399,6 +430,10 @@ class Experiment:
         except RevivedError as error:
             network, step = self.network, fit.steps_done(self.trainer)
             raise RevivedError(f"round {network.round}, {network.name}, step {step}: {error}") from None
+
+    def after_validation(self) -> None:
+        """Mask what hooks have written to `weight.data` in a validation, before the next forward pass."""
+        self.hooks.settle(seen=False)
 
     def record(self) -> None:
         """Add a point to the learning curve: the validation just logged, and the test data."""

@@ -1,6 +1,7 @@
 """HeldMask: applies a mask to a weight, its gradients and its optimizer state, of any dtype, device and strides."""
 
 from collections.abc import Iterator, Mapping
+from operator import is_not
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ class HeldMask:
         self.watchful = watchful
         self._bits: dict[tuple[int, torch.device], Tensor] = {}
         self.handles: list[RemovableHandle] = []  # of all hooks to remove when the weight is released
-        self._state: Any = None  # the weight's optimizer state when it was last masked, and …
-        self._state_versions: list[tuple[Tensor, int]] = []  # … the version counters of its tensors then
+        self._state: Any = None  # the weight's optimizer state when it was last masked, …
+        self._values: list[Any] = []  # … what it held then, and …
+        self._state_versions: list[tuple[Tensor, int]] = []  # … the version counters of its tensors
         self._version = -1  # the weight's version counter when last masked; every in-place write increments it
 
     # ------------------------------------------------------------------------ take and release
@@ -105,13 +107,14 @@ class HeldMask:
         self.clear_weight(weight)
         if not self._is_masked(weight.grad):
             self._mask_gradient(weight)
-        if any(value._version != version for value, version in self._state_versions):
-            self.clear_state(weight, optimizer.state.get(weight))
+        state = optimizer.state.get(weight)
+        if self._is_other(state) or any(value._version != version for value, version in self._state_versions):
+            self.clear_state(weight, state)
 
     def after_step(self, weight: nn.Parameter, optimizer: Optimizer, keeps_zeros: bool) -> None:
         """Mask whatever the step may have made nonzero."""
         state = optimizer.state.get(weight)
-        if keeps_zeros and self._is_masked(weight.grad) and state is self._state:
+        if keeps_zeros and self._is_masked(weight.grad) and not self._is_other(state):
             self._state_versions = [(value, value._version) for value, _ in self._state_versions]
             self._version = weight._version
             return
@@ -124,7 +127,15 @@ class HeldMask:
         values = list(tensors_like(weight, state))
         for value in values:
             self.clear(value)
-        self._state, self._state_versions = state, [(value, value._version) for value in values]
+        self._state, self._values = state, list(state.values()) if isinstance(state, Mapping) else []
+        self._state_versions = [(value, value._version) for value in values]
+
+    def _is_other(self, state: Any) -> bool:
+        """Whether the state is not the one that was masked, or holds other objects, as one restored by hand does."""
+        if state is not self._state:
+            return True
+        values = state.values() if isinstance(state, Mapping) else ()
+        return len(values) != len(self._values) or any(map(is_not, values, self._values))
 
     @staticmethod
     def _is_masked(gradient: Tensor | None) -> bool:

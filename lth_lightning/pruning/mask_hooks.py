@@ -95,11 +95,15 @@ class MaskHooks:
         self._weights.clear()
         self._handles.clear()
 
-    def settle(self) -> None:
-        """Mask the weights that were written to since the last step."""
+    def settle(self, *, seen: bool = True) -> None:
+        """Mask the weights that were written to since the last step.
+
+        Args:
+            seen: whether to rely on version counters, which do not show a write to `weight.data`.
+        """
         for weight in self._weights.values():
             if (held := held_by(weight)) is not None:
-                held.settle(weight)
+                held.settle(weight) if seen else held.clear_weight(weight)
 
     def check(self) -> None:
         """Check that pruned weights, their gradients and their state in the given optimizers are 0.

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lth_lightning.errors import SettingError
+from lth_lightning.pruning.state import copied, full_state, load_state
 from lth_lightning.seeding import preserved_generators
 
 
@@ -37,18 +38,25 @@ def just_logged(trainer: L.Trainer) -> dict[str, Tensor]:
     return logged
 
 
-def guard_validation(trainer: L.Trainer) -> None:
+def guard_validation(trainer: L.Trainer, afterwards: Callable[[], None]) -> None:
     """Keep validation's random draws (a shuffling loader, say) from affecting training, and defer SIGTERM until its
     end.
 
     This wraps the loop's `run`, as loaders draw before any hook.
+
+    Args:
+        trainer: a Trainer whose fit has started.
+        afterwards: called when the last hook of a validation has run.
     """
     loop = trainer.fit_loop.epoch_loop.val_loop
     run = loop.run
 
     def guarded() -> Any:
         with preserved_generators(), _deferred_sigterm(trainer):
-            return run()
+            try:
+                return run()
+            finally:
+                afterwards()
 
     loop.run = guarded  # type: ignore[method-assign]
 
@@ -136,6 +144,22 @@ class _TestFace:
         return before
 
 
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Give weights, buffers, gradients' switches and modes back after a test: test data must not affect training."""
+    before = copied(full_state(module))
+    trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    modes = {name: part.training for name, part in module.named_modules()}
+    try:
+        yield
+    finally:
+        load_state(module, before)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(trained[name])
+        for name, part in module.named_modules():
+            part.training = modes.get(name, part.training)
+
+
 _GONE = object()  # stands for a missing attribute, which has become a submodule, say
 
 
@@ -196,7 +220,7 @@ class TestLoop:
             return None
         trainer.test_loop = self._loop
         try:
-            with self._as_a_test(trainer):
+            with _unchanged(trainer.lightning_module), self._as_a_test(trainer):
                 self._loop.run()
             return self._loop.logged  # None if the data had no batch
         finally:

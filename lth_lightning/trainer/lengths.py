@@ -9,6 +9,7 @@ from typing import NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.optimizer import _MockOptimizer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lth_lightning.errors import SettingError
 
@@ -171,19 +172,19 @@ def check_schedules(trainer: L.Trainer, epochs: Epochs, step: int, *, passed: bo
     Raises:
         SettingError: they would not.
     """
-    batch = epochs.place(step).batch if step else 0
+    batch, module = epochs.place(step).batch if step else 0, trainer.lightning_module
+    by_itself = not module.automatic_optimization or is_overridden("lr_scheduler_step", module)
     for config in trainer.lr_scheduler_configs if step else ():
         name = f"lr_scheduler: {type(config.scheduler).__name__}"
-        if not trainer.lightning_module.automatic_optimization:
-            if not passed:
-                raise SettingError(
-                    f"{name} is moved by the module itself (manual optimization), so nothing says where it stands at "
-                    f"step {step}, the rewind point of the tickets. Use tickets that were rewound to 0it."
-                )
-        elif config.interval == "step" and batch % config.frequency:
+        if by_itself and not passed:
             raise SettingError(
-                f"{name} moves every {config.frequency} batches of an epoch, and the rewind point, step {step}, lies "
-                f"after {batch}. Networks that start there would move it at other steps than the first. Set "
+                f"{name} is moved by the module itself (manual optimization, lr_scheduler_step), so its state at step "
+                f"{step}, the rewind point of the tickets, is unknown. Use tickets that were rewound to 0it."
+            )
+        if module.automatic_optimization and config.interval == "step" and batch % config.frequency:
+            raise SettingError(
+                f"{name} moves every {config.frequency} batches of an epoch, but the rewind point, step {step}, lies "
+                f"after {batch} batches of one, so later networks would move it at other steps than the first. Set "
                 f"rewind_to to a multiple of {config.frequency} batches, or frequency to 1."
             )
 

@@ -2,11 +2,12 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MethodType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
@@ -37,22 +38,33 @@ class NewOptimizers:
     then after loading their initial `state_dict` every attribute must be as it was at the start.
 
     Args:
-        trainer: the Trainer in `on_fit_start`, where optimizers are new even in a resumed fit.
+        trainer: the Trainer in `on_fit_start`, where optimizers are new even in a resumed fit, or at the first epoch.
+        start: the `start` of the fit that is resumed.
 
     Raises:
         SettingError: an object that is not a `torch.optim.Optimizer` steps weights.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
+    def __init__(self, trainer: L.Trainer, start: dict[str, Any] | None = None) -> None:
         self._trainer = trainer
         for optimizer in trainer.optimizers:
             _complete(optimizer)
+        if start is not None:
+            for one, state in zip(trainer.optimizers, start["optimizers"], strict=True):
+                one.load_state_dict(copy.deepcopy(state))
+            for config, state in zip(trainer.lr_scheduler_configs, start["schedules"], strict=True):
+                config.scheduler.load_state_dict(copy.deepcopy(state))
         self.configs = list(trainer.lr_scheduler_configs)
         self.states = [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers]
         self.schedules = [copy.deepcopy(config.scheduler.state_dict()) for config in self.configs]
         self._contents = self._look(trainer)
         self._torchs_own = all(is_torchs_own(one) for one in _nested(trainer.optimizers, trainer.lightning_module))
         self._steppers = _Steppers(trainer)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The states that every network starts with, as a checkpoint may hold them."""
+        return {"optimizers": self.states, "schedules": self.schedules}
 
     def restore(self, trainer: L.Trainer) -> bool:
         """Make optimizers and schedules new; call it with the network's starting weights loaded and counters at 0.
@@ -108,6 +120,9 @@ class NewOptimizers:
         _optimizers_to_device(strategy.optimizers, strategy.root_device)
         for optimizer in trainer.optimizers:
             _complete(optimizer)
+        for optimizer, state in zip(trainer.optimizers, self.states, strict=False):
+            for group, at_start in zip(optimizer.param_groups, state["param_groups"], strict=False):
+                set_settings(group, settings_of(at_start))  # `on_train_start` may have changed them
         fast_step.leave_out_capture_checks(trainer)
 
     def _refuse_stale(self, trainer: L.Trainer) -> None:
@@ -211,6 +226,20 @@ def _complete(optimizer: Any) -> None:
         hooked = Optimizer.profile_hook_step(stepped)
         hooked.hooked = True
         optimizer.step = MethodType(hooked, optimizer)  # type: ignore[method-assign]
+
+
+def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an optimizer's group: everything but its parameters."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def set_settings(group: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Set the settings of a group; tensors are written in place, as a captured graph reads that very tensor."""
+    for name, value in settings.items():
+        if isinstance(group.get(name), torch.Tensor):
+            group[name].copy_(torch.as_tensor(value))
+        else:
+            group[name] = copy.deepcopy(value)
 
 
 def _nested(optimizers: Iterable[Any], module: nn.Module) -> list[Optimizer]:

@@ -4,6 +4,7 @@ Some counters have no public reset in Lightning; each reset here was checked aga
 """
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,18 +12,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.hooks import RemovableHandle
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
+from lth_lightning.trainer import fit
 from lth_lightning.trainer.callback_states import CallbackStates
 from lth_lightning.trainer.contents import changed
 from lth_lightning.trainer.lengths import Epochs
-from lth_lightning.trainer.new_optimizers import NewOptimizers
+from lth_lightning.trainer.new_optimizers import NewOptimizers, set_settings, settings_of
 from lth_lightning.trainer.trainables import Trainables
 
 DECISIVE = (  # Trainer attributes that affect results
@@ -36,6 +38,10 @@ class FreshFit:
 
     Counters restart too (`global_step`, `current_epoch`, …), so that warm-ups, epoch-wise schedules, samplers
     and loggers in any module behave in every round as they do in the first.
+
+    Attributes:
+        facts: in words, the settings that affect a network and that a resumed fit could have changed.
+        last_rates: the learning rates of the latest step, if `note_learning_rates` was called.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -47,10 +53,14 @@ class FreshFit:
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
         self._resumed: dict[str, Any] = {}
+        self.facts: dict[str, str] = {}
+        self._held: list[Any] = []  # schedules that stand still
+        self._notes: list[RemovableHandle] = []
+        self.last_rates: list[list[float]] | None = None
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
-        even in a resumed fit, as the checkpoint is restored afterwards.
+        even in a resumed fit, as the checkpoint is restored afterwards; a new fit calls it again at its first epoch.
 
         Args:
             trainer: a Trainer with its optimizers.
@@ -60,8 +70,14 @@ class FreshFit:
             SettingError: an optimizer's steps cannot be hooked.
         """
         self.is_global_zero = trainer.is_global_zero
+        self.release()
         self._optimizers = NewOptimizers(trainer)
-        self._trainables = Trainables(trainer, prunable)
+        if not self.facts:
+            self.facts = self._facts(trainer)
+        if "start" in self._resumed:
+            self.release()
+            self._optimizers = NewOptimizers(trainer, self._resumed["start"])
+        self._trainables = Trainables(trainer, prunable, self._resumed.get("trainables"))
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
 
     def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> bool:
@@ -77,6 +93,7 @@ class FreshFit:
         """
         assert self._optimizers is not None and self._trainables is not None
         self._trainables.restore(trainer.lightning_module)
+        self._let_learning_rates_go()
         self._restart_counters(trainer, 0, 0, 0)
         self._lift_limit(trainer)
         renewed = self._optimizers.restore(trainer)
@@ -113,17 +130,25 @@ class FreshFit:
 
     def release(self) -> None:
         """Remove the hooks that `capture` set."""
+        self._let_learning_rates_go()
         if self._optimizers is not None:
             self._optimizers.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed fit needs."""
-        assert self._optimizers is not None
-        return {"checkpoints": self._callbacks.kept, "outside": self._optimizers.outside()}
+        assert self._optimizers is not None and self._trainables is not None
+        return {
+            "checkpoints": self._callbacks.kept,
+            "outside": self._optimizers.outside(),
+            "start": self._optimizers.start,
+            "trainables": self._trainables.state_dict(),
+            "last_rates": self.last_rates,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._callbacks.kept, self._resumed = state["checkpoints"], state["outside"]
+        self._callbacks.kept, self._resumed = state["checkpoints"], state
+        self.last_rates = state.get("last_rates")
 
     def check_resumed(self, trainer: L.Trainer) -> None:
         """Check that resumed optimizers are complete; call it in `on_train_start` of a fit that resumes a network.
@@ -132,7 +157,7 @@ class FreshFit:
             SettingError: an optimizer differs from before, because its `state_dict` does not hold all of its state.
         """
         assert self._optimizers is not None
-        if differ := changed(self._resumed, self._optimizers.outside()):
+        if differ := changed(self._resumed["outside"], self._optimizers.outside()):
             names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
             raise SettingError(
                 f"ckpt_path: {names} keeps {differ[0]} outside its state_dict, so the checkpoint does not hold it and "
@@ -165,14 +190,14 @@ class FreshFit:
             for callback in self._averages:
                 callback._swap_models(trainer.lightning_module)
 
-    def facts(self, trainer: L.Trainer) -> dict[str, str]:
-        """Return, in words, the settings that affect a network and that a resumed fit could have changed."""
+    def _facts(self, trainer: L.Trainer) -> dict[str, str]:
         facts = {f"trainer.{name}": repr(getattr(trainer, name)) for name in DECISIVE}
         facts["trainer.precision"] = str(trainer.precision)
         assert self._optimizers is not None
         for i, optimizer in enumerate(trainer.optimizers):
             facts[f"optimizer {i}"] = type(optimizer).__name__
-            for j, values in enumerate(_settings(optimizer)):  # still new; not every `state_dict` has them
+            for j, group in enumerate(optimizer.param_groups):  # still new; not every `state_dict` has them
+                values = settings_of(group)
                 facts |= {f"optimizer {i}, group {j}, {name}": repr(value) for name, value in values.items()}
         for i, (config, state) in enumerate(zip(self._optimizers.configs, self._optimizers.schedules, strict=True)):
             facts[f"lr_scheduler {i}"] = f"{type(config.scheduler).__name__} by {config.interval}"
@@ -206,28 +231,28 @@ class FreshFit:
             fit_loop.setup_data()
 
     def schedules(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Where schedules stand, and with them the settings of each optimizer's groups, as a checkpoint may hold them.
+        """Return the state of schedules, of the settings that they move, and of `global_step`, for a checkpoint too.
 
-        ReduceLROnPlateau, which follows metrics, is left out: it starts new.
+        ReduceLROnPlateau, which depends on metrics, is left out: it starts new.
         """
         moved = [config.scheduler for config in trainer.lr_scheduler_configs]
         states = [None if isinstance(one, ReduceLROnPlateau) else one.state_dict() for one in moved]
-        return copy.deepcopy({"schedules": states, "groups": [_settings(one) for one in trainer.optimizers]})
+        groups = [[settings_of(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        return copy.deepcopy({"schedules": states, "groups": groups, "global_step": trainer.global_step})
 
     def load_schedules(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
-        """Bring new schedules, and the settings of the groups, to where `schedules` found them."""
-        if all(schedule is None for schedule in state["schedules"]):
-            return
+        """Restore what `schedules` returned, after `restore`."""
         for config, schedule in zip(trainer.lr_scheduler_configs, copy.deepcopy(state["schedules"]), strict=True):
             if schedule is not None:
                 config.scheduler.load_state_dict(schedule)
-        for optimizer, groups in zip(trainer.optimizers, copy.deepcopy(state["groups"]), strict=True):
-            for group, settings in zip(optimizer.param_groups, groups, strict=True):
-                for name, value in settings.items():
-                    if isinstance(group.get(name), torch.Tensor):  # capturable: a graph reads this very tensor
-                        group[name].copy_(value)
-                    else:
-                        group[name] = value
+        if None not in state["schedules"]:
+            for optimizer, groups in zip(trainer.optimizers, state["groups"], strict=True):
+                for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                    set_settings(group, settings)
+        # In manual optimization a batch may take several steps, and `_restart_counters` counts batches.
+        by_hand = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        by_hand.reset()
+        by_hand.total.increment_by(state["global_step"])
 
     def advance_schedules(self, trainer: L.Trainer, epochs: Epochs, step: int) -> None:
         """Advance new schedules to their state after `step` steps, as Lightning would have.
@@ -242,12 +267,37 @@ class FreshFit:
                 for _ in range(epochs.moves(step, config.frequency, by_epoch=config.interval == "epoch")):
                     config.scheduler.step()
 
+    def note_learning_rates(self, trainer: L.Trainer) -> None:
+        """Keep the learning rates of the latest step in `last_rates`: a schedule moves on after the last one."""
+
+        def note(optimizer: Optimizer, *_: Any) -> None:
+            self.last_rates = fit.learning_rates(trainer)
+
+        self._notes = [optimizer.register_step_pre_hook(note) for optimizer in trainer.optimizers]
+
     def hold_learning_rates(self, trainer: L.Trainer, rates: list[list[float]]) -> None:
-        """Set each optimizer's groups to `rates` and disable the schedules until `restore`."""
-        trainer.strategy.lr_scheduler_configs = []
+        """Set each optimizer's groups to `rates` and stop the schedules, which remain visible, until `restore`."""
+        for config in trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            kind = type(schedule)
+            schedule.__class__ = type(kind.__name__, (kind,), {"step": _stand_still, "_moving": kind})
+            held = [
+                one for optimizer, one in zip(trainer.optimizers, rates, strict=True) if optimizer is schedule.optimizer
+            ]
+            schedule._last_lr = list(held[0]) if held else []
+            self._held.append(schedule)
+        configs = trainer.lr_scheduler_configs
+        trainer.strategy.lr_scheduler_configs = [dataclasses.replace(one, interval="held") for one in configs]
         for optimizer, groups in zip(trainer.optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, groups, strict=True):
-                group["lr"] = rate
+                set_settings(group, {"lr": rate})
+
+    def _let_learning_rates_go(self) -> None:
+        for schedule in self._held:
+            schedule.__class__ = schedule._moving
+        for handle in self._notes:
+            handle.remove()
+        self._held, self._notes = [], []
 
     def limit_epoch(self, trainer: L.Trainer, already: int, batches: int) -> None:
         """Make the epoch that starts now, with `already` batches done, end after at most `batches` more.
@@ -287,15 +337,14 @@ class FreshFit:
         self._whole_epoch = None
 
 
+def _stand_still(schedule: Any, *_: Any, **__: Any) -> None:
+    """Stand in for a schedule's `step`, which in manual optimization the module calls."""
+
+
 def described(thing: object) -> str:
     """Describe an object in words: its class and its plain settings, e.g. `Movement(window=3)`."""
     plain = {name: value for name, value in vars(thing).items() if name[0] != "_" and _is_plain(value)}
     return f"{type(thing).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
-
-
-def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What schedules may move: all of a group but its parameters."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def _is_plain(value: Any) -> bool:

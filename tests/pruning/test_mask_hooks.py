@@ -260,6 +260,16 @@ def test_what_somebody_writes_between_steps_is_gone_after_the_next(write: Callab
         case.assert_pruned()
 
 
+def test_a_state_that_is_replaced_by_hand_revives_nothing() -> None:
+    """In the same dictionary, as a momentum that is reset or restored: no version counter shows it."""
+    case = Case("adam")
+    case.train(2)
+    for weight in case.net.parameters():
+        case.optimizer.state[weight]["exp_avg"] = torch.ones_like(weight)
+    case.train(1)
+    assert not any(bool(value.any()) for value in case.everything())
+
+
 @pytest.mark.parametrize("write", [noise_by_data, swap_data, noise])
 def test_a_watchful_mask_is_there_before_the_forward_pass(write: Callable[[Case], None]) -> None:
     case = Case(enforce=False)

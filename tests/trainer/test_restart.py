@@ -14,6 +14,10 @@ RAdam, Shampoo, NovoGrad, Adan, Lamb, SWATS, GrokFastAdamW; of timm 1.0: SGD, SG
 - The same where `configure_optimizers` returns one object each time, as the command line's does: refused, but for
   Lion, which keeps all in `state` and is found to be new.
 - An optimizer that the module puts aside, steps itself or in the backward pass; one not of torch's kind: refused.
+- rewind="nothing": the rate of the dense network's last step, held; schedules are still to be seen.
+- `global_step` of manual optimization with several steps a batch, at a late rewind: the dense network's.
+- Weights, buffers, modes, rates and frozen biases set in `on_fit_start`, `on_train_start`: every network's start. A
+  weight matrix frozen there: refused.
 - A `state_dict` that does not hold all of it, resumed inside a network: refused at the resume.
 - Schedules by steps or epochs of any frequency, by hand in a step or at an epoch's end, OneCycleLR with its momentum,
   warm restarts, at a late rewind: where they stood at the rewind point. ReduceLROnPlateau: new. A frequency that does
@@ -52,11 +56,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Cut, Fit, Order, assert_same, copies, digits, fit, train_by_hand
+from conftest import Cut, Fit, Order, assert_same, copies, digits, fit, make_trainer, train_by_hand
 from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, SpikeDetection
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, ExponentialLR, LambdaLR, OneCycleLR
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from lth_lightning import SettingError
@@ -356,6 +361,143 @@ def test_schedules_that_would_move_at_other_steps_are_refused_before_training(tm
             tmp_path / "given",
             **{**settings, "rounds": None, "tickets": tmp_path / "source" / "tickets"},
         )
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_fine_tuning_holds_the_rate_of_the_dense_networks_last_step(by_hand: bool, tmp_path: Path) -> None:
+    """A schedule moves once more after that step; OneCycleLR and cosine are near 0 there. It stays visible."""
+
+    class Logs(MovesItself if by_hand else Module):  # type: ignore[misc]
+        def on_train_batch_end(self, *_: Any) -> None:
+            shown.append(self.lr_schedulers().get_last_lr()[0])
+
+    shown: list[float] = []
+    rates = Rates()
+    optimise = scheduled(lambda optimizer: CosineAnnealingLR(optimizer, 10 if by_hand else 2), interval="epoch")
+    run = run_of(lambda: Logs(optimise), tmp_path, train_for="14it", rewind="nothing", callbacks=(rates,))
+    dense, *later = ([rate for rate, _ in network] for network in rates.seen)
+    assert dense[0] == 0.1 and dense[-1] < 0.1
+    assert later == [[dense[-1]] * 14] * 2 and shown[14:] == [dense[-1]] * 28
+    assert not hasattr(run.trainer.lr_scheduler_configs[0].scheduler, "_moving"), "the schedule is as it was"
+
+
+class Counts(Rates):
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.seen[-1].append(trainer.global_step)  # type: ignore[arg-type]
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        pass
+
+
+def test_global_step_counts_several_steps_a_batch_from_the_rewind_point_on(tmp_path: Path) -> None:
+    class Twice(MovesItself):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            super().training_step(batch, batch_idx)
+            self.optimizers().step()  # type: ignore[union-attr]
+
+    counts = Counts()
+    run_of(
+        lambda: Twice(SCHEDULES_BY_HAND),
+        tmp_path,
+        rounds=1,
+        train_for="14it",
+        rewind_to="6it",
+        callbacks=(counts,),
+    )
+    assert counts.seen == [list(range(0, 28, 2)), list(range(12, 28, 2))]
+
+
+# ------------------------------------------------------------------------ what hooks set up at the start
+
+
+class Normed(Module):
+    def __init__(self, optimise: Callable[[L.LightningModule], Any] | None = None) -> None:
+        super().__init__(optimise)
+        self.net.insert(2, nn.BatchNorm1d(12))
+        self.register_buffer("scale", torch.ones(()))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.scale * super().training_step(batch, batch_idx)
+
+    def set_up(self) -> None:
+        """What a test is about."""
+
+
+class EvaluatesItsNorm(Normed):
+    def set_up(self) -> None:
+        self.net[2].eval()
+
+
+class FreezesABias(Normed):
+    def set_up(self) -> None:
+        self.net[1].bias.requires_grad_(False)
+
+
+class InitialisesAnew(Normed):
+    def set_up(self) -> None:
+        self.net[1].weight.data.copy_(torch.linspace(-0.1, 0.1, 12 * 64).sin().view(12, 64))
+
+
+class SetsARate(Normed):
+    def set_up(self) -> None:
+        self.trainer.optimizers[0].param_groups[0]["lr"] = 0.5
+
+
+class FillsABuffer(Normed):
+    def set_up(self) -> None:
+        self.scale.fill_(3.0)
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module", "ignore:You defined a `validation_step`")
+@pytest.mark.parametrize(
+    ("kind", "hook"),
+    [
+        (EvaluatesItsNorm, "on_train_start"),
+        (FreezesABias, "on_fit_start"),
+        (InitialisesAnew, "on_fit_start"),
+        (SetsARate, "on_train_start"),
+        (FillsABuffer, "on_train_start"),
+    ],
+)
+def test_what_hooks_set_up_at_the_start_is_every_networks_start(kind: type[Normed], hook: str, tmp_path: Path) -> None:
+    def make() -> L.LightningModule:
+        return type(kind.__name__, (kind,), {hook: lambda self: self.set_up()})()
+
+    rates, seen = Rates(), Batches()
+    run = run_of(make, tmp_path / "whole", rounds=1, callbacks=(rates, seen))
+    torch.manual_seed(0)
+    plain = make()
+    make_trainer(max_steps=10, limit_val_batches=0).fit(plain, DataLoader(seen.batches[:10], batch_size=None))
+    assert_same(copies(plain), run.ticket(0).trained)
+    assert rates.seen[0] == rates.seen[1]
+    with pytest.raises(RuntimeError, match="cut"):
+        run_of(make, tmp_path / "cut", rounds=1, callbacks=(Cut(9),))
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    again = run_of(make, tmp_path / "cut", rounds=1, ckpt_path=last)
+    assert_same(again.ticket(1).trained, run.ticket(1).trained)
+
+
+class Batches(L.Callback):
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.batches.append([part.clone() for part in batch])
+
+
+def test_weights_that_are_frozen_after_the_prunable_ones_are_counted_are_refused(tmp_path: Path) -> None:
+    class Freezes(Module):
+        def on_train_start(self) -> None:
+            self.net[1].weight.requires_grad_(False)
+
+    with pytest.raises(
+        SettingError, match=r"Freezes: on_fit_start or on_train_start has frozen or unfrozen net.1.weig"
+    ):
+        run_of(Freezes, tmp_path)
+    assert not list(tmp_path.glob("tickets/*"))
+
+
+# ------------------------------------------------------------------------ optimizers of the module's own
 
 
 def test_an_optimizer_that_the_module_puts_aside_is_refused(tmp_path: Path) -> None:
@@ -749,7 +891,7 @@ def test_a_run_is_not_resumed_with_another_least_length(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cut"):
         run_of(Module, tmp_path, callbacks=(Cut(9),), trainer={"min_epochs": 2})
     last = tmp_path / "checkpoints" / "last.ckpt"
-    with pytest.raises(SettingError, match=r"trainer.min_epochs was 2, is 1; trainer.min_steps was not there, is 3"):
+    with pytest.raises(SettingError, match=r"trainer.min_epochs was 2, is 1; trainer.min_steps was not set, is 3"):
         run_of(Module, tmp_path, ckpt_path=last, trainer={"min_epochs": 1, "min_steps": 3})
     run_of(Module, tmp_path, ckpt_path=last, trainer={"min_epochs": 2})
 
