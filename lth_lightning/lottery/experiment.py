@@ -151,7 +151,7 @@ class Experiment:
         given, lineage = self.lottery.given, self.progress.lineage
         assert given is not None
         if given.needs_fresh_weights and lineage.own is None:
-            # Drawn anew, as with the ticket's seed the network has the very weights that the ticket was found from.
+            # Drawn anew: with the ticket's seed a network would get the very weights that the ticket was found from.
             reinit = self.lottery.reinit
             lineage.settle_fresh_weights(self.module, reinit, given.asks_for_fresh_weights)
             lineage.own = lineage.fresh_weights(self.module, reinit, "transfer")

@@ -78,7 +78,7 @@ class Lineage:
         base = dense_masks(self.masks) if one_shot else self.masks
         evidence = Evidence(
             trained={name: trained[name] for name in base},
-            # After a resume, `start` comes from a file (on the CPU), but newly trained weights do not.
+            # After a resume, `start` comes from a file and may be on another device than trained weights.
             start=masked({name: start[name].to(trained[name].device) for name in base}, base),
             generator=self._generator("pruning", round),
             network=NetworkFunction(module, trained, batches, derive_seed(self.seed, "probe", round)),

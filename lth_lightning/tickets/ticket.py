@@ -228,7 +228,7 @@ def check_storable(state: State) -> None:
 
 
 def _layer(name: str) -> str:
-    """Return the layer of a parameter, which is re-initialised as a whole: `net.output` for `net.output.weight`."""
+    """Return the layer of a parameter, which is reinitialised as a whole: `net.output` for `net.output.weight`."""
     return name.rpartition(".")[0]
 
 

@@ -633,7 +633,7 @@ def test_help_says_what_there_is(capsys: Any) -> None:
     out = " ".join(capsys.readouterr().out.split())
     for sentence in (
         "--lottery.rounds N How often to prune; round 0 is the dense network.",
-        "--lottery.pruning.rate X Fraction of the surviving weights pruned a round, in [0, 1). (default: 0.2)",
+        "--lottery.pruning.rate X Fraction of the surviving weights pruned per round, in [0, 1). (default: 0.2)",
         f"(required; {NETWORKS[:-1]})",
         "by default runs/<config name>/<n>.",
     ):
