@@ -312,7 +312,7 @@ class LotteryCLI(LightningCLI):
             )
         run = last_run(settings) if given == "last" else None
         if given == "last" and run is None:
-            raise SettingError(f"ckpt_path: there is no run in {numbered_runs(settings)} yet. Give a checkpoint.")
+            raise SettingError(f"ckpt_path: {numbered_runs(settings)} contains no run yet. Give a checkpoint.")
         path = RunFolder(run).checkpoint if run else Path(given)
         self._weights = Ticket.load(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 
