@@ -235,7 +235,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "option by its last name": ([*FIT, "--lr", "1"], ["--lr is not a setting.", "--model.optimizer.lr?"]),
     "option cut short": (
         [*FIT, "--lottery.pruning.scop", "global"],
-        ["--lottery.pruning.scop.", "--lottery.pruning.scope?"],
+        ["--lottery.pruning.scop is not", "--lottery.pruning.scope?"],
     ),
     "option like no other": (
         [*FIT, "--foo.bar", "1"],
