@@ -17,7 +17,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         SettingError: the file does not exist, or is not a complete checkpoint.
     """
     if not path.is_file():
-        raise SettingError(f"ckpt_path: there is no file {path}.")
+        raise SettingError(f"ckpt_path: {path} does not exist.")
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not verify checksums
             damaged = archive.testzip()

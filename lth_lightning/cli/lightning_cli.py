@@ -295,9 +295,7 @@ class LotteryCLI(LightningCLI):
             if first:
                 self._reservation = Reservation(run_dir, numbered_runs(settings))
                 run_dir, self._lock = self._reservation.path, self._reservation.lock
-        run_dir = run_dir or numbered_runs(
-            settings
-        )  # the first of torchrun's processes sends the others the actual one
+        run_dir = run_dir or numbered_runs(settings)  # torchrun's other processes get the actual one from the first
         settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
         if resume and first and not self._quiet:
             print(f"Resuming {run_dir}." if settings.ckpt_path else f"Nothing to resume in {run_dir}: starting.")
@@ -312,7 +310,7 @@ class LotteryCLI(LightningCLI):
             )
         run = last_run(settings) if given == "last" else None
         if given == "last" and run is None:
-            raise SettingError(f"ckpt_path: there is no run in {numbered_runs(settings)} yet. Give a checkpoint.")
+            raise SettingError(f"ckpt_path: {numbered_runs(settings)} contains no run yet. Give a checkpoint.")
         path = RunFolder(run).checkpoint if run else Path(given)
         self._weights = Ticket.load(path) if path.suffix == ".safetensors" else read_checkpoint(path)
 

@@ -224,7 +224,7 @@ def _unknown_setting(given: str, parser: argparse.ArgumentParser) -> str:
     settings = WELL_KNOWN.union(action.dest for action in parser._actions if action.option_strings)
     nearest = max(settings, key=lambda setting: _closeness(name, setting))
     hint = f" Did you mean {given.removesuffix(name)}{nearest}?" if _closeness(name, nearest) >= 1 else ""
-    return f"there is no setting {given}.{hint} `python train.py fit --help` lists them all."
+    return f"{given} is not a setting.{hint} `python train.py fit --help` lists them all."
 
 
 def _closeness(given: str, setting: str) -> float:

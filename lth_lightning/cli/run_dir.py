@@ -15,8 +15,8 @@ RUN_DIR_VARIABLE = "LTH_LIGHTNING_RUN_DIR"  # passes the run's folder to the pro
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of a run's processes, according to torchrun, Slurm or Lightning's launcher. There is no
-    Trainer to ask yet."""
+    """Whether this is the first of a run's processes, according to torchrun, Slurm or Lightning's launcher. Works
+    before a Trainer exists."""
     return _get_rank() in (None, 0) and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
@@ -75,7 +75,7 @@ def _run_of(checkpoint: Path, run_dir: Path | None) -> Path:
             "use --ckpt_path last."
         )
     if not checkpoint.exists():
-        raise SettingError(f"ckpt_path: there is no file {checkpoint}. `last` resumes the run in run_dir.")
+        raise SettingError(f"ckpt_path: {checkpoint} does not exist. `last` resumes the run in run_dir.")
     run = checkpoint.parent.parent
     if checkpoint.resolve() != RunFolder(run).checkpoint.resolve() or run_dir not in (None, run):
         raise SettingError(

@@ -1,4 +1,4 @@
-"""Random orders of labelled examples, of which every prefix has fair classes: validation sets, subsets."""
+"""Random orders of labelled examples, of which every prefix is a fair sample: validation sets, subsets."""
 
 import torch
 from torch import Tensor

@@ -121,7 +121,7 @@ def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
         raise SettingError("--densities: a comparison shows no learning curves. Report on each experiment alone.")
     if stray := [run for run in given.runs if not run.exists()]:
         raise SettingError(
-            f"report: there is no run folder {stray[0]}. To compare by several settings, join them by commas: "
+            f"report: the run folder {stray[0]} does not exist. To compare by several settings, join them by commas: "
             f"--compare {','.join([*given.compare, str(stray[0])])}"
         )
     runs = read_all(given.runs)

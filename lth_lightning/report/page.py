@@ -56,12 +56,12 @@ Part = str | tuple[str, Chart]
 
 
 def experiment_page(experiment: PooledRuns, charts: Mapping[str, Chart], title: str) -> bytes:
-    """Write the page of one experiment, with its charts from `charts_of`."""
+    """Render the page of one experiment, with its charts from `charts_of`."""
     return _page(title, list(_experiment(experiment, charts)))
 
 
 def comparison_page(experiments: Sequence[PooledRuns], comparison: Chart | None, title: str) -> bytes:
-    """Write the page of several experiments: first the comparison, with the `comparison_chart`, then each one."""
+    """Render the page of several experiments: first the comparison, with the `comparison_chart`, then each one."""
     parts: list[Part] = [_listed({f"{one.label} (n = {len(one.runs)})": summary(one) for one in experiments})]
     parts += [("comparison", comparison)] if comparison else []
     parts += [comparison_table(experiments).html("Side by side"), _paragraph(PAIRED, "note")]

@@ -91,7 +91,7 @@ def _pairs(ours: Curve, theirs: Curve) -> Iterator[tuple[int, list[tuple[float, 
 
 
 def geometric_spread(values: Sequence[float]) -> Spread:
-    """Geometric mean, least and greatest of positive values: twice and half as fast average to equally fast."""
+    """Geometric mean, least and greatest of positive values: the mean of twice and half as fast is equally fast."""
     mean = math.exp(math.fsum(map(math.log, values)) / len(values))
     return Spread(mean, min(values), max(values), len(values))
 

@@ -235,18 +235,24 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     # settings that there are not
     "option elsewhere": (
         [*FIT, "--lottery.scope", "global"],
-        ["no setting --lottery.scope.", "--lottery.pruning.scope?"],
+        ["--lottery.scope is not a setting.", "--lottery.pruning.scope?"],
     ),
-    "option mistyped": ([*FIT, "--rundir=x"], ["no setting --rundir.", "--run_dir?"]),
-    "option by its last name": ([*FIT, "--lr", "1"], ["no setting --lr.", "--model.optimizer.lr?"]),
+    "option mistyped": ([*FIT, "--rundir=x"], ["--rundir is not a setting.", "--run_dir?"]),
+    "option by its last name": ([*FIT, "--lr", "1"], ["--lr is not a setting.", "--model.optimizer.lr?"]),
     "option cut short": (
         [*FIT, "--lottery.pruning.scop", "global"],
-        ["--lottery.pruning.scop.", "--lottery.pruning.scope?"],
+        ["--lottery.pruning.scop is not", "--lottery.pruning.scope?"],
     ),
-    "option like no other": ([*FIT, "--foo.bar", "1"], ["no setting --foo.bar. `python train.py fit --help` lists"]),
-    "word without option": ([*FIT, "more"], ["no setting more."]),
-    "key in a config": ([*FIT, "--config", "unknown_key.yaml"], ["no setting lottery.round.", "lottery.rounds?"]),
-    "part of a config": ([*FIT, "--config", "unknown_part.yaml"], ["no setting lotery.rounds.", "lottery.rounds?"]),
+    "option like no other": (
+        [*FIT, "--foo.bar", "1"],
+        ["--foo.bar is not a setting. `python train.py fit --help` lists"],
+    ),
+    "word without option": ([*FIT, "more"], ["more is not a setting."]),
+    "key in a config": ([*FIT, "--config", "unknown_key.yaml"], ["lottery.round is not a setting.", "lottery.rounds?"]),
+    "part of a config": (
+        [*FIT, "--config", "unknown_part.yaml"],
+        ["lotery.rounds is not a setting.", "lottery.rounds?"],
+    ),
     "argument in a config": (
         [*FIT, "--config", "unknown_argument.yaml"],
         [
@@ -390,7 +396,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     # checkpoints
     "no checkpoint to go on from": (
         [*FIT, "--ckpt_path", "some/missing.ckpt"],
-        ["ckpt_path: there is no file some/missing.ckpt", "last"],
+        ["ckpt_path: some/missing.ckpt does not exist", "last"],
     ),
     "checkpoint of no run": (
         [*FIT, "--ckpt_path", "foreign.ckpt"],
@@ -400,14 +406,14 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*FIT, "--ckpt_path", CHECKPOINT, "--run_dir", "x"],
         [f"{CHECKPOINT} cannot be resumed in x"],
     ),
-    "best": ([*FIT, "--ckpt_path", "best"], ["ckpt_path: there is no file best", "last"]),
+    "best": ([*FIT, "--ckpt_path", "best"], ["ckpt_path: best does not exist", "last"]),
     "test without weights": (
         ["test", "--config", "run/config.yaml"],
         ["ckpt_path is missing", "RUN/tickets/", "last.ckpt"],
     ),
     "test, no last run": (
         ["test", *QUICKSTART[1:], "--ckpt_path", "last"],
-        ["ckpt_path: there is no run in runs/quickstart yet"],
+        ["ckpt_path: runs/quickstart contains no run yet"],
     ),
     "test, no such ticket": (["test", *OF_RUN, "nope.safetensors"], ["the ticket nope.safetensors does not exist"]),
     "test, no ticket": (["test", *OF_RUN, "junk.safetensors"], ["junk.safetensors is not a ticket"]),
@@ -419,7 +425,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "test, another network's ticket": (["test", *OF_RUN, TICKET, "--model.net", "Conv2"], ["does not fit"]),
     "test, no such checkpoint": (
         ["test", *OF_RUN, "some/missing.ckpt"],
-        ["ckpt_path: there is no file some/missing.ckpt"],
+        ["ckpt_path: some/missing.ckpt does not exist"],
     ),
     "test, no checkpoint": (
         ["test", *OF_RUN, "junk.ckpt"],

@@ -269,7 +269,7 @@ def test_a_comparison_is_written_beside_the_runs(
         ("MNIST", "MNIST", "1", "random_reinit"),
     ]
     assert float(lines[5]["ticket_minus_variant"]) == pytest.approx(0.03)
-    with pytest.raises(SettingError, match=r"no run folder model\.net\. .*: --compare data\.dataset,model\.net$"):
+    with pytest.raises(SettingError, match=r"model\.net does not exist\. .*: --compare data\.dataset,model\.net$"):
         main([*runs, "--compare", "data.dataset", "model.net"])
 
 
