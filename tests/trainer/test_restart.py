@@ -410,10 +410,9 @@ def test_global_step_counts_several_steps_a_batch_from_the_rewind_point_on(tmp_p
 # ------------------------------------------------------------------------ what hooks set up at the start
 
 
-class Normed(Module):
+class SetUp(Module):
     def __init__(self, optimise: Callable[[L.LightningModule], Any] | None = None) -> None:
         super().__init__(optimise)
-        self.net.insert(2, nn.BatchNorm1d(12))
         self.register_buffer("scale", torch.ones(()))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -423,27 +422,31 @@ class Normed(Module):
         """What a test is about."""
 
 
-class EvaluatesItsNorm(Normed):
+class EvaluatesItsNorm(SetUp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(2, nn.BatchNorm1d(12))
+
     def set_up(self) -> None:
         self.net[2].eval()
 
 
-class FreezesABias(Normed):
+class FreezesABias(SetUp):
     def set_up(self) -> None:
         self.net[1].bias.requires_grad_(False)
 
 
-class InitialisesAnew(Normed):
+class InitialisesAnew(SetUp):
     def set_up(self) -> None:
         self.net[1].weight.data.copy_(torch.linspace(-0.1, 0.1, 12 * 64).sin().view(12, 64))
 
 
-class SetsARate(Normed):
+class SetsARate(SetUp):
     def set_up(self) -> None:
         self.trainer.optimizers[0].param_groups[0]["lr"] = 0.5
 
 
-class FillsABuffer(Normed):
+class FillsABuffer(SetUp):
     def set_up(self) -> None:
         self.scale.fill_(3.0)
 
@@ -459,7 +462,7 @@ class FillsABuffer(Normed):
         (FillsABuffer, "on_train_start"),
     ],
 )
-def test_what_hooks_set_up_at_the_start_is_every_networks_start(kind: type[Normed], hook: str, tmp_path: Path) -> None:
+def test_what_hooks_set_up_at_the_start_is_every_networks_start(kind: type[SetUp], hook: str, tmp_path: Path) -> None:
     def make() -> L.LightningModule:
         return type(kind.__name__, (kind,), {hook: lambda self: self.set_up()})()
 
