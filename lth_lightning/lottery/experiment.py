@@ -73,8 +73,7 @@ class Experiment:
             "parameters": sum(weight.numel() for weight in self.module.parameters()),
             "left_out": left_out(self.module, self.weights),
         }
-        self._watchful = fit.others_act_between_steps(trainer)
-        self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=self._watchful)
+        self.hooks = self._mask_hooks()
         self.masks: Masks = {}
         self._start = ""
         self._prunable_at_start = lottery.prunable(self.module).keys()
@@ -86,6 +85,11 @@ class Experiment:
         self._lock: FolderLock | None = None
         self._told_of_run = False  # set when nothing can be refused any more
         self._accumulated = trainer.accumulate_grad_batches
+
+    def _mask_hooks(self) -> MaskHooks:
+        trainer = self.trainer
+        watchful, trusting = fit.others_act_between_steps(trainer), fit.runs_only_known_code(trainer)
+        return MaskHooks(self.module, trainer.optimizers, watchful=watchful, trusting=trusting)
 
     # ------------------------------------------------------------------------ before the first network
 
@@ -239,7 +243,7 @@ class Experiment:
         epoch, _ = self.epochs.place(step)
         if self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step)):  # new optimizer objects
             self.hooks.remove()
-            self.hooks = MaskHooks(self.module, self.trainer.optimizers, watchful=self._watchful)
+            self.hooks = self._mask_hooks()
         if progress.lineage.schedules is not None and step == progress.lineage.rewind_step > 0:
             self.fresh.load_schedules(self.trainer, progress.lineage.schedules)
         elif step:

@@ -20,9 +20,9 @@ class HeldMask:
     where a gradient is infinite or NaN, which happens when a gradient scaler overflows.
     """
 
-    def __init__(self, mask: Tensor, watchful: bool = False) -> None:
+    def __init__(self, mask: Tensor, watchful: bool = False, trusting: bool = False) -> None:
         self.mask = mask
-        self.watchful = watchful
+        self.watchful, self.trusting = watchful, trusting
         self._bits: dict[tuple[int, torch.device], Tensor] = {}
         self.handles: list[RemovableHandle] = []  # of all hooks to remove when the weight is released
         self._state: Any = None  # the weight's optimizer state when it was last masked, …
@@ -104,7 +104,8 @@ class HeldMask:
 
     def before_step(self, weight: nn.Parameter, optimizer: Optimizer) -> None:
         """Mask everything that the step will read; writes since the last step may not show in any version counter."""
-        self.clear_weight(weight)
+        if not self.trusting or weight._version != self._version:
+            self.clear_weight(weight)
         if not self._is_masked(weight.grad):
             self._mask_gradient(weight)
         state = optimizer.state.get(weight)

@@ -37,6 +37,7 @@ class MaskHooks:
         optimizers: optimizers that have already stepped, or that may load a state.
         watchful: also mask weights before each forward pass (of a step with a closure), whether or not a write was
             detected; writes to `weight.data` cannot be. Worth its cost if other code acts between the steps.
+        trusting: rely on version counters before a step, as no code writes to `weight.data`. Saves a pass per step.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -54,9 +55,10 @@ class MaskHooks:
         optimizers: Iterable[Optimizer] = (),
         *,
         watchful: bool = False,
+        trusting: bool = False,
     ) -> None:
         self._source = weights
-        self.watchful = watchful
+        self.watchful, self.trusting = watchful, trusting
         self._optimizers = list(optimizers)
         self._weights: dict[str, nn.Parameter] = {}
         self._handles: list[RemovableHandle] = []
@@ -73,7 +75,7 @@ class MaskHooks:
         self.remove()
         self._weights = {name: weight for name, weight in weights.items() if not bool(masks[name].all())}
         for name, weight in self._weights.items():
-            held = HeldMask(masks[name], self.watchful)
+            held = HeldMask(masks[name], self.watchful, self.trusting)
             held.take(weight)
             guard = Guard(weight, held)
             held.handles += [layer.register_load_state_dict_post_hook(guard) for layer in owners(self._source, weight)]

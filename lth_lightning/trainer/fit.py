@@ -221,6 +221,21 @@ def others_act_between_steps(trainer: L.Trainer) -> bool:
     )
 
 
+KNOWN = ("torch.", "torchvision.", "torchmetrics.", "lightning.", "lth_lightning.")
+
+
+def runs_only_known_code(trainer: L.Trainer) -> bool:
+    """Whether a step runs nothing but code of torch, Lightning and this package, which never writes to `weight.data`.
+
+    Known are the classes of all layers, without hooks on them; hooks between steps are `others_act_between_steps`.
+    """
+    return not others_act_between_steps(trainer) and all(
+        type(part).__module__.startswith(KNOWN)
+        and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+        for part in trainer.lightning_module.modules()
+    )
+
+
 def _is_others(hook: Any) -> bool:
     """Whether a hook is from outside Lightning and this package, even if set on an object (LambdaCallback)."""
     return hook is not None and not hook.__module__.startswith(("lightning.", "lth_lightning."))
