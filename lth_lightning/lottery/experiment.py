@@ -101,6 +101,7 @@ class Experiment:
         seed = self._wanted_seed(otherwise=progress.seed)
         facts = self.fresh.facts | fit.least_facts(self.trainer, self._asked)
         progress.settle("settings", in_words(lottery, seed, self.weights, facts))
+        self.fresh.take_resumed_start(self.trainer)
         if not progress.resumed:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
             self._tell_of_pruned_start()

@@ -181,7 +181,8 @@ def check_schedules(trainer: L.Trainer, epochs: Epochs, step: int, *, passed: bo
                 f"{name} is moved by the module itself (manual optimization, lr_scheduler_step), so its state at step "
                 f"{step}, the rewind point of the tickets, is unknown. Use tickets that were rewound to 0it."
             )
-        if module.automatic_optimization and config.interval == "step" and batch % config.frequency:
+        by_steps = module.automatic_optimization and config.interval == "step" and not config.reduce_on_plateau
+        if by_steps and batch % config.frequency:
             raise SettingError(
                 f"{name} moves every {config.frequency} batches of an epoch, but the rewind point, step {step}, lies "
                 f"after {batch} batches of one, so later networks would move it at other steps than the first. Set "

@@ -74,11 +74,17 @@ class FreshFit:
         self._optimizers = NewOptimizers(trainer)
         if not self.facts:
             self.facts = self._facts(trainer)
+        self._trainables = Trainables(trainer, prunable)
+        self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
+
+    def take_resumed_start(self, trainer: L.Trainer) -> None:
+        """Start later networks as the resumed fit started its own, hooks at its start included; after `capture`, once
+        the settings are known to be the same. Fits of older versions did not save it."""
         if "start" in self._resumed:
+            assert self._trainables is not None
             self.release()
             self._optimizers = NewOptimizers(trainer, self._resumed["start"])
-        self._trainables = Trainables(trainer, prunable, self._resumed.get("trainables"))
-        self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
+            self._trainables.load_state_dict(self._resumed["trainables"])
 
     def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> bool:
         """Reset the trainer, as if it had done `step` optimizer steps in `batch` batches and `epoch` epochs.

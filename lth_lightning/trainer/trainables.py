@@ -16,15 +16,9 @@ class Trainables:
     Args:
         trainer: the Trainer in `on_fit_start`.
         prunable: returns the prunable weights, by name, at the time of the call.
-        start: the `state_dict` of the fit that is resumed.
     """
 
-    def __init__(
-        self,
-        trainer: L.Trainer,
-        prunable: Callable[[], Mapping[str, nn.Parameter]],
-        start: Mapping[str, dict[str, bool]] | None = None,
-    ) -> None:
+    def __init__(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         module = trainer.lightning_module
         self._prunable = prunable
         self._at_start = prunable()
@@ -32,14 +26,16 @@ class Trainables:
         self._trained = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
         self._shapes = {name: (parameter.shape, parameter.dtype) for name, parameter in self._parameters.items()}
         self._modes = {name: part.training for name, part in module.named_modules()}
-        if start is not None:
-            self._trained, self._modes = start["trained"], start["modes"]
         self._buffers = {name: set(part._buffers) for name, part in module.named_modules()}
         self.note_groups(trainer)
 
     def state_dict(self) -> dict[str, dict[str, bool]]:
         """Return which parameters are trained, and which layers are in training mode, at the start of a network."""
         return {"trained": self._trained, "modes": self._modes}
+
+    def load_state_dict(self, state: Mapping[str, dict[str, bool]]) -> None:
+        """Restore what `state_dict` returned."""
+        self._trained, self._modes = state["trained"], state["modes"]
 
     def note_groups(self, trainer: L.Trainer) -> None:
         """Record the optimizers' current parameter groups as those of every network."""
