@@ -254,7 +254,7 @@ class LotteryTicket(L.Callback):
         """Undo whatever the fit has set up so far."""
         if not self._fitting:
             return
-        fit.call_as_before(trainer, watch.Watch)
+        fit.call_as_before(trainer)
         self._fresh.release()
         lengths.show_fit(trainer)
         fit.show_length(trainer, self._length)

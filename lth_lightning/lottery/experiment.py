@@ -21,6 +21,7 @@ from lth_lightning.lottery.recorder import Recorder, layer_rows
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.settings import in_words
 from lth_lightning.lottery.summary_curves import SummaryCurves
+from lth_lightning.pruning.held_mask import held_by
 from lth_lightning.pruning.mask_hooks import MaskHooks
 from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, share_of_zeros
 from lth_lightning.pruning.prunable import check_norms, chosen, left_out, prunable_weights
@@ -106,7 +107,8 @@ class Experiment:
             lottery.pruning.check(sizes, lottery.plan[-1].round)
         else:
             self._check_given_tickets()
-        if getattr(self.module, "masks", None) is not None:
+        # `hold` sets both; other modules have attributes named `masks` too.
+        if getattr(self.module, "masks", None) is not None and any(map(held_by, self.module.parameters())):
             raise SettingError("the module holds a ticket's masks (`hold`), but the lottery needs a dense network.")
         if any(network.variant == "random_reinit" for network in lottery.plan):
             progress.lineage.settle_fresh_weights(self.module, lottery.reinit, "lottery.controls: random_reinit")
@@ -248,7 +250,8 @@ class Experiment:
         trainer, network, lineage = self.trainer, self.network, self.progress.lineage
         name = f"round {network.round}, {network.variant}"
         processes.compare(trainer, name, masks=self.masks, weights=full_state(self.module))
-        self.watch.start_over(trainer, network)
+        # A resumed network has been trained already, so that its own weights need not be finite any more.
+        self.watch.start_over(trainer, network, lineage.start or full_state(self.module))
         check_norms(self.module, self.masks)
         self.hooks.enforce(self.masks)
         if lineage.rates is not None:

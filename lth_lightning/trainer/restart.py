@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
-from lth_lightning.trainer.callback_states import CallbackStates
+from lth_lightning.trainer.callback_states import CallbackStates, users_parts
 from lth_lightning.trainer.contents import changed
 from lth_lightning.trainer.lengths import Epochs
+from lth_lightning.trainer.metric_states import MetricStates
 from lth_lightning.trainer.new_optimizers import NewOptimizers
 from lth_lightning.trainer.trainables import Trainables
 
@@ -46,7 +47,9 @@ class FreshFit:
         self._trainables: Trainables | None = None
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
-        self._resumed: dict[str, Any] = {}
+        self._resumed: dict[str, Any] | None = None
+        self._metrics: MetricStates | None = None
+        self._decisive: dict[str, Any] = {}
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
@@ -63,6 +66,10 @@ class FreshFit:
         self._optimizers = NewOptimizers(trainer)
         self._trainables = Trainables(trainer, prunable)
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
+        owners = [trainer.lightning_module, *users_parts(trainer).values()]
+        self._metrics = MetricStates(owners, resumed=self._resumed is not None)
+        # `accumulate_grad_batches` is set when an epoch is entered.
+        self._decisive = {name: getattr(trainer, name) for name in DECISIVE if name != "accumulate_grad_batches"}
 
     def restore(self, trainer: L.Trainer, step: int = 0, epoch: int = 0, batch: int = 0) -> bool:
         """Reset the trainer, as if it had done `step` optimizer steps in `batch` batches and `epoch` epochs.
@@ -75,7 +82,10 @@ class FreshFit:
         Raises:
             SettingError: optimizers or schedules keep state from the last network.
         """
-        assert self._optimizers is not None and self._trainables is not None
+        assert self._optimizers is not None and self._trainables is not None and self._metrics is not None
+        for name, value in self._decisive.items():
+            setattr(trainer, name, value)
+        self._metrics.restore()
         self._trainables.restore(trainer.lightning_module)
         self._restart_counters(trainer, 0, 0, 0)
         self._lift_limit(trainer)
@@ -119,11 +129,13 @@ class FreshFit:
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed fit needs."""
         assert self._optimizers is not None
-        return {"checkpoints": self._callbacks.kept, "outside": self._optimizers.outside()}
+        kept, theirs = self._callbacks.kept, self._callbacks.theirs
+        return {"checkpoints": kept, "theirs": theirs, "outside": self._optimizers.outside()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._callbacks.kept, self._resumed = state["checkpoints"], state["outside"]
+        self._callbacks.kept, self._callbacks.theirs = state["checkpoints"], state.get("theirs", {})
+        self._resumed = state["outside"]
 
     def check_resumed(self, trainer: L.Trainer) -> None:
         """Check that resumed optimizers are complete; call it in `on_train_start` of a fit that resumes a network.
@@ -132,7 +144,7 @@ class FreshFit:
             SettingError: an optimizer differs from before, because its `state_dict` does not hold all of its state.
         """
         assert self._optimizers is not None
-        if differ := changed(self._resumed, self._optimizers.outside()):
+        if differ := changed(self._resumed or {}, self._optimizers.outside()):
             names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
             raise SettingError(
                 f"ckpt_path: {names} keeps {differ[0]} outside its state_dict, so the checkpoint does not hold it and "
