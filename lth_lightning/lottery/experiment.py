@@ -14,7 +14,7 @@ from lth_lightning.lottery import checkpoint
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
-from lth_lightning.lottery.epochs import enter_epoch, loads_anew, pruning_batches
+from lth_lightning.lottery.epochs import enter_epoch, loads_anew, pruning_batches, seeks
 from lth_lightning.lottery.plan import TrainedNetwork, steps_of_lengths
 from lth_lightning.lottery.provenance import note_environment, ticket_info
 from lth_lightning.lottery.recorder import Recorder, layer_rows
@@ -23,14 +23,14 @@ from lth_lightning.lottery.settings import in_words
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.held_mask import held_by
 from lth_lightning.pruning.mask_hooks import MaskHooks
-from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, share_of_zeros
-from lth_lightning.pruning.prunable import check_norms, chosen, left_out, prunable_weights
+from lth_lightning.pruning.masks import Masks, dense_masks, density, share_of_zeros
+from lth_lightning.pruning.prunable import check_norms, chosen, copies_of, left_out, prunable_weights
 from lth_lightning.pruning.state import copied, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
 from lth_lightning.tickets.packed_file import prunable_share
 from lth_lightning.tickets.ticket import Ticket, check_storable
-from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, sub_runs
+from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, sub_runs, trainables
 
 if TYPE_CHECKING:
     from lth_lightning.lottery.callback import LotteryTicket
@@ -69,10 +69,11 @@ class Experiment:
         self.module = trainer.lightning_module
         usual = lottery.prunable is prunable_weights
         rule = lottery.given.weights if lottery.given and usual else lottery.prunable
-        self.weights = chosen(self.module, rule)
+        self._stepped = trainables.stepped(trainer)
+        self.weights = chosen(self.module, rule, self._stepped)
         self.share = {
             "parameters": sum(weight.numel() for weight in self.module.parameters()),
-            "left_out": left_out(self.module, self.weights),
+            "left_out": left_out(self.module, self.weights, self._stepped),
         }
         self._watchful = fit.others_act_between_steps(trainer)
         self.hooks = MaskHooks(self.module, trainer.optimizers, watchful=self._watchful)
@@ -98,6 +99,7 @@ class Experiment:
         progress.settle("settings", in_words(lottery, seed, self.weights, facts))
         if not progress.resumed:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
+            progress.lineage.copies = copies_of(self.module, self.weights, self._stepped)
             self._tell_of_pruned_start()
             if lottery.rewind_to.amount == 0:
                 progress.lineage.set_rewind_point(self.module, step=0)
@@ -208,7 +210,7 @@ class Experiment:
             self._begin_round(network.round)
         self.masks = progress.lineage.masks_of(network)
         start = progress.lineage.start_of(network, self.module, self.lottery.reinit)
-        load_state(self.module, masked(start, self.masks))
+        load_state(self.module, progress.lineage.masked(start, self.masks))
         step = self.first_step(network)
         epoch, _ = self.epochs.place(step)
         if self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step)):  # new optimizer objects
@@ -309,7 +311,7 @@ class Experiment:
             path = self.folder.ticket(row.round)
             as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
             info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given) | self.share
-            Ticket(lineage.masks, masked(lineage.start, lineage.masks), trained, info).save(path)
+            Ticket(lineage.masks, lineage.masked(lineage.start, lineage.masks), trained, info).save(path)
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained
         self.fresh.keep_ticket()
@@ -344,8 +346,10 @@ class Experiment:
         per_step = trainer.accumulate_grad_batches = self.epochs.batches_per_step(trainer.current_epoch)
         # Only a network that starts at a rewind point starts inside an epoch.
         before = self.epochs.place(step).batch if step == self.first_step(self.network) else 0
-        self.fresh.limit_epoch(trainer, already=before, batches=(self.round_steps - step) * per_step)
-        enter_epoch(trainer, lineage.seed, lineage.order, before, resumed_after)
+        # The rest of an epoch in another round's order; of an order of its own, the first batches are as good.
+        skipped = before if lineage.order != self.network.round and not seeks(trainer) else 0
+        self.fresh.limit_epoch(trainer, before, batches=(self.round_steps - step) * per_step, skipped=skipped)
+        enter_epoch(trainer, lineage.seed, lineage.order, before, resumed_after, skipped)
 
     def after_batch(self, outputs: Any, batch: Any) -> None:
         """Check the loss, and save the rewind point when its step is done."""

@@ -261,8 +261,10 @@ class FreshFit:
             for group, rate in zip(optimizer.param_groups, groups, strict=True):
                 group["lr"] = rate
 
-    def limit_epoch(self, trainer: L.Trainer, already: int, batches: int) -> None:
+    def limit_epoch(self, trainer: L.Trainer, already: int, batches: int, skipped: int = 0) -> None:
         """Make the epoch that starts now, with `already` batches done, end after at most `batches` more.
+
+        The first `skipped` that the loaders yield are dropped.
 
         This sets Lightning's own limits, so validation, accumulation and epoch-wise schedules see an epoch of that
         length. The next call undoes it.
@@ -275,7 +277,7 @@ class FreshFit:
             return
         self._note_whole_epoch(trainer)
         batches = int(min(batches, fit_loop.max_batches - already))
-        loader.limits = [min(limit, batches) for limit in loader.limits]
+        loader.limits = [min(limit, batches + skipped) for limit in loader.limits]
         fit_loop.max_batches = batches
         if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
             trainer.val_check_batch = max(1, int(min(batches, trainer.val_check_batch)))
