@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import lightning as L
 
+from lth_lightning.errors import SettingError
 from lth_lightning.pruning.network_function import Batch
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.trainer import fit, processes, resume
@@ -28,6 +29,24 @@ def seeks(trainer: L.Trainer) -> bool:
     """Whether the fit has one training loader, and it can start in the middle of an epoch."""
     loaders = fit.train_loaders(trainer)  # several may be combined in any way
     return len(loaders) == 1 and isinstance(loaders[0], SeekableLoader)
+
+
+def check_order(trainer: L.Trainer, before: int) -> None:
+    """Check that `data_order: same` can be kept from a rewind point inside an epoch.
+
+    Args:
+        trainer: the Trainer with its training data.
+        before: batches of the epoch before the rewind point.
+
+    Raises:
+        SettingError: a loader starts over inside an epoch, in an order that depends on earlier draws.
+    """
+    if before and fit.restarts_loaders(trainer):
+        raise SettingError(
+            "lottery.data_order: same cannot be kept from a rewind point inside an epoch, as the shorter training "
+            "loader starts over there in an order that depends on all draws before. Give the loaders equal length, "
+            "combine them by min_size, rewind to a whole epoch, or choose fresh."
+        )
 
 
 def enter_epoch(trainer: L.Trainer, seed: int, order: int, before: int, resumed_after: int, skipped: int) -> None:

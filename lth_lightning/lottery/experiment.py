@@ -14,7 +14,7 @@ from lth_lightning.lottery import checkpoint
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
-from lth_lightning.lottery.epochs import enter_epoch, loads_anew, pruning_batches, seeks
+from lth_lightning.lottery.epochs import check_order, enter_epoch, loads_anew, pruning_batches, seeks
 from lth_lightning.lottery.plan import TrainedNetwork, steps_of_lengths
 from lth_lightning.lottery.provenance import note_environment, ticket_info
 from lth_lightning.lottery.recorder import Recorder, layer_rows
@@ -163,6 +163,8 @@ class Experiment:
         self.round_steps, self.rewind_step = steps_of_lengths(
             lottery.train_for, lottery.rewind_to, self.epochs.steps, latest
         )
+        if lottery.given is None and lottery.data_order == "same":
+            check_order(self.trainer, self.epochs.place(self.rewind_step).batch)
         self.progress.settle("loaders", fit.loader_facts(self.trainer))
         rewind_step = self.rewind_step if lottery.given is None else latest
         lengths.check_schedules(self.trainer, self.epochs, rewind_step, passed=lottery.given is None)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.data import _set_sampler_epoch, sized_len
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 from torch.utils.data.distributed import DistributedSampler
 
@@ -87,6 +87,14 @@ def train_loaders(trainer: L.Trainer) -> list[Any]:
     loader = trainer.fit_loop._combined_loader
     assert loader is not None
     return list(loader.flattened)
+
+
+def restarts_loaders(trainer: L.Trainer) -> bool:
+    """Whether a shorter training loader starts over before the longest has ended."""
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    lengths = {sized_len(one) for one in loader.flattened}
+    return loader._mode == "max_size_cycle" and len(lengths) > 1
 
 
 def loader_facts(trainer: L.Trainer) -> dict[str, str]:

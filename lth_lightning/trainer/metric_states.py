@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers import MetricTracker
@@ -24,16 +25,20 @@ class MetricStates:
 
     Args:
         owners: what holds metrics: the module, other callbacks.
-        resumed: whether a checkpoint was loaded; it holds persistent states of the network in training.
     """
 
-    def __init__(self, owners: Sequence[object], *, resumed: bool) -> None:
+    def __init__(self, owners: Sequence[object]) -> None:
         self._owners = owners
         self._parts = [(part, dict(part._modules), copy.deepcopy(_state(part))) for part in self._find()]
-        for part, _, state in self._parts if resumed else ():
+
+    def take_persistent(self, earlier: "MetricStates") -> None:
+        """Take the persistent states from before a checkpoint was loaded, as it holds those in mid-network."""
+        states = {id(part): state for part, _, state in earlier._parts}
+        for part, _, state in self._parts:
             if isinstance(part, Metric):
                 saved = [name for name, persistent in part._persistent.items() if persistent]
-                state |= {name: copy.deepcopy(part._defaults[name]) for name in saved}
+                known = states.get(id(part), part._defaults)
+                state |= {name: apply_to_collection(known[name], Tensor, Tensor.to, part.device) for name in saved}
 
     def restore(self) -> None:
         """Restore the states; metrics that were created later, as in `setup("test")`, are reset."""

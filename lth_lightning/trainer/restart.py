@@ -48,7 +48,7 @@ class FreshFit:
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
         self._resumed: dict[str, Any] | None = None
-        self._metrics: MetricStates | None = None
+        self._metrics = MetricStates([trainer.lightning_module])
         self._decisive: dict[str, Any] = {}
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
@@ -66,8 +66,12 @@ class FreshFit:
         self._optimizers = NewOptimizers(trainer)
         self._trainables = Trainables(trainer, prunable)
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
-        owners = [trainer.lightning_module, *users_parts(trainer).values()]
-        self._metrics = MetricStates(owners, resumed=self._resumed is not None)
+        as_built, self._metrics = (
+            self._metrics,
+            MetricStates([trainer.lightning_module, *users_parts(trainer).values()]),
+        )
+        if self._resumed is not None:
+            self._metrics.take_persistent(as_built)
         # `accumulate_grad_batches` is set when an epoch is entered.
         self._decisive = {name: getattr(trainer, name) for name in DECISIVE if name != "accumulate_grad_batches"}
 
@@ -82,7 +86,7 @@ class FreshFit:
         Raises:
             SettingError: optimizers or schedules keep state from the last network.
         """
-        assert self._optimizers is not None and self._trainables is not None and self._metrics is not None
+        assert self._optimizers is not None and self._trainables is not None
         for name, value in self._decisive.items():
             setattr(trainer, name, value)
         self._metrics.restore()
