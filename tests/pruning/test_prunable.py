@@ -40,7 +40,7 @@ from lth_lightning.models import Conv2, LeNet300
 from lth_lightning.pruning import matrices
 from lth_lightning.pruning.criteria import Evidence
 from lth_lightning.pruning.masks import dense_masks, masked
-from lth_lightning.pruning.prunable import check_norms, chosen, left_out
+from lth_lightning.pruning.prunable import check_norms, chosen, copies_of, left_out
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state, parameters_by_name, stable_name
 
 
@@ -212,6 +212,32 @@ def test_what_is_left_out_is_named_with_its_reason() -> None:
     nothing = left_out(net, {})
     assert nothing["language.body.weight"] == "not chosen"
     assert set(nothing) - set(left_out(net, prunable_weights(net))) == {"language.body.weight"}
+
+
+def test_what_no_optimizer_trains_is_left_out_or_refused_and_copies_are_found() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.average = nn.Linear(4, 3)
+            self.online = nn.Linear(4, 3)
+            self.average.load_state_dict(self.online.state_dict())
+            self.other = nn.Linear(4, 3)
+            self.zeros, self.zeros_too = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+            nn.init.zeros_(self.zeros.weight), nn.init.zeros_(self.zeros_too.weight)
+            self.register_buffer("kept", self.online.weight.detach().clone())
+            self.register_buffer("half", self.online.weight.detach().half())
+
+    net = Pair()
+    stepped = {id(weight) for weight in (*net.online.parameters(), net.zeros.weight)}
+    weights = chosen(net, prunable_weights, stepped)
+    assert [*weights] == ["online.weight", "zeros.weight"]
+    without = ("average.weight", "other.weight", "zeros_too.weight")
+    assert left_out(net, weights, stepped) == dict.fromkeys(without, "trained by no optimizer")
+    assert copies_of(net, weights, stepped) == {"average.weight": "online.weight", "kept": "online.weight"}
+    with pytest.raises(SettingError, match=r"average.weight is trained by no optimizer .* leave it out by lottery"):
+        chosen(net, lambda module: prunable_weights(module), stepped)
+    with pytest.raises(SettingError, match=r"nothing to prune: .*online.weight, |average.weight .trained by no opti"):
+        chosen(net, prunable_weights, set())
 
 
 def test_where_nothing_can_be_pruned_what_is_left_out_is_said() -> None:
