@@ -134,22 +134,27 @@ def copies_of(module: nn.Module, weights: Mapping[str, nn.Parameter], stepped: C
         stepped: the `id` of each parameter that an optimizer trains.
     """
     trained = {stable_name(name) for name, weight in module.named_parameters() if id(weight) in stepped}
-    sources: dict[tuple[object, ...], list[str]] = {}
+    others = {
+        name: value
+        for name, value in full_state(module).items()
+        if name not in trained and value.is_floating_point() and value.numel()
+    }
+    sources: dict[tuple[object, ...], str] = {}
     for name, weight in weights.items():
         if not bool((weight == weight.flatten()[0]).all()):  # a constant says nothing
-            sources.setdefault(_key(weight), []).append(name)
+            for dtype in {value.dtype for value in others.values()}:  # a teacher in half precision is a copy too
+                sources.setdefault(_key(weight, dtype), name)
     return {
         name: source
-        for name, value in full_state(module).items()
-        if name not in trained and value.numel()
-        for source in sources.get(_key(value), [])[:1]
-        if torch.equal(value, weights[source])
+        for name, value in others.items()
+        if (source := sources.get(_key(value, value.dtype))) is not None
+        and torch.equal(value, weights[source].to(value.device, value.dtype))
     }
 
 
-def _key(value: Tensor) -> tuple[object, ...]:
-    """Return a quick key that copies have in common."""
-    return value.dtype, tuple(value.shape), tuple(value.detach().flatten()[:8].tolist())
+def _key(value: Tensor, dtype: torch.dtype) -> tuple[object, ...]:
+    """Return a quick key that copies in this dtype have in common."""
+    return dtype, tuple(value.shape), tuple(value.detach().flatten()[:8].to(dtype).tolist())
 
 
 def check_norms(module: nn.Module, masks: Masks) -> None:

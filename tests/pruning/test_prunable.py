@@ -225,7 +225,7 @@ def test_what_no_optimizer_trains_is_left_out_or_refused_and_copies_are_found() 
             self.zeros, self.zeros_too = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
             nn.init.zeros_(self.zeros.weight), nn.init.zeros_(self.zeros_too.weight)
             self.register_buffer("kept", self.online.weight.detach().clone())
-            self.register_buffer("half", self.online.weight.detach().half())
+            self.register_buffer("rounded", self.online.weight.detach().half())
 
     net = Pair()
     stepped = {id(weight) for weight in (*net.online.parameters(), net.zeros.weight)}
@@ -233,9 +233,10 @@ def test_what_no_optimizer_trains_is_left_out_or_refused_and_copies_are_found() 
     assert [*weights] == ["online.weight", "zeros.weight"]
     without = ("average.weight", "other.weight", "zeros_too.weight")
     assert left_out(net, weights, stepped) == dict.fromkeys(without, "trained by no optimizer")
-    assert copies_of(net, weights, stepped) == {"average.weight": "online.weight", "kept": "online.weight"}
+    copies = ("average.weight", "kept", "rounded")
+    assert copies_of(net, weights, stepped) == dict.fromkeys(copies, "online.weight")
     with pytest.raises(SettingError, match=r"average.weight is trained by no optimizer .* leave it out by lottery"):
-        chosen(net, lambda module: prunable_weights(module), stepped)
+        chosen(net, lambda module: {**prunable_weights(module)}, stepped)
     with pytest.raises(SettingError, match=r"nothing to prune: .*online.weight, |average.weight .trained by no opti"):
         chosen(net, prunable_weights, set())
 
