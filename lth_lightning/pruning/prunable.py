@@ -1,7 +1,8 @@
 """Which weights may be pruned, which weight matrices are left out and why, and which cannot be pruned exactly."""
 
+import functools
+import itertools
 from collections.abc import Callable, Collection, Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -139,17 +140,24 @@ def copies_of(module: nn.Module, weights: Mapping[str, nn.Parameter], stepped: C
         for name, value in full_state(module).items()
         if name not in trained and value.is_floating_point() and value.numel()
     }
-    sources: dict[tuple[object, ...], str] = {}
+    sources: dict[tuple[object, ...], list[str]] = {}
     for name, weight in weights.items():
         if not bool((weight == weight.flatten()[0]).all()):  # a constant says nothing
             for dtype in {value.dtype for value in others.values()}:  # a teacher in half precision is a copy too
-                sources.setdefault(_key(weight, dtype), name)
-    return {
-        name: source
-        for name, value in others.items()
-        if (source := sources.get(_key(value, value.dtype))) is not None
-        and torch.equal(value, weights[source].to(value.device, value.dtype))
-    }
+                sources.setdefault(_key(weight, dtype), []).append(name)
+    found: dict[str, str] = {}
+    for name, value in others.items():
+        alike = sources.get(_key(value, value.dtype), [])
+        equal = [one for one in alike if torch.equal(value, weights[one].to(value.device, value.dtype))]
+        if equal:  # several if layers start equal, as those of a TransformerEncoder do
+            found[name] = max(equal, key=functools.partial(_common_ending, name))
+    return found
+
+
+def _common_ending(one: str, other: str) -> int:
+    """Count the parts at the end of two names that are equal."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
 def _key(value: Tensor, dtype: torch.dtype) -> tuple[object, ...]:
@@ -221,7 +229,7 @@ def _refuse_shared_memory(module: nn.Module, weights: Mapping[str, nn.Parameter]
         for name, weight in module.named_parameters()
         if weight.requires_grad and weight.numel()
     )
-    for (device, _, end, name), (other_device, start, _, other) in pairwise(spans):
+    for (device, _, end, name), (other_device, start, _, other) in itertools.pairwise(spans):
         if device == other_device and start < end and not weights.keys().isdisjoint((name, other)):
             raise SettingError(
                 f"{name} and {other} are two parameters in the same memory. To share a weight, assign the parameter "
