@@ -45,8 +45,9 @@ class CallbackStates:
         stateful = {name: part for name, part in users_parts(self._trainer).items() if _saves_itself(part)}
         if self.theirs is None:
             self.theirs = {name: copy.deepcopy(part.state_dict()) for name, part in stateful.items()}
-        for name in stateful.keys() & self.theirs.keys():
-            stateful[name].load_state_dict(copy.deepcopy(self.theirs[name]))
+        else:
+            for name in stateful.keys() & self.theirs.keys():
+                stateful[name].load_state_dict(copy.deepcopy(self.theirs[name]))
         for callback, state in self.stoppers:
             callback.load_state_dict(copy.deepcopy(state))
         self._set(self._fresh)

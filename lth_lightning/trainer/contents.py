@@ -32,8 +32,8 @@ Contents = dict[str, str]
 """The value at each path (`slow[0]`, `base.defaults['lr']`), in words; a tensor by its hash."""
 
 MOST = 10_000  # entries of a container that are compared; a longer one is compared by its length too
-MOST_OF_DATA = 2_000  # things listed of data
-SAMPLE, ENTRIES = 1_000, 100  # of a large tensor, and of a container, of data
+MOST_OF_DATA = 500  # things listed of data
+SAMPLE, ENTRIES = 1_000, 30  # of a large tensor, and of a container, of data
 TRUNCATED = "(and more)"
 """The path that contents have if data had more than `MOST_OF_DATA` things; other paths may then be missing."""
 # Not followed: objects with their own life cycle, or that reset themselves.

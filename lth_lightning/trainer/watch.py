@@ -135,7 +135,8 @@ def _differing(first: Contents, now: Contents) -> set[str]:
 
     def counts(path: str) -> bool:
         is_partial = TRUNCATED in first or TRUNCATED in now
-        if path == TRUNCATED or (is_partial and path not in first.keys() & now.keys()):
+        of_data = "[" in path or path.startswith(tuple(ADVICE))
+        if path == TRUNCATED or (is_partial and of_data and path not in first.keys() & now.keys()):
             return False
         is_record = "[" in path and path not in first
         return not (path.startswith(CALLBACK) and (is_record or RECORDED.match(now.get(path, ""))))
@@ -168,7 +169,7 @@ class Watch(L.Callback):
         self._first: dict[str, Contents] = {}  # of the first network, by stage
         self._told: set[str] = set()
         self._set_by_hooks: set[str] = set()
-        self._before: Contents = {}
+        self._before: Contents | None = None
         self._start_over()
 
     def _start_over(self) -> None:
@@ -176,8 +177,10 @@ class Watch(L.Callback):
         self._differing: set[str] | None = None
 
     def before_hooks(self, trainer: L.Trainer) -> None:
-        """Note the attributes; call it before any other `on_network_start`."""
-        self._before = _attributes(trainer)
+        """Note the attributes if an `on_network_start` may set some; call it before any of them."""
+        actors = [trainer.lightning_module, *users_parts(trainer).values()]
+        has_hooks = any(hasattr(actor, "on_network_start") for actor in actors)
+        self._before = _attributes(trainer) if has_hooks else None
 
     def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, network: Any, density: float) -> None:
         """Call the module's `on_network_start`, if it has one, unless the network is resumed."""
@@ -185,7 +188,8 @@ class Watch(L.Callback):
         tell = getattr(module, "on_network_start", None)
         if tell is not None and not trainer.fit_loop.is_resuming:
             tell(network, density)
-        self._set_by_hooks |= set(changed(self._before, _attributes(trainer)))
+        if self._before is not None:
+            self._set_by_hooks |= set(changed(self._before, _attributes(trainer)))
 
     def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Any) -> None:
         """Call the module's `on_network_end`, if it has one."""
