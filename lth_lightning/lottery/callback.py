@@ -160,7 +160,7 @@ class LotteryTicket(L.Callback):
             return
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
-        self._fresh = restart.FreshFit(trainer)
+        self._fresh = restart.FreshFit(trainer, pl_module)
         lengths.refuse_rehearsals(trainer)
         refusals.refuse_what_cannot_work(trainer, pl_module)
         fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)

@@ -151,7 +151,8 @@ class Experiment:
         self.recorder.attach(self.trainer, with_test=lottery.evaluate_test, others=others)
         self.folder, self._lock = claim(self.trainer, progress, lottery.given_run_dir, lottery.folder_is_locked)
         progress.folder = str(self.folder.path)
-        refusals.refuse_to_share(self.trainer, self.folder.checkpoint, len(lottery.plan))
+        controls = any(network.variant != "ticket" for network in lottery.plan)
+        refusals.refuse_to_share(self.trainer, self.folder.checkpoint, len(lottery.plan), controls=controls)
         self.summary = SummaryCurves(self.trainer, progress.results)
 
     def settle_lengths(self) -> None:

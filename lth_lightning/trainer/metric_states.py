@@ -66,7 +66,7 @@ class MetricStates:
 
 
 def _values(owner: object) -> Iterator[object]:
-    for name, value in getattr(owner, "__dict__", {}).items():
+    for name, value in vars(owner).items():
         if name not in OF_EVERY_MODULE:
             entries = value.values() if isinstance(value, dict) else value
             yield from entries if isinstance(value, list | tuple | dict) else (value,)

@@ -39,8 +39,8 @@ class FreshFit:
     and loggers in any module behave in every round as they do in the first.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        """Copy the states of callbacks. Call it in `setup`, before a resumed fit restores them."""
+    def __init__(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Copy the states of callbacks and metrics. Call it in `setup`, before a resumed fit restores them."""
         self._callbacks = CallbackStates(trainer)
         self._averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
         self._optimizers: NewOptimizers | None = None
@@ -48,7 +48,7 @@ class FreshFit:
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
         self._resumed: dict[str, Any] | None = None
-        self._metrics = MetricStates([trainer.lightning_module])
+        self._metrics = MetricStates([module])
         self._decisive: dict[str, Any] = {}
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:

@@ -832,6 +832,13 @@ def test_a_checkpoint_callback_that_would_overwrite_another_networks_files_is_re
     run_of(Module, tmp_path / "dense", rounds=0, callbacks=(theirs,), trainer=trainer)
 
 
+def test_a_last_checkpoint_that_cannot_be_made_the_tickets_is_refused(tmp_path: Path) -> None:
+    theirs = ModelCheckpoint("memory://theirs", save_last=True)
+    settings: dict[str, Any] = {"callbacks": (theirs,), "trainer": {"enable_checkpointing": True}, "rounds": 1}
+    with pytest.raises(SettingError, match=r"ModelCheckpoint.save_last=True. writes to memory:.* that of a control"):
+        run_of(Module, tmp_path / "refused", controls=["random_mask"], train_for="1it", **settings)
+
+
 def test_a_loss_that_is_high_again_is_not_a_spike(tmp_path: Path) -> None:
     run_of(Module, tmp_path, train_for="28it", callbacks=(SpikeDetection(atol=1.0, rtol=1.0),))
 
