@@ -159,7 +159,7 @@ class LotteryTicket(L.Callback):
             return
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
-        self._fresh = restart.FreshFit(trainer)
+        self._fresh = restart.FreshFit(trainer, pl_module)
         lengths.refuse_rehearsals(trainer)
         refusals.refuse_what_cannot_work(trainer, pl_module)
         fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
@@ -257,7 +257,7 @@ class LotteryTicket(L.Callback):
         """Undo whatever the fit has set up so far."""
         if not self._fitting:
             return
-        fit.call_as_before(trainer, watch.Watch)
+        fit.call_as_before(trainer)
         self._fresh.release()
         lengths.show_fit(trainer)
         fit.show_length(trainer, self._length)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lth_lightning.errors import DataError, DivergedError
 from lth_lightning.lottery.plan import TrainedNetwork
+from lth_lightning.pruning.state import State, stable_name
 
 NONE = torch.iinfo(torch.int64).max  # stands for "no step"
 
@@ -23,9 +24,17 @@ class LossWatch:
     A loss that is bad because the batch is (a NaN pixel) is a separate error, as no learning rate would help.
     """
 
-    def start_over(self, trainer: L.Trainer, network: TrainedNetwork) -> None:
-        """Begin a new network."""
+    def start_over(self, trainer: L.Trainer, network: TrainedNetwork, start: State) -> None:
+        """Begin a new network.
+
+        Args:
+            trainer: the Trainer.
+            network: the network.
+            start: the state that it starts from; what is not finite there (a causal mask of -inf) may stay so.
+        """
         device = trainer.strategy.root_device
+        infinite = {name: ~value.isfinite() for name, value in start.items()}
+        self._infinite = {name: entries for name, entries in infinite.items() if bool(entries.any())}
         self._network = network
         self._at_once = device.type == "cpu" and trainer.world_size == 1
         self._first_bad = torch.full((), NONE, device=device)
@@ -77,10 +86,13 @@ class LossWatch:
         """Check the trained weights themselves, for modules that return no loss.
 
         Raises:
-            DivergedError: a weight is NaN or infinite.
+            DivergedError: a weight is NaN or infinite that was finite when the network started.
         """
         for name, weight in module.named_parameters():
-            if not bool(weight.isfinite().all()):
+            is_good = weight.isfinite()
+            if (infinite := self._infinite.get(stable_name(name))) is not None:
+                is_good = is_good | infinite.to(is_good.device)
+            if not bool(is_good.all()):
                 raise self._error(step, f"{name} has weights that are not finite", "Or the data hold such values. ")
 
     def _error(self, step: int, what: str, more: str = "") -> DivergedError:

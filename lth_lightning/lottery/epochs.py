@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import lightning as L
 
+from lth_lightning.errors import SettingError
 from lth_lightning.pruning.network_function import Batch
 from lth_lightning.seeding import derive_seed, preserved_generators, seed_global_generators
 from lth_lightning.trainer import fit, processes, resume
@@ -24,7 +25,31 @@ def loads_anew(trainer: L.Trainer) -> bool:
     return any(isinstance(loader, SeekableLoader) for loader in fit.train_loaders(trainer))
 
 
-def enter_epoch(trainer: L.Trainer, seed: int, order: int, before: int, resumed_after: int) -> None:
+def seeks(trainer: L.Trainer) -> bool:
+    """Whether the fit has one training loader, and it can start in the middle of an epoch."""
+    loaders = fit.train_loaders(trainer)  # several may be combined in any way
+    return len(loaders) == 1 and isinstance(loaders[0], SeekableLoader)
+
+
+def check_order(trainer: L.Trainer, before: int) -> None:
+    """Check that `data_order: same` can be kept from a rewind point inside an epoch.
+
+    Args:
+        trainer: the Trainer with its training data.
+        before: batches of the epoch before the rewind point.
+
+    Raises:
+        SettingError: a loader starts over inside an epoch, in an order that depends on earlier draws.
+    """
+    if before and fit.restarts_loaders(trainer):
+        raise SettingError(
+            "lottery.data_order: same cannot be kept from a rewind point inside an epoch, as the shorter training "
+            "loader starts over there in an order that depends on all draws before. Give the loaders equal length, "
+            "combine them by min_size, rewind to a whole epoch, or choose fresh."
+        )
+
+
+def enter_epoch(trainer: L.Trainer, seed: int, order: int, before: int, resumed_after: int, skipped: int) -> None:
     """Seed the epoch that starts now, or move a resumed fit to its place in the epoch.
 
     Args:
@@ -33,18 +58,21 @@ def enter_epoch(trainer: L.Trainer, seed: int, order: int, before: int, resumed_
         order: the round whose data order is used.
         before: batches of the epoch before the rewind point, for a network that starts there.
         resumed_after: batches already done; the next one follows them.
+        skipped: how many of those before the rewind point are drawn from the loaders and dropped.
     """
     epoch = trainer.current_epoch
     order_seed = derive_seed(seed, "order", order)
     seed_global_generators(derive_seed(seed, "epoch", order, epoch, *processes.draws_of_rank(trainer)))
-    loaders = fit.train_loaders(trainer)
-    seekable = [loader for loader in loaders if isinstance(loader, SeekableLoader)]
-    to_skip = 0 if len(loaders) == len(seekable) == 1 else resumed_after  # several may be combined in any way
-    for loader in seekable:
-        loader.seek(seed=order_seed, epoch=epoch, batch=before + resumed_after - to_skip)
+    to_skip = 0 if seeks(trainer) else skipped + resumed_after
+    for loader in fit.train_loaders(trainer):
+        if isinstance(loader, SeekableLoader):
+            loader.seek(seed=order_seed, epoch=epoch, batch=before + resumed_after - to_skip)
     fit.seed_loaders(trainer, order_seed, epoch)
     fit.renew_iterator(trainer)
-    resume.skip_batches(trainer, to_skip)
+    if resumed_after:
+        resume.skip_batches(trainer, to_skip, uncounted=resumed_after)
+    elif to_skip:
+        resume.skip_at_start(trainer, to_skip)
 
 
 def pruning_batches(trainer: L.Trainer, seed: int, round: int) -> Callable[[int], list[Batch]]:

@@ -14,22 +14,23 @@ from lth_lightning.lottery import checkpoint
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
-from lth_lightning.lottery.epochs import enter_epoch, loads_anew, pruning_batches
+from lth_lightning.lottery.epochs import check_order, enter_epoch, loads_anew, pruning_batches, seeks
 from lth_lightning.lottery.plan import TrainedNetwork, steps_of_lengths
 from lth_lightning.lottery.provenance import note_environment, ticket_info
 from lth_lightning.lottery.recorder import Recorder, layer_rows
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.settings import in_words
 from lth_lightning.lottery.summary_curves import SummaryCurves
+from lth_lightning.pruning.held_mask import held_by
 from lth_lightning.pruning.mask_hooks import MaskHooks
-from lth_lightning.pruning.masks import Masks, dense_masks, density, masked, share_of_zeros
-from lth_lightning.pruning.prunable import check_norms, chosen, left_out, prunable_weights
+from lth_lightning.pruning.masks import Masks, dense_masks, density, share_of_zeros
+from lth_lightning.pruning.prunable import check_norms, chosen, copies_of, left_out, prunable_weights
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
 from lth_lightning.tickets.packed_file import prunable_share
 from lth_lightning.tickets.ticket import Ticket, check_storable
-from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, sub_runs
+from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, sub_runs, trainables
 
 if TYPE_CHECKING:
     from lth_lightning.lottery.callback import LotteryTicket
@@ -68,10 +69,11 @@ class Experiment:
         self.module = trainer.lightning_module
         usual = lottery.prunable is prunable_weights
         rule = lottery.given.weights if lottery.given and usual else lottery.prunable
-        self.weights = chosen(self.module, rule)
+        self._stepped = trainables.stepped(trainer)
+        self.weights = chosen(self.module, rule, self._stepped)
         self.share = {
             "parameters": sum(weight.numel() for weight in self.module.parameters()),
-            "left_out": left_out(self.module, self.weights),
+            "left_out": left_out(self.module, self.weights, self._stepped),
         }
         self.hooks = self._mask_hooks()
         self.masks: Masks = {}
@@ -104,13 +106,15 @@ class Experiment:
         self.fresh.take_resumed_start(self.trainer)
         if not progress.resumed:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
+            progress.lineage.copies = copies_of(self.module, self.weights, self._stepped)
             self._tell_of_pruned_start()
         check_storable(full_state(self.module))
         if lottery.given is None:
             sizes = {name: weight.numel() for name, weight in self.weights.items()}
             lottery.pruning.check(sizes, lottery.plan[-1].round)
         self._take_start()
-        if getattr(self.module, "masks", None) is not None:
+        # `hold` sets both; other modules have attributes named `masks` too.
+        if getattr(self.module, "masks", None) is not None and any(map(held_by, self.module.parameters())):
             raise SettingError("the module holds a ticket's masks (`hold`), but the lottery needs a dense network.")
 
     def _take_start(self) -> None:
@@ -178,7 +182,8 @@ class Experiment:
         self.recorder.attach(self.trainer, with_test=lottery.evaluate_test, others=others)
         self.folder, self._lock = claim(self.trainer, progress, lottery.given_run_dir, lottery.folder_is_locked)
         progress.folder = str(self.folder.path)
-        refusals.refuse_to_share(self.trainer, self.folder.checkpoint, len(lottery.plan))
+        controls = any(network.variant != "ticket" for network in lottery.plan)
+        refusals.refuse_to_share(self.trainer, self.folder.checkpoint, len(lottery.plan), controls=controls)
         self.summary = SummaryCurves(self.trainer, progress.results)
 
     def settle_lengths(self) -> None:
@@ -190,6 +195,8 @@ class Experiment:
         self.round_steps, self.rewind_step = steps_of_lengths(
             lottery.train_for, lottery.rewind_to, self.epochs.steps, latest
         )
+        if lottery.given is None and lottery.data_order == "same":
+            check_order(self.trainer, self.epochs.place(self.rewind_step).batch)
         self.progress.settle("loaders", fit.loader_facts(self.trainer))
         rewind_step = self.rewind_step if lottery.given is None else latest
         lengths.check_schedules(self.trainer, self.epochs, rewind_step, passed=lottery.given is None)
@@ -239,7 +246,7 @@ class Experiment:
             self._begin_round(network.round)
         self.masks = progress.lineage.masks_of(network)
         start = progress.lineage.start_of(network, self.module, self.lottery.reinit)
-        load_state(self.module, masked(start, self.masks))
+        load_state(self.module, progress.lineage.masked(start, self.masks))
         step = self.first_step(network)
         epoch, _ = self.epochs.place(step)
         if self.fresh.restore(self.trainer, step, epoch, self.epochs.batches_before(step)):  # new optimizer objects
@@ -281,7 +288,8 @@ class Experiment:
         trainer, network, lineage = self.trainer, self.network, self.progress.lineage
         name = f"round {network.round}, {network.variant}"
         processes.compare(trainer, name, masks=self.masks, weights=full_state(self.module))
-        self.watch.start_over(trainer, network)
+        # A resumed network has been trained already, so that its own weights need not be finite any more.
+        self.watch.start_over(trainer, network, lineage.start or full_state(self.module))
         check_norms(self.module, self.masks)
         self.hooks.enforce(self.masks)
         if network.round == 0 and self.lottery.rewind == "nothing":
@@ -341,7 +349,7 @@ class Experiment:
             path = self.folder.ticket(row.round)
             as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
             info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given) | self.share
-            Ticket(lineage.masks, masked(lineage.start, lineage.masks), trained, info).save(path)
+            Ticket(lineage.masks, lineage.masked(lineage.start, lineage.masks), trained, info).save(path)
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained
         self.fresh.keep_ticket()
@@ -377,8 +385,10 @@ class Experiment:
         per_step = trainer.accumulate_grad_batches = self.epochs.batches_per_step(trainer.current_epoch)
         # Only a network that starts at a rewind point starts inside an epoch.
         before = self.epochs.place(step).batch if step == self.first_step(self.network) else 0
-        self.fresh.limit_epoch(trainer, already=before, batches=(self.round_steps - step) * per_step)
-        enter_epoch(trainer, lineage.seed, lineage.order, before, resumed_after)
+        # The rest of an epoch in another round's order; of an order of its own, the first batches are as good.
+        skipped = before if lineage.order != self.network.round and not seeks(trainer) else 0
+        self.fresh.limit_epoch(trainer, before, batches=(self.round_steps - step) * per_step, skipped=skipped)
+        enter_epoch(trainer, lineage.seed, lineage.order, before, resumed_after, skipped)
 
     def after_batch(self, outputs: Any, batch: Any) -> None:
         """Check the loss, and save the rewind point when its step is done."""

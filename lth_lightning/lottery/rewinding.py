@@ -1,7 +1,7 @@
 """Lineage: the masks and weights that each round passes to the next; no Trainer, no files."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Lineage:
         rates: the learning rates that fine-tuning holds.
         own: weights drawn for tickets from files that are only partly taken over.
         fresh: how weights are drawn anew (the arguments of `FreshWeights`), if a setting needs it.
+        copies: what starts as a copy of a prunable weight and no optimizer trains, with that weight's name.
     """
 
     masks: Masks
@@ -50,6 +51,7 @@ class Lineage:
     rates: list[list[float]] | None = None
     own: State | None = None
     fresh: dict[str, Any] | None = None
+    copies: dict[str, str] = field(default_factory=dict)
 
     def set_rewind_point(self, module: nn.Module, step: int) -> None:
         """Save the current weights of `module` as the rewind point."""
@@ -107,6 +109,10 @@ class Lineage:
         if network.variant == "random_mask":
             return shuffled(self.masks, self._generator("random_mask", network.round, network.replicate))
         return self.masks
+
+    def masked(self, state: State, masks: Masks) -> State:
+        """Mask a network's start, with copies of its weights, which would otherwise start with pruned ones alive."""
+        return masked(state, {**masks, **{copy: masks[source] for copy, source in self.copies.items()}})
 
     def start_of(self, network: TrainedNetwork, module: nn.Module, reinit: Reinit | None = None) -> State:
         """Return the weights that a network starts from, before masking."""

@@ -1,7 +1,8 @@
 """Which weights may be pruned, which weight matrices are left out and why, and which cannot be pruned exactly."""
 
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+import functools
+import itertools
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.utils import parametrize
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.masks import Masks
 from lth_lightning.pruning.matrices import LEAVE_OUT, ONE_NORM, matrices
-from lth_lightning.pruning.state import aliases, check_state, stable_name
+from lth_lightning.pruning.state import aliases, check_state, full_state, stable_name
 
 Rule = Callable[[nn.Module], Mapping[str, nn.Parameter]]
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -36,8 +37,14 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
+def chosen(module: nn.Module, rule: Rule, stepped: Collection[int] | None = None) -> dict[str, nn.Parameter]:
     """Return the weights that `rule` selects, each once, by its name in `full_state(module)`.
+
+    Args:
+        module: the network.
+        rule: selects weights.
+        stepped: the `id` of each parameter that an optimizer trains; None if all are. Of `prunable_weights`, the others
+            (an average, a target network) are left out, as they must follow the weights that they copy.
 
     Raises:
         SettingError: no weight is selected, one has a name that the module does not give it, or one cannot be pruned
@@ -45,6 +52,8 @@ def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
     """
     check_state(module)
     given, names, own = dict(rule(module)), _names(module), aliases(module)
+    if rule is prunable_weights and stepped is not None:
+        given = {name: weight for name, weight in given.items() if id(weight) in stepped}
     for name, weight in given.items():
         if id(weight) not in names:
             raise SettingError(
@@ -58,13 +67,18 @@ def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
             )
     weights = {names[id(weight)]: weight for weight in given.values()}
     if not weights:
-        without = ", ".join(f"{name} ({reason})" for name, reason in left_out(module, weights).items())
+        without = ", ".join(f"{name} ({reason})" for name, reason in left_out(module, weights, stepped).items())
         raise SettingError(
             f"nothing to prune: {type(module).__name__} has no prunable weight. Left out: {without or 'none'}. Choose "
             "weights to prune by lottery.prunable."
         )
     for name, weight in weights.items():
         _check_weight(name, weight)
+        if stepped is not None and id(weight) not in stepped:
+            raise SettingError(
+                f"{name} is trained by no optimizer of configure_optimizers, so it is a constant, or it follows other "
+                f"weights and would need their mask. Give it to an optimizer, {LEAVE_OUT}."
+            )
     pruned = {id(weight) for weight in weights.values()}
     for matrix in matrices(module):
         if id(matrix.parameter) in pruned and matrix.problem is not None:
@@ -79,10 +93,13 @@ def chosen(module: nn.Module, rule: Rule) -> dict[str, nn.Parameter]:
     return weights
 
 
-def left_out(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
+def left_out(
+    module: nn.Module, weights: Mapping[str, nn.Parameter], stepped: Collection[int] | None = None
+) -> dict[str, str]:
     """Return the weight matrices of `module` that are not in `weights`, each with the reason in words.
 
-    Weight matrices are those of known layers, and any other parameter with two dimensions greater than 1.
+    Weight matrices are those of known layers, and any other parameter with two dimensions greater than 1; `stepped` as
+    in `chosen`.
     """
     names, pruned, embeddings = _names(module), {id(weight) for weight in weights.values()}, _embeddings(module)
     found = list(matrices(module))
@@ -91,6 +108,8 @@ def left_out(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str
     def reason(weight: nn.Parameter) -> str:
         if not weight.requires_grad:
             return "not trained"
+        if stepped is not None and id(weight) not in stepped:
+            return "trained by no optimizer"
         if id(weight) in embeddings:
             return "embeddings, shared with a layer" if id(weight) in known else "embeddings"
         return "not chosen" if id(weight) in known else "of no layer whose weights are pruned"
@@ -103,6 +122,47 @@ def left_out(module: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str
         and (id(weight) in known or sum(size > 1 for size in weight.shape) > 1)
     }
     return without | {matrix.name: "computed elsewhere" for matrix in found if matrix.parameter is None}
+
+
+def copies_of(module: nn.Module, weights: Mapping[str, nn.Parameter], stepped: Collection[int]) -> dict[str, str]:
+    """Map each parameter or buffer that no optimizer trains and that equals a prunable weight to that one's name.
+
+    Such a copy (an average, a target network, a teacher) starts as its source does, so it needs the source's mask.
+
+    Args:
+        module: the network as training starts.
+        weights: its prunable weights.
+        stepped: the `id` of each parameter that an optimizer trains.
+    """
+    trained = {stable_name(name) for name, weight in module.named_parameters() if id(weight) in stepped}
+    others = {
+        name: value
+        for name, value in full_state(module).items()
+        if name not in trained and value.is_floating_point() and value.numel()
+    }
+    sources: dict[tuple[object, ...], list[str]] = {}
+    for name, weight in weights.items():
+        if not bool((weight == weight.flatten()[0]).all()):  # a constant says nothing
+            for dtype in {value.dtype for value in others.values()}:  # a teacher in half precision is a copy too
+                sources.setdefault(_key(weight, dtype), []).append(name)
+    found: dict[str, str] = {}
+    for name, value in others.items():
+        alike = sources.get(_key(value, value.dtype), [])
+        equal = [one for one in alike if torch.equal(value, weights[one].to(value.device, value.dtype))]
+        if equal:  # several if layers start equal, as those of a TransformerEncoder do
+            found[name] = max(equal, key=functools.partial(_common_ending, name))
+    return found
+
+
+def _common_ending(one: str, other: str) -> int:
+    """Count the parts at the end of two names that are equal."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
+
+
+def _key(value: Tensor, dtype: torch.dtype) -> tuple[object, ...]:
+    """Return a quick key that copies in this dtype have in common."""
+    return dtype, tuple(value.shape), tuple(value.detach().flatten()[:8].to(dtype).tolist())
 
 
 def check_norms(module: nn.Module, masks: Masks) -> None:
@@ -169,7 +229,7 @@ def _refuse_shared_memory(module: nn.Module, weights: Mapping[str, nn.Parameter]
         for name, weight in module.named_parameters()
         if weight.requires_grad and weight.numel()
     )
-    for (device, _, end, name), (other_device, start, _, other) in pairwise(spans):
+    for (device, _, end, name), (other_device, start, _, other) in itertools.pairwise(spans):
         if device == other_device and start < end and not weights.keys().isdisjoint((name, other)):
             raise SettingError(
                 f"{name} and {other} are two parameters in the same memory. To share a weight, assign the parameter "

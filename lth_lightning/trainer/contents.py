@@ -1,8 +1,14 @@
-"""Lists what an object holds, down to numbers and tensors, so that its states at two times can be compared."""
+"""Lists what an object holds, down to numbers and tensors, so that its states at two times can be compared.
+
+Data (datasets, samplers and whatever they hold) may be as large as the disk: of them only small things, and a sample
+of large ones, are listed, up to `MOST_OF_DATA` things.
+"""
 
 import functools
 import hashlib
+import itertools
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from collections.abc import Sequence as SequenceABC
 from types import FunctionType, MethodType, ModuleType, UnionType
@@ -17,8 +23,8 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
-from torchmetrics import Metric, MetricCollection
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchmetrics import Metric
 
 from lth_lightning.pruning.state import fingerprint
 
@@ -26,10 +32,14 @@ Contents = dict[str, str]
 """The value at each path (`slow[0]`, `base.defaults['lr']`), in words; a tensor by its hash."""
 
 MOST = 10_000  # entries of a container that are compared; a longer one is compared by its length too
+MOST_OF_DATA = 500  # things listed of data
+SAMPLE, ENTRIES = 1_000, 30  # of a large tensor, and of a container, of data
+TRUNCATED = "(and more)"
+"""The path that contents have if data had more than `MOST_OF_DATA` things; other paths may then be missing."""
 # Not followed: objects with their own life cycle, or that reset themselves.
 LET_BE = (
-    *(ModuleType, type, L.Trainer, L.LightningDataModule, L.Callback, Strategy, Logger, Metric, MetricCollection),
-    *(DataLoader, Dataset, LightningOptimizer),
+    *(ModuleType, type, L.Trainer, L.LightningDataModule, L.Callback, Strategy, Logger, DataLoader),
+    LightningOptimizer,
 )
 FOREIGN_ROOTS = (
     *("lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "torch", "jsonargparse"),
@@ -37,15 +47,18 @@ FOREIGN_ROOTS = (
 )
 
 
-def contents(things: Mapping[str, Any], known: Mapping[int, Any], leave_out: Callable[[Any, str], bool]) -> Contents:
+def contents(
+    things: Mapping[str, Any], known: Mapping[int, Any], leave_out: Callable[[Any, str], bool], *, data: bool = False
+) -> Contents:
     """Return everything reachable from `things`: attributes, containers, nested objects and closures.
 
     Args:
         things: objects by the names that their paths begin with.
         known: objects not to follow because they are handled elsewhere (parameters, modules), by `id`.
         leave_out: whether to ignore an attribute, given its owner and its name.
+        data: whether to treat the objects as data.
     """
-    return dict(_Walk(known, leave_out).leaves(things))
+    return dict(_Walk(known, leave_out).leaves(things, data))
 
 
 def changed(before: Contents, now: Contents) -> list[str]:
@@ -63,20 +76,47 @@ class _Walk:
         self._known, self._leave_out = known, leave_out
         self._seen: dict[int, Any] = {}  # keeps visited objects alive, so that no `id` is reused
 
-    def leaves(self, things: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        waiting = [*things.items()][::-1]
+    def leaves(self, things: Mapping[str, Any], data: bool) -> Iterator[tuple[str, str]]:
+        waiting = [] if data else [*things.items()][::-1]
+        of_data = deque(things.items() if data else ())
         while waiting:
             path, thing = waiting.pop()
             if id(thing) in self._known:
                 continue
             if (words := _in_words(thing)) is not None:
                 yield path, words
+            elif isinstance(thing, Dataset | Sampler):
+                of_data.append((path, thing))
             elif id(thing) not in self._seen:
                 self._seen[id(thing)] = thing
                 parts, words = self._parts(thing)
                 if words:
                     yield path, words
                 waiting += [(path + name, part) for name, part in reversed(parts)]
+        yield from self._leaves_of_data(of_data)
+
+    def _leaves_of_data(self, waiting: deque[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+        """Yield the leaves of data, the nearest first."""
+        for _ in range(MOST_OF_DATA):
+            if not waiting:
+                return
+            path, thing = waiting.popleft()
+            if id(thing) in self._known:
+                continue
+            if (words := _in_few_words(thing)) is not None:
+                yield path, words
+            elif id(thing) not in self._seen:
+                self._seen[id(thing)] = thing
+                if isinstance(thing, CONTAINERS):
+                    yield path, f"{len(thing)} entries"
+                    parts = _first_entries(thing)
+                elif isinstance(thing, Mapping | SequenceABC | Set):  # indexing a dataset may draw random numbers
+                    parts = self._attributes(thing)
+                else:
+                    parts, _ = self._parts(thing)
+                waiting += [(path + name, part) for name, part in parts]
+        if waiting:
+            yield TRUNCATED, ""
 
     def _parts(self, thing: Any) -> tuple[list[tuple[str, Any]], str | None]:
         """Return the parts of `thing`, and words for `thing` itself or None."""
@@ -85,7 +125,9 @@ class _Walk:
         if isinstance(thing, LET_BE):
             pass
         elif isinstance(thing, nn.Module):  # one that its owner hides from `modules()`
-            parts = [(f".{name}", value) for name, value in (*thing.named_parameters(), *thing.named_buffers())]
+            states = [(name, one.metric_state) for name, one in thing.named_modules() if isinstance(one, Metric)]
+            named = (*thing.named_parameters(), *thing.named_buffers(), *states)
+            parts = [(f".{name}" if name else "", value) for name, value in named]
         elif isinstance(thing, FunctionType):
             parts = self._closure(thing)
         elif isinstance(thing, MethodType):
@@ -94,14 +136,17 @@ class _Walk:
             parts = [("()", thing.func), ("()", thing.args), ("()", thing.keywords)]
         elif isinstance(thing, Set):
             words = f"{len(thing)} entries: {sorted(map(_short, list(thing)[:MOST]))}"
+        elif _saves_state(thing):
+            parts = _entries(thing.state_dict())
         else:
             parts = [*_entries(thing), *self._attributes(thing)]
             words = f"{len(thing)} entries" if isinstance(thing, Mapping | SequenceABC) and len(thing) > MOST else None
         return parts, words
 
     def _attributes(self, thing: Any) -> list[tuple[str, Any]]:
-        """Return the attributes to follow: none for `FOREIGN_ROOTS`, except optimizers, schedules and containers."""
-        followed = isinstance(thing, Optimizer | LRScheduler | Mapping | SequenceABC)
+        """Return the attributes to follow: none for `FOREIGN_ROOTS`, except optimizers, schedules, containers and
+        data."""
+        followed = isinstance(thing, Optimizer | LRScheduler | Mapping | SequenceABC | Dataset | Sampler)
         if not followed and type(thing).__module__.split(".")[0] in FOREIGN_ROOTS:
             return []
         return [(f".{name}", value) for name, value in attributes(thing) if not self._leave_out(thing, name)]
@@ -136,6 +181,22 @@ def _is_filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _saves_state(thing: Any) -> bool:
+    """Whether it is an object of torch (a GradScaler, say) that says itself what its state is."""
+    others = isinstance(thing, Optimizer | LRScheduler | Dataset | Sampler)
+    return type(thing).__module__.startswith("torch.") and not others and hasattr(thing, "load_state_dict")
+
+
+CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+
+
+def _first_entries(container: Any) -> list[tuple[str, Any]]:
+    first = itertools.islice(container.items() if isinstance(container, dict) else enumerate(container), ENTRIES)
+    if isinstance(container, set | frozenset):  # their order is not that of an earlier time
+        return []
+    return [(f"[{_key(key, i)}]", value) for i, (key, value) in enumerate(first)]
 
 
 def _entries(container: Any) -> list[tuple[str, Any]]:
@@ -178,6 +239,25 @@ def _in_words(thing: Any) -> str | None:
         return None
     words = repr(thing)  # a path, a date, a NumPy number, an `itertools.count`
     return None if " at 0x" in words else words
+
+
+PLAIN_MODULES = ("builtins", "itertools", "numpy", "datetime", "pathlib", "decimal", "fractions")
+
+
+def _in_few_words(thing: Any) -> str | None:
+    """As `_in_words`, in a time that does not grow with the object."""
+    if isinstance(thing, str | bytes) and len(thing) > SAMPLE:
+        return f"{len(thing)} long, {_hash(thing[:SAMPLE])}"
+    if isinstance(thing, Tensor) and thing.numel() > SAMPLE:
+        sampled = thing.layout == torch.strided and not thing.is_meta and thing.is_contiguous()
+        sample = _tensor(thing.detach().view(-1)[:: thing.numel() // SAMPLE]) if sampled else ""
+        return f"tensor {tuple(thing.shape)} {sample}"
+    if isinstance(thing, np.ndarray) and thing.size > SAMPLE:
+        sampled = thing.flags.c_contiguous and not isinstance(thing, np.memmap) and thing.dtype != object
+        sample = _hash(thing.reshape(-1)[:: thing.size // SAMPLE].tobytes()) if sampled else ""
+        return f"array {thing.dtype} {thing.shape} {sample}"
+    known = any(isinstance(thing, kind) for kind, _ in WORDS)
+    return _in_words(thing) if known or type(thing).__module__ in PLAIN_MODULES else None
 
 
 def _short(thing: Any) -> str:

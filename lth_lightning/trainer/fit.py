@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.data import _set_sampler_epoch, sized_len
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 from torch.utils.data.distributed import DistributedSampler
 
 from lth_lightning.errors import SettingError
 from lth_lightning.seeding import derive_seed
 from lth_lightning.trainer.lengths import epochs_of
+from lth_lightning.trainer.watch import Watch
 
 NEVER = 10**12  # a number of epochs that no fit reaches
 
@@ -86,6 +87,14 @@ def train_loaders(trainer: L.Trainer) -> list[Any]:
     loader = trainer.fit_loop._combined_loader
     assert loader is not None
     return list(loader.flattened)
+
+
+def restarts_loaders(trainer: L.Trainer) -> bool:
+    """Whether a shorter training loader starts over before the longest has ended."""
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    lengths = {sized_len(one) for one in loader.flattened}
+    return loader._mode == "max_size_cycle" and len(lengths) > 1
 
 
 def loader_facts(trainer: L.Trainer) -> dict[str, str]:
@@ -174,30 +183,36 @@ def settle_place(checkpoint: dict[str, Any], *, inside_epoch: bool) -> None:
 
 
 class _First(L.Callback):
-    """A callback whose `on_train_epoch_start` runs before all others."""
+    """A callback whose `on_train_epoch_start` and `on_network_start` run before all others."""
 
-    def __init__(self, between_epochs: Callable[[L.Trainer, L.LightningModule], None]) -> None:
-        self._between_epochs = between_epochs
+    def __init__(self, between_epochs: Callable[[L.Trainer, L.LightningModule], None], watch: Watch) -> None:
+        self._between_epochs, self._watch = between_epochs, watch
+
+    def on_network_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._watch.before_hooks(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._between_epochs(trainer, pl_module)
 
 
 def call_first_and_last(
-    trainer: L.Trainer, between_epochs: Callable[[L.Trainer, L.LightningModule], None], *last: L.Callback
+    trainer: L.Trainer,
+    between_epochs: Callable[[L.Trainer, L.LightningModule], None],
+    watch: Watch,
+    lottery: L.Callback,
 ) -> None:
-    """Make `last` run after all other callbacks, and `between_epochs` before them when an epoch starts.
+    """Make `watch` and `lottery` run after all other callbacks, and `between_epochs` before them when an epoch starts.
 
-    Thus `last` see what the others did to a batch, and the others see the next network's epoch.
+    Thus these two see what the others did to a batch, and the others see the next network's epoch.
     """
-    kinds: tuple[type[L.Callback], ...] = (_First, *(type(one) for one in last[:-1]))
-    others = [one for one in trainer.callbacks if one is not last[-1] and not isinstance(one, kinds)]
-    trainer.callbacks = [_First(between_epochs), *others, *last]  # a new list, as Lightning iterates over the old one
+    others = [one for one in trainer.callbacks if one is not lottery and not isinstance(one, _First | Watch)]
+    # A new list, as Lightning iterates over the old one.
+    trainer.callbacks = [_First(between_epochs, watch), *others, watch, lottery]
 
 
-def call_as_before(trainer: L.Trainer, *kinds: type[L.Callback]) -> None:
-    """Undo `call_first_and_last`: remove its first callback, and callbacks of the given kinds."""
-    trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, (_First, *kinds))]
+def call_as_before(trainer: L.Trainer) -> None:
+    """Undo `call_first_and_last`."""
+    trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, _First | Watch)]
 
 
 def time_is_up(trainer: L.Trainer) -> bool:

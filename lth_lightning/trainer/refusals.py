@@ -88,13 +88,21 @@ def refuse_what_cannot_work(trainer: L.Trainer, module: L.LightningModule) -> No
                 raise SettingError(f"trainer.callbacks: {type(callback).__name__} {why}")
 
 
-def refuse_to_share(trainer: L.Trainer, checkpoint: Path, networks: int) -> None:
-    """Refuse a ModelCheckpoint that would overwrite the lottery's own file, or one network's files with another's.
+def refuse_to_share(trainer: L.Trainer, checkpoint: Path, networks: int, *, controls: bool) -> None:
+    """Refuse a ModelCheckpoint that would overwrite the lottery's own file, or one network's files with another's, or
+    whose last checkpoint would not be a ticket's.
 
     Raises:
         SettingError: such a ModelCheckpoint is used.
     """
     for callback in trainer.checkpoint_callbacks:
+        is_remote = isinstance(callback, ModelCheckpoint) and "://" in str(callback.dirpath)
+        if controls and is_remote and callback.save_last:  # `CallbackStates.give_back` cannot touch its files
+            raise SettingError(
+                f"trainer.callbacks: ModelCheckpoint(save_last=True) writes to {callback.dirpath}, where "
+                'ckpt_path="last" would be that of a control, not of the last ticket. Give it a dirpath on this '
+                "machine, or save_last=False."
+            )
         if not isinstance(callback, ModelCheckpoint) or callback._enable_version_counter or callback.dirpath is None:
             continue
         names = {callback.CHECKPOINT_NAME_LAST if callback.save_last else None, callback.filename}

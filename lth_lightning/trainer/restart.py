@@ -21,9 +21,10 @@ from torch.utils.hooks import RemovableHandle
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
 from lth_lightning.trainer import fit
-from lth_lightning.trainer.callback_states import CallbackStates
+from lth_lightning.trainer.callback_states import CallbackStates, users_parts
 from lth_lightning.trainer.contents import changed
 from lth_lightning.trainer.lengths import Epochs
+from lth_lightning.trainer.metric_states import MetricStates
 from lth_lightning.trainer.new_optimizers import NewOptimizers, set_settings, settings_of
 from lth_lightning.trainer.trainables import Trainables
 
@@ -44,15 +45,17 @@ class FreshFit:
         last_rates: the learning rates of the latest step, if `note_learning_rates` was called.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
-        """Copy the states of callbacks. Call it in `setup`, before a resumed fit restores them."""
+    def __init__(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Copy the states of callbacks and metrics. Call it in `setup`, before a resumed fit restores them."""
         self._callbacks = CallbackStates(trainer)
         self._averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
         self._optimizers: NewOptimizers | None = None
         self._trainables: Trainables | None = None
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
-        self._resumed: dict[str, Any] = {}
+        self._resumed: dict[str, Any] | None = None
+        self._metrics = MetricStates([module])
+        self._decisive: dict[str, Any] = {}
         self.facts: dict[str, str] = {}
         self._held: list[Any] = []  # schedules that stand still
         self._notes: list[RemovableHandle] = []
@@ -76,11 +79,19 @@ class FreshFit:
             self.facts = self._facts(trainer)
         self._trainables = Trainables(trainer, prunable)
         self._precision = copy.deepcopy(trainer.precision_plugin.state_dict())
+        as_built, self._metrics = (
+            self._metrics,
+            MetricStates([trainer.lightning_module, *users_parts(trainer).values()]),
+        )
+        if self._resumed is not None:
+            self._metrics.take_persistent(as_built)
+        # `accumulate_grad_batches` is set when an epoch is entered.
+        self._decisive = {name: getattr(trainer, name) for name in DECISIVE if name != "accumulate_grad_batches"}
 
     def take_resumed_start(self, trainer: L.Trainer) -> None:
         """Start later networks as the resumed fit started its own, hooks at its start included; after `capture`, once
         the settings are known to be the same. Fits of older versions did not save it."""
-        if "start" in self._resumed:
+        if self._resumed and "start" in self._resumed:
             assert self._trainables is not None
             self.release()
             self._optimizers = NewOptimizers(trainer, self._resumed["start"])
@@ -98,6 +109,9 @@ class FreshFit:
             SettingError: optimizers or schedules keep state from the last network.
         """
         assert self._optimizers is not None and self._trainables is not None
+        for name, value in self._decisive.items():
+            setattr(trainer, name, value)
+        self._metrics.restore()
         self._trainables.restore(trainer.lightning_module)
         self._let_learning_rates_go()
         self._restart_counters(trainer, 0, 0, 0)
@@ -145,6 +159,7 @@ class FreshFit:
         assert self._optimizers is not None and self._trainables is not None
         return {
             "checkpoints": self._callbacks.kept,
+            "theirs": self._callbacks.theirs,
             "outside": self._optimizers.outside(),
             "start": self._optimizers.start,
             "trainables": self._trainables.state_dict(),
@@ -153,8 +168,8 @@ class FreshFit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self._callbacks.kept, self._resumed = state["checkpoints"], state
-        self.last_rates = state.get("last_rates")
+        self._callbacks.kept, self._callbacks.theirs = state["checkpoints"], state.get("theirs", {})
+        self._resumed, self.last_rates = state, state.get("last_rates")
 
     def check_resumed(self, trainer: L.Trainer) -> None:
         """Check that resumed optimizers are complete; call it in `on_train_start` of a fit that resumes a network.
@@ -163,7 +178,7 @@ class FreshFit:
             SettingError: an optimizer differs from before, because its `state_dict` does not hold all of its state.
         """
         assert self._optimizers is not None
-        if differ := changed(self._resumed["outside"], self._optimizers.outside()):
+        if differ := changed((self._resumed or {}).get("outside", {}), self._optimizers.outside()):
             names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
             raise SettingError(
                 f"ckpt_path: {names} keeps {differ[0]} outside its state_dict, so the checkpoint does not hold it and "
@@ -305,8 +320,10 @@ class FreshFit:
             handle.remove()
         self._held, self._notes = [], []
 
-    def limit_epoch(self, trainer: L.Trainer, already: int, batches: int) -> None:
+    def limit_epoch(self, trainer: L.Trainer, already: int, batches: int, skipped: int = 0) -> None:
         """Make the epoch that starts now, with `already` batches done, end after at most `batches` more.
+
+        The first `skipped` that the loaders yield are dropped.
 
         This sets Lightning's own limits, so validation, accumulation and epoch-wise schedules see an epoch of that
         length. The next call undoes it.
@@ -319,7 +336,7 @@ class FreshFit:
             return
         self._note_whole_epoch(trainer)
         batches = int(min(batches, fit_loop.max_batches - already))
-        loader.limits = [min(limit, batches) for limit in loader.limits]
+        loader.limits = [min(limit, batches + skipped) for limit in loader.limits]
         fit_loop.max_batches = batches
         if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
             trainer.val_check_batch = max(1, int(min(batches, trainer.val_check_batch)))

@@ -42,8 +42,8 @@ def after_each_batch(trainer: L.Trainer, then: Callable[[], None]) -> None:
 
 
 def let_go(trainer: L.Trainer) -> None:
-    """Undo `after_each_batch`, and an unfinished `go_on`."""
-    for name in ("on_advance_end", "reset"):
+    """Undo `after_each_batch`, and an unfinished `go_on` or `skip_at_start`."""
+    for name in ("on_advance_end", "reset", "on_run_start"):
         trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
 
 
@@ -137,13 +137,28 @@ def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int]
     loop.reset = enter  # type: ignore[method-assign]
 
 
-def skip_batches(trainer: L.Trainer, count: int) -> None:
-    """Draw `count` batches from the loaders and drop them."""
+def skip_batches(trainer: L.Trainer, count: int, uncounted: int = 0) -> None:
+    """Draw `count` batches from the loaders and drop them; Lightning itself counts `uncounted` of them, as done."""
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     for _ in range(count):
-        next(fetcher)
-    fetcher.fetched = 0  # Lightning itself adds the batches that are done
+        drawn: Any = next(fetcher)
+        if isinstance(fetcher, _DataLoaderIterDataFetcher):  # it yields an iterator over batches
+            next(drawn)
+    fetcher.fetched = max(0, count - uncounted)
+
+
+def skip_at_start(trainer: L.Trainer, count: int) -> None:
+    """Drop the first `count` batches of the epoch that starts now, whose iterator Lightning has still to make."""
+    loop = trainer.fit_loop.epoch_loop
+    start = loop.on_run_start
+
+    def start_and_skip(data_fetcher: Any) -> None:
+        del loop.__dict__["on_run_start"]
+        start(data_fetcher)
+        skip_batches(trainer, count)
+
+    loop.on_run_start = start_and_skip  # type: ignore[method-assign]
 
 
 # ------------------------------------------------------------------------ gradients and buffers

@@ -85,5 +85,11 @@ class Trainables:
         )
 
 
+def stepped(trainer: L.Trainer) -> set[int]:
+    """Return the `id` of each parameter that an optimizer trains."""
+    optimizers = trainer.optimizers
+    return {id(parameter) for one in optimizers for group in one.param_groups for parameter in group["params"]}
+
+
 def _groups(trainer: L.Trainer) -> list[list[int]]:
     return [[len(group["params"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]

@@ -8,6 +8,9 @@ What was tried, by hand too (lth_lightning/trainer/README.md has the list for us
 - the strategies: ddp_spawn, ddp_fork, ddp_notebook with two processes on the CPU (tests/behaviour/test_processes.py);
   ddp_find_unused_parameters_true;
 - `setup("test")` of callbacks and modules: what it makes, what it notes, what it rebuilds, what it adds;
+- copies that no optimizer trains: AveragedModel, a target network, a frozen teacher, a copy in a buffer; with the
+  default rule, a rule that names them, tickets from files, a resume, random_mask and random_reinit;
+- a frozen parameter of -inf, an attribute named `masks`;
 - `torch.inference_mode` around a fit and around a module's making; `torch.no_grad`;
 - `torch.compile` of a network and `LightningModule.compile`; a LightningModule in another; validate and test before
   and after a fit; barebones, detect_anomaly, profilers, fast_dev_run (refused);
@@ -15,6 +18,7 @@ What was tried, by hand too (lth_lightning/trainer/README.md has the list for us
   tests/pruning/test_gradient_criteria.py.
 """
 
+import copy
 import functools
 import os
 import pickle
@@ -27,14 +31,17 @@ import pytest
 import pytorch_lightning
 import torch
 import torchmetrics
-from conftest import FOREIGN_METRICS, ForeignData, ForeignModule, assert_same, digits, fit, make_trainer, mlp
+from conftest import FOREIGN_METRICS, Cut, ForeignData, ForeignModule, assert_same, digits, fit, make_trainer, mlp
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lth_lightning import LotteryTicket, Pruning, SettingError
+from lth_lightning.errors import DivergedError
+from lth_lightning.pruning.state import full_state
 from lth_lightning.runs.rows import read_rows
 
 # ------------------------------------------------------------------------ every callback of Lightning's
@@ -87,7 +94,9 @@ def test_there_is_a_verdict_for_every_callback() -> None:
 @pytest.mark.parametrize("name", [name for name, (make, _) in VERDICTS.items() if make])
 @pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`")
 @pytest.mark.filterwarnings("ignore:.*fit.ckpt_path")  # OnExceptionCheckpoint looks for one of its own
-def test_a_callback_leaves_training_as_it_is_or_is_refused(name: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_callback_leaves_training_as_it_is_or_is_refused(
+    name: str, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     make, verdict = VERDICTS[name]
     assert make is not None
     theirs = make(tmp_path)
@@ -110,6 +119,7 @@ def test_a_callback_leaves_training_as_it_is_or_is_refused(name: str, tmp_path: 
         assert not (tmp_path / "refused").exists()
         return
     run("with", theirs)
+    assert not [record for record in caplog.records if record.name == "lth_lightning.trainer.watch"]
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     run("without")
     for round in ("00", "01"):
@@ -441,3 +451,162 @@ def test_inference_mode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="ImageClassifier: net.*weight was created inside torch.inference_mode"):
         fit(module, digits(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------ copies that no optimizer trains
+
+
+class Small(ForeignModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.body.parameters(), lr=0.1, momentum=0.9)
+
+
+class Averaged(Small):
+    """Evaluates torch's own average of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copy = AveragedModel(self.body, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.copy.update_parameters(self.body)
+
+    def _evaluate(self, batch: Any, split: str) -> None:
+        logits = self.copy(batch[0])
+        self.log(f"{split}/ce", torch.nn.functional.cross_entropy(logits, batch[1]))
+        self.log(f"{split}/accuracy", (logits.argmax(1) == batch[1]).float().mean())
+
+
+class Targets(Small):
+    """A target network, trained by nobody, that follows slowly."""
+
+    frozen = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(self.body).requires_grad_(not self.frozen)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            for ours, theirs in zip(self.copy.parameters(), self.body.parameters(), strict=True):
+                ours.lerp_(theirs, 0.1)
+            aims = self.copy(batch[0]).softmax(1)
+        return super().training_step(batch, batch_idx) + torch.nn.functional.cross_entropy(self.body(batch[0]), aims)
+
+
+class Frozen(Targets):
+    frozen = True
+
+
+class Kept(Small):
+    """Is pulled to where it began, which it keeps in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("copy", self.body[1].weight.detach().clone())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + (self.body[1].weight - self.copy).square().sum()
+
+
+def pairs_of(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Each copy with its source."""
+    state, pairs = full_state(module), []
+    for name, value in state.items():
+        ending = name.removeprefix("copy.module.").removeprefix("copy.")
+        source = {"copy": "body.1.weight"}.get(name, f"body.{ending}")
+        if name.startswith("copy") and source.endswith("weight") and source in state:
+            pairs.append((value, state[source]))
+    return pairs
+
+
+class Copies(L.Callback):
+    """Whether copies are 0 wherever their sources are, at each network's start and end."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[bool]] = []
+
+    def look(self, module: nn.Module) -> None:
+        self.seen.append([not bool(ours[theirs == 0].any()) for ours, theirs in pairs_of(module)])
+
+    def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        self.look(module)
+
+    def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        self.look(module)
+
+
+SETTINGS: dict[str, Any] = {"rounds": 1, "train_for": "9it", "metrics": FOREIGN_METRICS, "pruning": Pruning(rate=0.5)}
+
+
+@pytest.mark.parametrize("kind", [Averaged, Targets, Frozen, Kept])
+def test_copies_that_no_optimizer_trains_have_the_zeros_of_their_source(kind: Any, tmp_path: Path) -> None:
+    def run(folder: str, *more: L.Callback, **given: Any) -> Any:
+        torch.manual_seed(0)
+        return fit(kind(), ForeignData(), tmp_path / folder, callbacks=more, **{**SETTINGS, **given})
+
+    whole = run("whole", seen := Copies(), controls=["random_mask", "random_reinit"], rewind_to="2it")
+    assert len(seen.seen) == 8 and all(map(all, seen.seen)) and seen.seen[0]
+    ticket = whole.ticket(1)
+    assert [*ticket.masks] == ["body.1.weight", "body.3.weight"] and whole.rows[1].density == pytest.approx(0.5)
+    weights = [name for name in full_state(kind()) if name.startswith("copy") and name.endswith("weight")]
+    reason = "not trained" if kind is Frozen else "trained by no optimizer"
+    assert ticket.info["left_out"] == dict.fromkeys(weights, reason)
+    applied = kind()
+    ticket.apply(applied)
+    assert all(not bool(ours[theirs == 0].any()) for ours, theirs in pairs_of(applied))
+    if kind is not Targets:
+        return
+    given = run("given", Copies(), rounds=None, pruning=Pruning(), tickets=whole.lottery.folder.ticket(1))
+    assert_same(given.ticket(1).trained, ticket.trained)
+    with pytest.raises(RuntimeError, match="cut"):
+        run("cut", Cut(6), controls=["random_mask", "random_reinit"], rewind_to="2it")
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    again = run("cut", ckpt_path=last, controls=["random_mask", "random_reinit"], rewind_to="2it")
+    assert_same(again.ticket(1).trained, ticket.trained)
+
+
+def test_a_rule_that_names_what_no_optimizer_trains_is_refused(tmp_path: Path) -> None:
+    def every(module: nn.Module) -> dict[str, nn.Parameter]:
+        return {name: one for name, one in module.named_parameters() if name.endswith("weight")}
+
+    words = r"copy.1.weight is trained by no optimizer of configure_optimizers.* or leave it out by lottery.prunable"
+    with pytest.raises(SettingError, match=words):
+        fit(Targets(), ForeignData(), tmp_path / "run", prunable=every, **SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------ values and names
+
+
+def test_what_is_not_finite_before_training_is_no_divergence(tmp_path: Path) -> None:
+    class Causal(Small):
+        automatic_optimization = False  # shows no loss
+
+        def __init__(self, spoils: bool) -> None:
+            super().__init__()
+            causal = torch.full((3, 3), float("-inf")).triu(1)
+            self.causal, self.spoils = nn.Parameter(causal, requires_grad=False), spoils
+            self.register_buffer("bias", causal.clone())
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            if self.spoils:
+                self.causal.data[0, 0] = float("nan")
+
+    settings = {**SETTINGS, "train_for": "2it"}
+    assert len(fit(Causal(False), ForeignData(), tmp_path / "run", **settings).rows) == 2
+    with pytest.raises(DivergedError, match="round 0, ticket, step 2: causal has weights that are not finite"):
+        fit(Causal(True), ForeignData(), tmp_path / "spoilt", **settings)
+
+
+def test_an_attribute_named_masks_need_not_be_a_tickets(tmp_path: Path) -> None:
+    class Made(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.masks = {"body.1.weight": torch.ones(3)}
+
+    assert len(fit(Made(), ForeignData(), tmp_path, **{**SETTINGS, "train_for": "2it"}).rows) == 2

@@ -27,9 +27,10 @@ from conftest import (
 )
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import CombinedLoader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from lth_lightning import LotteryTicket, Magnitude, Movement, Pruning, SettingError, prunable_weights
 from lth_lightning.pruning.masks import density, masked
@@ -286,6 +287,90 @@ def test_a_rounds_networks_see_the_data_in_one_order(experiment: Experiment, dat
     assert second[0] == second[1] == second[2]
     distinct = len({tuple(seen) for seen in (dense, first[0], second[0])})
     assert distinct == {"fresh": 3, "same": 1}[data_order]
+
+
+class Stream(IterableDataset):
+    """Four epochs' worth of what ForeignData trains on, without a length."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return (self.data[int(i)] for i in torch.randperm(4 * len(self.data)) % len(self.data))
+
+
+class StreamData(ForeignData):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Stream(self.splits["train"]), batch_size=40)
+
+
+class TwoLoaders(ForeignData):
+    mode = "max_size"
+
+    def train_dataloader(self) -> Any:
+        short = DataLoader(Subset(self.splits["train"], range(240)), batch_size=40, shuffle=True)
+        return CombinedLoader([super().train_dataloader(), short], self.mode)
+
+
+class OfTwo(ForeignModule):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return sum(super(OfTwo, self).training_step(one, batch_idx) for one in batch if one is not None)
+
+
+class AllTargets(Order):
+    """Of several loaders too; counts the dense network's batches."""
+
+    batches = 0
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches += len(self.seen) == 1
+        for one in batch if isinstance(batch[0], list) else [batch]:
+            if one is not None:  # a loader that has ended
+                super().on_train_batch_start(trainer, module, one, batch_idx)
+
+
+LOADERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "stock": (ForeignModule, ForeignData, {}),
+    "accumulated": (ForeignModule, ForeignData, {"accumulate_grad_batches": 2}),
+    "without a length": (ForeignModule, StreamData, {"check_val_every_n_epoch": None, "val_check_interval": 5}),
+    "two": (OfTwo, TwoLoaders, {}),
+    "seekable": (mlp, digits, {}),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("first", [3, 10])
+def test_the_same_order_goes_on_from_the_rewind_point(loader: str, first: int, tmp_path: Path) -> None:
+    make, data, trainer = LOADERS[loader]
+    settings: dict[str, Any] = {
+        **{"data_order": "same", "train_for": "13it", "rewind_to": f"{first}it", "rounds": 1, "trainer": trainer},
+        **{"evaluate_test": False},
+        **({} if loader == "seekable" else {"metrics": FOREIGN_METRICS}),
+    }
+
+    def run(folder: str, order: Order, *more: L.Callback, **given: Any) -> None:
+        torch.manual_seed(0)
+        fit(make(), data(), tmp_path / folder, callbacks=(order, *more), **settings, **given)
+
+    run("whole", whole := AllTargets())
+    dense, ticket = whole.seen
+    assert ticket == dense[-len(ticket) :] and 0 < len(ticket) < len(dense)
+    if first == 10:
+        return
+    with pytest.raises(RuntimeError, match="cut"):
+        run("cut", AllTargets(), Cut(whole.batches + 3), checkpoint_every_n_train_steps=1)
+    run("cut", rest := AllTargets(), ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    assert 0 < len(rest.seen[-1]) < len(ticket) and ticket[-len(rest.seen[-1]) :] == rest.seen[-1]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_an_order_that_depends_on_all_draws_before_the_rewind_point_is_refused(tmp_path: Path) -> None:
+    data = TwoLoaders()
+    data.mode = "max_size_cycle"
+    settings: dict[str, Any] = {"data_order": "same", "train_for": "1ep", "metrics": FOREIGN_METRICS}
+    with pytest.raises(SettingError, match="lottery.data_order: same cannot be kept from a rewind point inside an"):
+        fit(OfTwo(), data, tmp_path / "refused", rewind_to="3it", **settings)
+    fit(OfTwo(), data, tmp_path / "run", rewind_to="0it", rounds=0, **settings)
 
 
 def test_how_often_is_evaluated_does_not_change_what_is_trained(experiment: Experiment) -> None:

@@ -25,6 +25,7 @@ weights of all parameters, of tiny configurations where the library lets one cho
 | timm resnetv2_bit, nf_resnet26, nfnet_f0, vit_base_r50 (StdConv2d, ScaledStdConv2d) | | refused by name |
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ from lth_lightning.models import Conv2, LeNet300
 from lth_lightning.pruning import matrices
 from lth_lightning.pruning.criteria import Evidence
 from lth_lightning.pruning.masks import dense_masks, masked
-from lth_lightning.pruning.prunable import check_norms, chosen, left_out
+from lth_lightning.pruning.prunable import check_norms, chosen, copies_of, left_out
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state, parameters_by_name, stable_name
 
 
@@ -212,6 +213,42 @@ def test_what_is_left_out_is_named_with_its_reason() -> None:
     nothing = left_out(net, {})
     assert nothing["language.body.weight"] == "not chosen"
     assert set(nothing) - set(left_out(net, prunable_weights(net))) == {"language.body.weight"}
+
+
+def test_what_no_optimizer_trains_is_left_out_or_refused_and_copies_are_found() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.average = nn.Linear(4, 3)
+            self.online = nn.Linear(4, 3)
+            self.average.load_state_dict(self.online.state_dict())
+            self.other = nn.Linear(4, 3)
+            self.zeros, self.zeros_too = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+            nn.init.zeros_(self.zeros.weight), nn.init.zeros_(self.zeros_too.weight)
+            self.register_buffer("kept", self.online.weight.detach().clone())
+            self.register_buffer("rounded", self.online.weight.detach().half())
+
+    net = Pair()
+    stepped = {id(weight) for weight in (*net.online.parameters(), net.zeros.weight)}
+    weights = chosen(net, prunable_weights, stepped)
+    assert [*weights] == ["online.weight", "zeros.weight"]
+    without = ("average.weight", "other.weight", "zeros_too.weight")
+    assert left_out(net, weights, stepped) == dict.fromkeys(without, "trained by no optimizer")
+    copies = ("average.weight", "kept", "rounded")
+    assert copies_of(net, weights, stepped) == dict.fromkeys(copies, "online.weight")
+    with pytest.raises(SettingError, match=r"average.weight is trained by no optimizer .* leave it out by lottery"):
+        chosen(net, lambda module: {**prunable_weights(module)}, stepped)
+    with pytest.raises(SettingError, match=r"nothing to prune: .*average.weight \(trained by no optimizer\)"):
+        chosen(net, prunable_weights, set())
+
+
+def test_a_copy_of_layers_that_start_equal_follows_its_own_source() -> None:
+    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 2, enable_nested_tensor=False)
+    net = nn.ModuleDict({"online": layers, "average": nn.ModuleList([copy.deepcopy(layers)])})
+    stepped = {id(weight) for weight in layers.parameters()}
+    copies = copies_of(net, chosen(net, prunable_weights, stepped), stepped)
+    assert len(copies) == 8
+    assert all(name.removeprefix("average.0.") == source.removeprefix("online.") for name, source in copies.items())
 
 
 def test_where_nothing_can_be_pruned_what_is_left_out_is_said() -> None:

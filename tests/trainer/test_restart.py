@@ -26,7 +26,11 @@ RAdam, Shampoo, NovoGrad, Adan, Lamb, SWATS, GrokFastAdamW; of timm 1.0: SGD, SG
 What a module changes:
 
 - Number, text, list, dict, set, deque, array, generator, tensor that is not a buffer; an attribute of an object, of a
-  submodule or of a class; hyperparameters; a module hidden in a list: told, once.
+  submodule or of a class; hyperparameters; a module hidden in a list; a dataset that it fills; a GradScaler: told,
+  once.
+- Metrics of torchmetrics, logged or not: MaxMetric, MinMaxMetric, MetricTracker, collections, in lists, in callbacks,
+  updated before the fit, made in `setup("test")`: as at the start of the fit, also in networks after a resume.
+- `trainer.gradient_clip_val` and the like, set while it trains: as at the start of the fit.
 - What it empties itself before it trains or evaluates, what it sets in `on_network_start`, metrics, constants that are
   made late: not told.
 - A buffer that grows, appears, becomes None, changes type, is not persistent: as it was at the rewind point.
@@ -39,6 +43,12 @@ Other callbacks:
   ModelCheckpoint speaks of the last ticket.
 - ModelCheckpoint(enable_version_counter=False), BaseFinetuning, BackboneFinetuning: refused.
 - Timer (the whole fit's), LearningRateMonitor, DeviceStatsMonitor: nothing of theirs decides anything.
+- People's own with both `state_dict` and `load_state_dict`, data modules too: loaded anew, also after a resume.
+- Numbers, text, generators of people's own, of class or object, and of a data module: told. What they set in
+  `on_network_start`, what they only add to lists and dicts, what Lightning's base class keeps: not told.
+
+Training data: datasets, samplers, batch samplers and collate functions with counters or generators: told, in a time
+that does not grow with the data. Generators and epochs that each epoch sets: not told.
 """
 
 import collections
@@ -57,14 +67,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Cut, Fit, Order, assert_same, copies, digits, fit, make_trainer, train_by_hand
-from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint, SpikeDetection
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    ModelCheckpoint,
+    SpikeDetection,
+    TQDMProgressBar,
+)
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, ExponentialLR, LambdaLR, OneCycleLR
-from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchmetrics import MaxMetric, MeanMetric, MetricCollection, SumMetric
+from torchmetrics.wrappers import MetricTracker, MinMaxMetric
 
 from lth_lightning import SettingError
+from lth_lightning.trainer.contents import changed, contents
 
 
 class Module(L.LightningModule):
@@ -565,6 +583,13 @@ class Holder:
         self.value = 1.0
 
 
+class Grows(Dataset):
+    """A replay buffer."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+
 class Keeps(Module):
     """Changes one thing at each step, by `change`."""
 
@@ -618,6 +643,12 @@ TOLD: dict[str, tuple[Callable[[Any], None], Callable[[Any], None], str]] = {
         lambda m: m.save_hyperparameters({"alpha": 1.0}),
         lambda m: m.hparams.update(alpha=m.hparams.alpha / 2),
         "_hparams",
+    ),
+    "dataset": (lambda m: setattr(m, "replay", Grows()), lambda m: m.replay.seen.append(1), r"replay.seen \(0 entries"),
+    "scaler": (
+        setting(scaler=torch.amp.GradScaler("cpu", init_scale=4.0)),
+        lambda m: m.scaler.update(2 * m.scaler.get_scale() if m.scaler.scale(torch.ones(1)) else None),
+        "scaler",
     ),
     "lazily made": (lambda m: None, lambda m: setattr(m, "ema", getattr(m, "ema", 0) + 1), "ema"),
 }
@@ -684,6 +715,72 @@ def test_what_a_module_sets_back_itself_is_not_told(tmp_path: Path, caplog: pyte
 
     assert heard(caplog, Tidy, tmp_path / "tidy") == []
     assert heard(caplog, lambda: Module(OPTIMIZERS["lookahead"]), tmp_path / "module") == []
+
+
+class Metered(Module):
+    """Metrics of all kinds, none of which is logged as an object, so that nobody resets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best, self.extremes = MaxMetric(), MinMaxMetric(MeanMetric())
+        self.history = MetricTracker(MeanMetric(), maximize=True)
+        self.both = MetricCollection([MeanMetric(), MaxMetric()])
+        self.hidden, self.begun = [SumMetric()], SumMetric()
+        self.begun.update(3)
+        self.begun.persistent(True)
+        self.starts: list[Any] = []
+
+    def setup(self, stage: str) -> None:
+        if stage == "test":
+            self.late = SumMetric()
+
+    def on_network_start(self, network: Any, density: float) -> None:
+        every = [self.best, self.extremes._base_metric, *self.both.values(), *self.hidden, self.begun, self.late]
+        counts = [metric.update_count for metric in every]
+        extremes = (float(self.extremes.min_val), float(self.extremes.max_val))
+        self.starts.append((counts, extremes, self.history.n_steps, float(self.begun.compute())))
+
+    def on_validation_epoch_start(self) -> None:
+        self.history.increment()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        for metric in (self.best, self.extremes, self.history, self.both, *self.hidden, self.begun, self.late):
+            metric.update(batch[0].mean() + len(self.starts))
+        self.extremes.compute()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log_dict(self.both(batch[0].mean()))
+
+
+FRESH = ([0, 0, 0, 0, 0, 1, 0], (float("inf"), float("-inf")), 0, 3.0)
+AS_TESTED = {"metrics": {"test_loss": "MeanMetric"}, "train_for": "14it", "rounds": 1}
+
+
+def metered(folder: Path, **settings: Any) -> Fit:
+    return fit(Metered(), digits(), folder, **{**AS_TESTED, **settings})
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")  # of torchmetrics, in a test without batches
+def test_metrics_start_in_each_network_as_at_the_start_of_the_fit(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"controls": ["random_mask"]}
+    assert metered(tmp_path / "whole", **settings).module.starts == [FRESH] * 3
+    with pytest.raises(RuntimeError, match="cut"):
+        metered(tmp_path / "cut", callbacks=(Cut(10),), **settings)
+    resumed = metered(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt", **settings)
+    assert resumed.module.starts == [FRESH] * 2, "those of the networks after the one that is resumed"
+
+
+def test_settings_of_the_trainer_that_training_changes_are_set_back(tmp_path: Path) -> None:
+    class Clips(Module):
+        seen: ClassVar[list[Any]] = []
+
+        def on_train_epoch_start(self) -> None:
+            self.seen.append(self.trainer.gradient_clip_val)
+            self.trainer.gradient_clip_val = 0.001
+
+    run_of(Clips, tmp_path, train_for="2ep", trainer={"gradient_clip_val": 0.5})
+    assert Clips.seen == [0.5, 0.001] * 3
 
 
 def test_a_module_hears_of_its_networks_and_not_of_one_that_is_resumed(tmp_path: Path) -> None:
@@ -846,6 +943,14 @@ def test_the_best_checkpoint_is_that_of_the_last_ticket(controls: list[str], tmp
     assert all(not bool(weights[name][~mask].any()) for name, mask in masks.items())
     assert Path(theirs.last_model_path).is_file()
 
+    class Weights(L.Callback):
+        def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            self.seen = copies(module)
+
+    run.trainer.callbacks.append(weights := Weights())
+    run.trainer.validate(run.module, digits(), ckpt_path="last", verbose=False)
+    assert_same(weights.seen, run.ticket(2).trained)
+
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_the_best_checkpoint_survives_a_resume_in_a_control(tmp_path: Path) -> None:
@@ -869,6 +974,13 @@ def test_a_checkpoint_callback_that_would_overwrite_another_networks_files_is_re
     with pytest.raises(SettingError, match="would overwrite one network's files with the next one's"):
         run_of(Module, tmp_path / "run", callbacks=(theirs,), trainer=trainer)
     run_of(Module, tmp_path / "dense", rounds=0, callbacks=(theirs,), trainer=trainer)
+
+
+def test_a_last_checkpoint_that_cannot_be_made_the_tickets_is_refused(tmp_path: Path) -> None:
+    theirs = ModelCheckpoint("memory://theirs", save_last=True)
+    settings: dict[str, Any] = {"callbacks": (theirs,), "trainer": {"enable_checkpointing": True}, "rounds": 1}
+    with pytest.raises(SettingError, match=r"ModelCheckpoint.save_last=True. writes to memory:.* that of a control"):
+        run_of(Module, tmp_path / "refused", controls=["random_mask"], train_for="1it", **settings)
 
 
 def test_a_loss_that_is_high_again_is_not_a_spike(tmp_path: Path) -> None:
@@ -914,3 +1026,223 @@ def test_a_stop_inside_an_epoch_shortens_no_later_one(tmp_path: Path) -> None:
     run = run_of(Module, tmp_path, train_for="16it", callbacks=(Stops(), stop, order))
     assert [row.steps for row in run.rows] == [3, 16, 16]
     assert [len(seen) for seen in order.seen] == [120, *[250 + 250 + 80] * 2], "epochs of 7, 7 and 2 batches"
+
+
+# ------------------------------------------------------------------------ what callbacks and data keep
+
+
+class WarmsUp(L.Callback):
+    """Counts steps, as a class's default and as its own attribute."""
+
+    steps = 0
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []  # records, and is told to nobody
+        self.rounds: dict[str, list[int]] = {"seen": []}
+
+    def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, network: Any, density: float) -> None:
+        self.starts.append(self.steps)
+        self.rounds["seen"].append(network.round)
+        self.name = network.name
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+
+
+class SavesItself(WarmsUp):
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+
+class SetsItself(WarmsUp):
+    def on_network_start(self, *args: Any) -> None:
+        super().on_network_start(*args)
+        self.steps = 0
+
+
+class Bar(TQDMProgressBar):
+    """What its base class counts is Lightning's."""
+
+    mine = 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        super().on_train_batch_end(*args)
+        self.mine += 1
+
+
+def test_what_a_callback_counts_is_told_unless_it_saves_or_sets_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = WarmsUp()
+    (told,) = heard(caplog, Module, tmp_path / "counts", callbacks=(counts,))
+    assert told.startswith("Module: training has changed callback WarmsUp.steps (0, now 10). ")
+    assert "Set a callback's in its on_network_start(trainer, module, network, density)" in told
+    assert counts.starts == [0, 10, 20]
+    for callback in (SavesItself(), SetsItself()):
+        assert heard(caplog, Module, tmp_path / type(callback).__name__, callbacks=(callback,)) == []
+    settings: dict[str, Any] = {"callbacks": (Bar(),), "trainer": {"enable_progress_bar": True}}
+    (told,) = heard(caplog, Module, tmp_path / "bar", **settings)
+    assert "changed callback Bar.mine (0, now 10)." in told
+
+
+def test_a_callback_that_saves_itself_starts_anew_in_each_network_after_a_resume_too(tmp_path: Path) -> None:
+    whole, cut, resumed = SavesItself(), SavesItself(), SavesItself()
+    run_of(Module, tmp_path / "whole", callbacks=(whole,))
+    with pytest.raises(RuntimeError, match="cut"):
+        run_of(Module, tmp_path / "cut", callbacks=(cut, Cut(19)))
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    run_of(Module, tmp_path / "cut", callbacks=(resumed,), ckpt_path=last)
+    assert whole.starts == [0, 0, 0] and cut.starts == [0, 0] and resumed.starts == [7, 0], "one in mid-network"
+    assert whole.steps == resumed.steps == 10
+
+
+class Noisy(Dataset):
+    """A generator of its own; whoever asks it for entries moves it."""
+
+    def __init__(self) -> None:
+        self.dice = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return 80
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((1, 8, 8), self.dice.random(), dtype=torch.float32), index % 10
+
+
+class Sampled(torch.utils.data.Sampler):
+    epochs = 0
+
+    def __iter__(self) -> Any:
+        self.epochs += 1
+        return iter(range(self.epochs, 80 + self.epochs))
+
+    def __len__(self) -> int:
+        return 80
+
+
+class Batched(Sampled):
+    def __iter__(self) -> Any:
+        return (list(range(i, i + 20)) for i in super().__iter__() if i % 20 == 0)
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Collates:
+    calls = 0
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, batch: Any) -> Any:
+        self.calls += 1
+        return torch.utils.data.default_collate(batch)
+
+
+def constant(size: int = 100) -> TensorDataset:
+    return TensorDataset(torch.ones(size, 1, 8, 8), torch.arange(size) % 10)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+LOADERS: dict[str, tuple[Callable[[], DataLoader], str]] = {
+    "a dataset's generator": (lambda: DataLoader(Noisy(), 20), "dataset.dice"),
+    "one inside another": (
+        lambda: DataLoader(torch.utils.data.Subset(Noisy(), range(40)), 20),
+        "dataset.dataset.dice",
+    ),
+    "a sampler's counter": (lambda: DataLoader(constant(), 20, sampler=Sampled()), "sampler.epochs"),
+    "a batch sampler's": (lambda: DataLoader(constant(), batch_sampler=Batched()), "batch_sampler.epochs"),
+    "a collate function's": (lambda: DataLoader(constant(), 20, collate_fn=Collates()), "collate_fn.calls"),
+    "stock": (lambda: DataLoader(constant(), 20, shuffle=True), ""),
+    "stock, a generator that is seeded": (lambda: DataLoader(constant(), 20, shuffle=True, generator=seeded()), ""),
+    "a distributed sampler": (
+        lambda: DataLoader(constant(), 20, sampler=torch.utils.data.DistributedSampler(constant(), 1, 0)),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_what_training_data_keep_from_network_to_network_is_told(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, words = LOADERS[name]
+
+    class Data(L.LightningDataModule):
+        def train_dataloader(self) -> DataLoader:
+            return make()
+
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(constant(20), 20)
+
+    torch.manual_seed(0)
+    with caplog.at_level(logging.WARNING, "lth_lightning.trainer.watch"):
+        fit(Module(), Data(), tmp_path, train_for="5it", evaluate_test=False)
+    told = [record.getMessage() for record in caplog.records if record.name == "lth_lightning.trainer.watch"]
+    assert len(told) == bool(words), told
+    assert all(f"Module: training has changed train loader.{words}" in one for one in told)
+
+
+def test_what_a_data_module_keeps_is_told_or_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loaded: list[int] = []
+
+    class Levels(type(digits())):  # type: ignore[misc]
+        level = 0
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            self.level += 1
+            return batch
+
+    class Saves(Levels):
+        def state_dict(self) -> dict[str, Any]:
+            return {"level": self.level}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.level = state["level"]
+            loaded.append(self.level)
+
+    for kind, told in ((Levels, 1), (Saves, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "lth_lightning.trainer.watch"):
+            fit(Module(), kind(dataset="Digits", train_size=80, val_size=40), tmp_path / kind.__name__)
+        lines = [one.getMessage() for one in caplog.records if one.name == "lth_lightning.trainer.watch"]
+        assert len(lines) == told and all("data module Levels.level (1, now " in line for line in lines)
+    assert loaded == [0, 0]
+
+
+def test_large_data_are_compared_by_a_sample() -> None:
+    class Counted(list):
+        asked = 0
+
+        def __iter__(self) -> Any:
+            for entry in super().__iter__():
+                Counted.asked += 1
+                yield entry
+
+    class Large(Dataset, collections.abc.Sequence):
+        def __init__(self) -> None:
+            self.names, self.counter = Counted(range(10**5)), [0]
+            self.images = torch.empty(1).expand(10**12)
+            self.pixels = np.broadcast_to(np.zeros(1), (10**12,))
+            self.file = "x" * 10**6
+            self.nested = {i: {j: [j] for j in range(10**3)} for i in range(10**2)}
+
+        def __getitem__(self, index: Any) -> Any:
+            raise AssertionError("drawn from")
+
+        def __len__(self) -> int:
+            return 10**12
+
+    large = Large()
+    before = contents({"loader": large}, {}, lambda *_: False)
+    assert Counted.asked <= 31 and len(before) <= 501
+    large.counter[0] += 1
+    large.names.append(0)
+    now = contents({"loader": large}, {}, lambda *_: False)
+    assert changed(before, now) == ["loader.names", "loader.counter[0]"]
