@@ -174,8 +174,9 @@ class Experiment:
         if progress.begun:
             self.masks = progress.lineage.masks_of(self.network)
             self.fresh.check_resumed(self.trainer)
-            self._open_network()
             assert progress.moment is not None
+            resume.restore_module(self.trainer, progress.moment)
+            self._open_network()
             resume.go_on(self.trainer, progress.moment, self.enter_epoch)
         progress.moment = None
 

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
+from lth_lightning.trainer import module_state
 from lth_lightning.trainer.callback_states import CallbackStates
 from lth_lightning.trainer.contents import changed
 from lth_lightning.trainer.lengths import Epochs
@@ -47,6 +48,7 @@ class FreshFit:
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
         self._resumed: dict[str, Any] = {}
+        self._loading = module_state.tolerate_changed_buffers(trainer)
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
@@ -59,6 +61,7 @@ class FreshFit:
         Raises:
             SettingError: an optimizer's steps cannot be hooked.
         """
+        self._loading.remove()
         self.is_global_zero = trainer.is_global_zero
         self._optimizers = NewOptimizers(trainer)
         self._trainables = Trainables(trainer, prunable)
@@ -112,7 +115,8 @@ class FreshFit:
         self._callbacks.give_back()
 
     def release(self) -> None:
-        """Remove the hooks that `capture` set."""
+        """Remove the hooks that this object set."""
+        self._loading.remove()
         if self._optimizers is not None:
             self._optimizers.release()
 
