@@ -175,7 +175,7 @@ class Experiment:
             self.masks = progress.lineage.masks_of(self.network)
             self.fresh.check_resumed(self.trainer)
             assert progress.moment is not None
-            resume.restore_module(self.trainer, progress.moment)
+            resume.restore_weights(self.trainer, progress.moment)
             self._open_network()
             resume.go_on(self.trainer, progress.moment, self.enter_epoch)
         progress.moment = None

@@ -77,10 +77,7 @@ def capture_own(trainer: L.Trainer) -> dict[str, Any]:
 
 def restore(module: nn.Module, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Restore what `capture` and `capture_own` returned; an older checkpoint may lack some of it."""
-    for name, tracker in _trackers(module).items():
-        while len(tracker) < own.get("trackers", {}).get(name, 0):
-            tracker.increment()
-    _restore_state(module, shared, {stable_name(name): buffer for name, buffer in own["buffers"].items()})
+    restore_tensors(module, shared, own)
     if "evaluating" in shared:
         evaluating, frozen = set(shared["evaluating"]), set(shared["frozen"])
         for name, part in module.named_modules():
@@ -92,8 +89,13 @@ def restore(module: nn.Module, shared: Mapping[str, Any], own: Mapping[str, Any]
             _restore_metric(metric, own["metrics"][name])
 
 
-def _restore_state(module: nn.Module, shared: Mapping[str, Any], unsaved: State) -> None:
+def restore_tensors(module: nn.Module, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Restore only parameters and buffers, once the module's precision and device are set up."""
+    for name, tracker in _trackers(module).items():
+        while len(tracker) < own.get("trackers", {}).get(name, 0):
+            tracker.increment()
     owners, there = _owners(module), _buffers(module)
+    unsaved = {stable_name(name): buffer for name, buffer in own["buffers"].items()}
     for name in unsaved.keys() - there.keys():
         if (owner := owners.get(_owner_name(name))) is not None:
             owner.register_buffer(name.rpartition(".")[2], None, persistent=False)
@@ -161,7 +163,7 @@ def _is_plain(value: Any) -> bool:
         return all(_is_plain(entry) for entry in value)
     if type(value) is dict:
         return all(_is_plain(entry) for pair in value.items() for entry in pair)
-    return type(value) in (type(None), bool, int, float, complex, str, Tensor)
+    return type(value) in (type(None), bool, int, float, str, Tensor)
 
 
 def _on_cpu(value: Any) -> Any:

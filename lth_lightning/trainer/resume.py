@@ -96,9 +96,9 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
     return moments
 
 
-def restore_module(trainer: L.Trainer, moments: list[Moment]) -> None:
-    """Restore the module as it was at a moment, now that its precision and device are set up."""
-    module_state.restore(trainer.lightning_module, moments[0], _own(trainer, moments))
+def restore_weights(trainer: L.Trainer, moments: list[Moment]) -> None:
+    """Restore parameters and buffers. Frozen parameters follow in `go_on`: masks' hooks need to be set before."""
+    module_state.restore_tensors(trainer.lightning_module, moments[0], _own(trainer, moments))
 
 
 def _own(trainer: L.Trainer, moments: list[Moment]) -> Moment:
@@ -155,13 +155,13 @@ def skip_batches(trainer: L.Trainer, count: int) -> None:
 
 
 def _before_the_first_epoch(trainer: L.Trainer, moments: list[Moment]) -> None:
-    """Restore the module again after everybody's `on_train_start`, which an uninterrupted fit calls only once."""
+    """Restore the module after all hooks `on_train_start`, as it had passed them when the checkpoint was saved."""
     loop = trainer.fit_loop
     start = loop.on_advance_start
 
     def restore_and_start() -> None:
         del loop.__dict__["on_advance_start"]
-        restore_module(trainer, moments)
+        module_state.restore(trainer.lightning_module, moments[0], _own(trainer, moments))
         if trainer.is_global_zero and "attributes" in moments[0]:
             lost_attributes.warn(trainer.lightning_module, moments[0]["attributes"])
         start()

@@ -749,7 +749,7 @@ def test_a_run_is_not_resumed_with_another_least_length(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cut"):
         run_of(Module, tmp_path, callbacks=(Cut(9),), trainer={"min_epochs": 2})
     last = tmp_path / "checkpoints" / "last.ckpt"
-    with pytest.raises(SettingError, match=r"trainer.min_epochs was 2, is 1; trainer.min_steps was not there, is 3"):
+    with pytest.raises(SettingError, match=r"trainer.min_epochs was 2, is 1; trainer.min_steps was not set, is 3"):
         run_of(Module, tmp_path, ckpt_path=last, trainer={"min_epochs": 1, "min_steps": 3})
     run_of(Module, tmp_path, ckpt_path=last, trainer={"min_epochs": 2})
 
