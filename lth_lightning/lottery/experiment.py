@@ -176,6 +176,7 @@ class Experiment:
             self.fresh.check_resumed(self.trainer)
             assert progress.moment is not None
             resume.restore_weights(self.trainer, progress.moment)
+            self.fresh.resume_averages()
             self._open_network()
             resume.go_on(self.trainer, progress.moment, self.enter_epoch)
         progress.moment = None

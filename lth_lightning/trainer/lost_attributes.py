@@ -14,9 +14,11 @@ from lth_lightning.trainer.watch import own_attributes
 
 log = logging.getLogger(__name__)
 
+COMPILERS = re.compile(r"(^|\.)(_torchdynamo|_compiled_call_impl)")  # what torch.compile attaches to modules
+
 
 def fingerprints(module: nn.Module) -> dict[str, str]:
-    """Return each attribute's value in words, or its hash: those that `Watch` compares, and those of metrics."""
+    """Return each attribute's value in words or as a hash: those that `Watch` compares, and those of metrics."""
     known = {id(thing): thing for thing in (*module.modules(), *module.parameters(), *module.buffers())}
     of_metrics: dict[str, Any] = {}
     for name, metric in metrics_of(module).items():
@@ -25,7 +27,8 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
     found = own_attributes(module) | contents(of_metrics, known, lambda owner, name: False)
     by_name: dict[str, list[tuple[str, str]]] = {}
     for path, words in found.items():
-        by_name.setdefault(re.split(r"[\[(]", path)[0], []).append((path, words))
+        if not COMPILERS.search(path):
+            by_name.setdefault(re.split(r"[\[(]", path)[0], []).append((path, words))
     return {name: _brief(name, entries) for name, entries in by_name.items()}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric, Metric, MetricTracker
 
+from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import State, full_state, load_state, stable_name
 
 METRICS_OWN = {*vars(MeanMetric())}  # attributes that every metric has
@@ -28,6 +29,9 @@ def tolerate_changed_buffers(trainer: L.Trainer) -> RemovableHandle:
 
     Returns:
         A handle that undoes this.
+
+    Raises:
+        SettingError: (in the loading) a buffer belongs to a layer that the module does not have.
     """
 
     def pass_over(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -44,7 +48,13 @@ def _pass_over(module: nn.Module, state_dict: dict[str, Any], prefix: str, saved
     owners = _owners(module)
     for key in list(state_dict):
         name = key.removeprefix(prefix)
-        if name not in own and stable_name(name) in saved and _owner_name(stable_name(name)) in owners:
+        if name not in own and stable_name(name) in saved:
+            if (owner := _owner_name(stable_name(name))) not in owners:
+                raise SettingError(
+                    f"ckpt_path: the checkpoint holds {name}, but {type(module).__name__} has no {owner} before "
+                    "training. Create it in __init__; if it is from another module, resume with the one that the run "
+                    "began with."
+                )
             del state_dict[key]
     for name, buffer in own.items():
         value = state_dict.get(prefix + name)

@@ -116,7 +116,9 @@ class NewOptimizers:
 
     def _refuse_stale(self, trainer: L.Trainer) -> None:
         """Refuse optimizers that cannot be recreated and are not as they were at the start."""
-        holds_weights = [path for path, words in self._look(trainer, _Notes(saved=False)).items() if words[:6] == "tensor"]
+        holds_weights = [
+            path for path, words in self._look(trainer, _Notes(saved=False)).items() if words[:6] == "tensor"
+        ]
         stale = changed(self._contents, self._look(trainer)) or (holds_weights if not self._torchs_own else [])
         if stale:
             raise SettingError(

@@ -48,6 +48,7 @@ class FreshFit:
         self._precision: Any = None
         self._whole_epoch: tuple[Any, Any, Any, Any] | None = None
         self._resumed: dict[str, Any] = {}
+        self._resumed_averages: list[Any] = []
         self._loading = module_state.tolerate_changed_buffers(trainer)
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
@@ -123,11 +124,13 @@ class FreshFit:
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed fit needs."""
         assert self._optimizers is not None
-        return {"checkpoints": self._callbacks.kept, "outside": self._optimizers.outside()}
+        averages = [full_state(average.module) for average in self._average_models()]
+        return {"checkpoints": self._callbacks.kept, "outside": self._optimizers.outside(), "averages": averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self._callbacks.kept, self._resumed = state["checkpoints"], state["outside"]
+        self._resumed_averages = state.get("averages", [])  # older checkpoints have none
 
     def check_resumed(self, trainer: L.Trainer) -> None:
         """Check that resumed optimizers are complete; call it in `on_train_start` of a fit that resumes a network.
@@ -144,11 +147,17 @@ class FreshFit:
                 "optimizer's state_dict hold all of its state."
             )
 
+    def resume_averages(self) -> None:
+        """Restore averaged weights with the dtypes that they had; Lightning keeps the new module's."""
+        for average, state in zip(self._average_models(), self._resumed_averages, strict=False):
+            load_state(average.module, state)
+
+    def _average_models(self) -> list[Any]:
+        return [callback._average_model for callback in self._averages]
+
     def restart_averages(self, trainer: L.Trainer, step: int = 0, epoch: int = 0) -> None:
         """Restart averaged weights (EMA) from the current weights."""
-        for callback in self._averages:
-            average = callback._average_model
-            assert average is not None
+        for callback, average in zip(self._averages, self._average_models(), strict=True):
             load_state(average.module, full_state(trainer.lightning_module))
             average.n_averaged.zero_()
             callback._latest_update_step, callback._latest_update_epoch = step, epoch - 1

@@ -1,4 +1,14 @@
-"""A run that is cut inside an epoch goes on there, to the same end; one that cannot is refused."""
+"""A run that is cut inside an epoch goes on there, to the same end; one that cannot is refused.
+
+Tried, each cut inside an epoch and at the start of one, and compared byte for byte with a run that was not:
+
+- Loaders, logged means, accumulated gradients, schedules, manual optimization, evaluations: `CASES`.
+- Float64, with and without an average; buffers that grow, appear, become None or change dtype, persistent or not;
+  evaluation mode and frozen weights; what `on_train_start` began; MinMaxMetric, MetricTracker, Running: `COMES_BACK`.
+- Also by hand: bfloat16, torch.compile, shared buffers, metric collections and list states, EMA: the same bytes.
+- Attributes that no checkpoint holds, of the module or of a metric: named. A layer that training creates: refused.
+- SAM, whose inner momentum no `state_dict` holds: refused (tests/trainer/test_restart.py).
+"""
 
 import collections
 import csv
@@ -27,7 +37,7 @@ from conftest import (
     mlp,
     resnet,
 )
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, Timer
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 from torchmetrics import MeanMetric, MetricCollection, MetricTracker, MinMaxMetric
@@ -555,6 +565,7 @@ class Recent(Extremes):
 VALIDATION = {name: FOREIGN_METRICS[name] for name in ("val_loss", "val_acc")}
 COMES_BACK: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
     "float64": (Steady, {"precision": "64-true"}),
+    "an average of float64": (Steady, {"precision": "64-true"}),
     "a buffer that grows": (Bank, {}),
     "a buffer that grows and is in no state_dict": (lambda: Bank(persistent=False), {}),
     "buffers that become None, something and float64": (Centre, {}),
@@ -574,17 +585,20 @@ def test_all_that_a_module_was_comes_back(tmp_path: Path, case: str, caplog: pyt
     make, trainer = COMES_BACK[case]
     settings: dict[str, Any] = {"rounds": 1, "train_for": "9it", "evaluate_test": False, "trainer": trainer}
 
-    def run(folder: str, **given: Any) -> Any:
+    def averages() -> list[L.Callback]:
+        return [EMAWeightAveraging(decay=0.9)] if "average" in case else []
+
+    def run(folder: str, *cut: L.Callback, **given: Any) -> Any:
         torch.manual_seed(0)
         data = digits(train_size=160, val_size=20)  # four batches
-        return fit(make(), data, tmp_path / folder, metrics=VALIDATION, **settings, **given)
+        callbacks = (*averages(), *cut)
+        return fit(make(), data, tmp_path / folder, metrics=VALIDATION, callbacks=callbacks, **settings, **given)
 
     whole = run("whole")
     checkpoint = None
     for batches, every in ((7, 3), (9, None)):  # cut in the second epoch of each round; saved in it, or at its start
         with pytest.raises(RuntimeError, match="cut"):
-            cut = (Cut(batches),)
-            run("cut", callbacks=cut, ckpt_path=checkpoint, checkpoint_every_n_train_steps=every)
+            run("cut", Cut(batches), ckpt_path=checkpoint, checkpoint_every_n_train_steps=every)
         checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     resumed = run("cut", ckpt_path=checkpoint)
     assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
@@ -642,6 +656,21 @@ class Counted(MeanMetric):
 
     def update(self, values: Tensor) -> None:
         self.times.update(values.tolist())
+
+
+class Grows(Steady):
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.BatchNorm1d(10, affine=False)
+        return self.late(logits)
+
+
+def test_a_layer_that_training_creates_is_named_at_the_resume(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rounds": 0, "metrics": FOREIGN_METRICS}
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(Grows(), ForeignData(), tmp_path, callbacks=(Cut(9),), **settings)
+    with pytest.raises(SettingError, match="the checkpoint holds late.running_mean, but Grows has no late before"):
+        fit(Grows(), ForeignData(), tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", **settings)
 
 
 def test_attributes_that_no_checkpoint_holds_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
