@@ -139,6 +139,7 @@ def _owner_name(name: str) -> str:
 
 
 def metrics_of(module: nn.Module) -> dict[str, Metric]:
+    """Return the metrics among the module's submodules, by name."""
     return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
 
 

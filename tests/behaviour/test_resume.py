@@ -239,7 +239,9 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], dic
 
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric valid/ce which is not available")
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_goes_on_inside_an_epoch_to_the_same_end(tmp_path: Path, case: str) -> None:
+def test_a_run_goes_on_inside_an_epoch_to_the_same_end(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
     make_module, make_data, lottery, trainer = CASES[case]
     every = 1 + list(CASES).index(case) % 2
     settings: dict[str, Any] = {
@@ -267,6 +269,7 @@ def test_a_run_goes_on_inside_an_epoch_to_the_same_end(tmp_path: Path, case: str
     assert any(place["inside_epoch"] for place in places)
     assert_equal_runs(whole.lottery.folder.path, resumed.lottery.folder.path)
     assert_same(copies(whole.module), copies(resumed.module))
+    assert "the checkpoint does not hold" not in caplog.text
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_had(tmp_path: Path) -> None:

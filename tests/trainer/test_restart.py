@@ -427,7 +427,7 @@ class SAM(Optimizer):
         weights = [weight for group in self.param_groups for weight in group["params"]]
         for weight in weights:
             self.state[weight]["old"] = weight.clone()
-            weight += 0.05 * weight.grad / weight.grad.norm().clamp(min=1e-12)
+            weight.add_(0.05 * weight.grad / weight.grad.norm().clamp(min=1e-12))
         torch.enable_grad()(closure)()
         for weight in weights:
             weight.copy_(self.state[weight]["old"])
