@@ -212,8 +212,10 @@ class Experiment:
         if progress.begun:
             self.masks = progress.lineage.masks_of(self.network)
             self.fresh.check_resumed(self.trainer)
-            self._open_network()
             assert progress.moment is not None
+            resume.restore_weights(self.trainer, progress.moment)
+            self.fresh.resume_averages()
+            self._open_network()
             resume.go_on(self.trainer, progress.moment, self.enter_epoch)
         progress.moment = None
 

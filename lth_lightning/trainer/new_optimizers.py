@@ -92,8 +92,12 @@ class NewOptimizers:
         return False
 
     def outside(self) -> Contents:
-        """Return what non-torch optimizers keep outside their `state_dict`, which no checkpoint holds."""
-        return {} if self._torchs_own else self._look(self._trainer, saved=False)
+        """Return what non-torch optimizers keep outside their `state_dict`, which no checkpoint holds.
+
+        A wrapped optimizer's state counts too, unless it is its wrapper's own: the wrapper's `state_dict` may not hold
+        it (SAM).
+        """
+        return {} if self._torchs_own else self._look(self._trainer, _Notes(saved_by=self._trainer.optimizers))
 
     def release(self) -> None:
         """Remove the step hook."""
@@ -127,7 +131,9 @@ class NewOptimizers:
 
     def _refuse_stale(self, trainer: L.Trainer) -> None:
         """Refuse optimizers that cannot be recreated and are not as they were at the start."""
-        holds_weights = [path for path, words in self._look(trainer, saved=False).items() if words[:6] == "tensor"]
+        holds_weights = [
+            path for path, words in self._look(trainer, _Notes(saved=False)).items() if words[:6] == "tensor"
+        ]
         stale = changed(self._contents, self._look(trainer)) or (holds_weights if not self._torchs_own else [])
         if stale:
             raise SettingError(
@@ -150,27 +156,36 @@ class NewOptimizers:
                         "self.optimizers() or self.lr_schedulers() where it is needed."
                     )
 
-    def _look(self, trainer: L.Trainer, saved: bool = True) -> Contents:
+    def _look(self, trainer: L.Trainer, leave_out: "_Notes | None" = None) -> Contents:
         things: dict[str, Any] = {f"optimizer {i}": optimizer for i, optimizer in enumerate(trainer.optimizers)}
-        if saved:
+        if leave_out is None:
             things |= {f"schedule {i}": config.scheduler for i, config in enumerate(self.configs)}
-        found = contents(things, _of_module(trainer.lightning_module), _Notes(saved))
+        found = contents(things, _of_module(trainer.lightning_module), leave_out or _Notes())
         return {path.split(".", 1)[-1] if len(things) == 1 else path: words for path, words in found.items()}
 
 
 class _Notes:
-    """Decides which attributes of an optimizer or schedule to ignore."""
+    """Decides which attributes of an optimizer or schedule to ignore.
 
-    def __init__(self, saved: bool) -> None:
+    Args:
+        saved: whether to follow every optimizer's `state` and `param_groups`.
+        saved_by: optimizers of which these two are ignored, in whatever optimizer they are found.
+    """
+
+    def __init__(self, saved: bool = True, saved_by: Iterable[Optimizer] = ()) -> None:
         self._saved = saved
+        # Objects, not their `id`s: a call of `configure_optimizers` in between would reuse those.
+        self._held = [held for optimizer in saved_by for held in (optimizer.state, optimizer.param_groups)]
 
     def __call__(self, owner: Any, name: str) -> bool:
         if isinstance(owner, LRScheduler):
             return name == "optimizer" or name.startswith(TORCHS_NOTES)
         if not isinstance(owner, Optimizer):
             return False
-        if name == "defaults" or (not self._saved and name in ("state", "param_groups")):
+        if name == "defaults":
             return True
+        if name in ("state", "param_groups"):
+            return not self._saved or any(getattr(owner, name) is held for held in self._held)
         if name == "step":
             return hasattr(getattr(owner, name), "_wrapped_by_lr_sched")
         return name.startswith(TORCHS_NOTES) or (is_torchs_own(owner) and name.startswith("_"))

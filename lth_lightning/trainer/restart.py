@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
-from lth_lightning.trainer import fit
+from lth_lightning.trainer import fit, module_state
 from lth_lightning.trainer.callback_states import CallbackStates, users_parts
 from lth_lightning.trainer.contents import changed
 from lth_lightning.trainer.lengths import Epochs
@@ -60,6 +60,8 @@ class FreshFit:
         self._held: list[Any] = []  # schedules that stand still
         self._notes: list[RemovableHandle] = []
         self.last_rates: list[list[float]] | None = None
+        self._resumed_averages: list[Any] = []
+        self._loading = module_state.tolerate_changed_buffers(trainer)
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
@@ -72,6 +74,7 @@ class FreshFit:
         Raises:
             SettingError: an optimizer's steps cannot be hooked.
         """
+        self._loading.remove()
         self.is_global_zero = trainer.is_global_zero
         self.release()
         self._optimizers = NewOptimizers(trainer)
@@ -149,7 +152,8 @@ class FreshFit:
         self._callbacks.give_back()
 
     def release(self) -> None:
-        """Remove the hooks that `capture` set."""
+        """Remove the hooks that this object set."""
+        self._loading.remove()
         self._let_learning_rates_go()
         if self._optimizers is not None:
             self._optimizers.release()
@@ -164,12 +168,14 @@ class FreshFit:
             "start": self._optimizers.start,
             "trainables": self._trainables.state_dict(),
             "last_rates": self.last_rates,
+            "averages": [full_state(average.module) for average in self._average_models()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self._callbacks.kept, self._callbacks.theirs = state["checkpoints"], state.get("theirs", {})
         self._resumed, self.last_rates = state, state.get("last_rates")
+        self._resumed_averages = state.get("averages", [])  # older checkpoints have none
 
     def check_resumed(self, trainer: L.Trainer) -> None:
         """Check that resumed optimizers are complete; call it in `on_train_start` of a fit that resumes a network.
@@ -186,11 +192,17 @@ class FreshFit:
                 "optimizer's state_dict hold all of its state."
             )
 
+    def resume_averages(self) -> None:
+        """Restore averaged weights with the dtypes that they had; Lightning keeps the new module's."""
+        for average, state in zip(self._average_models(), self._resumed_averages, strict=False):
+            load_state(average.module, state)
+
+    def _average_models(self) -> list[Any]:
+        return [callback._average_model for callback in self._averages]
+
     def restart_averages(self, trainer: L.Trainer, step: int = 0, epoch: int = 0) -> None:
         """Restart averaged weights (EMA) from the current weights."""
-        for callback in self._averages:
-            average = callback._average_model
-            assert average is not None
+        for callback, average in zip(self._averages, self._average_models(), strict=True):
             load_state(average.module, full_state(trainer.lightning_module))
             average.n_averaged.zero_()
             callback._latest_update_step, callback._latest_update_epoch = step, epoch - 1

@@ -3,8 +3,7 @@
 Lightning saves weights, optimizers, schedules, callbacks and its counters as they are in the middle of a hook, so a
 resumed fit repeats a schedule's step or skips a validation. A moment is therefore captured when nothing of the last
 batch is pending. It also holds what Lightning leaves out: the generators, the place in stock DataLoaders, the running
-means of logged values, torchmetrics' states, non-persistent buffers, and accumulated gradients that have not been used
-yet.
+means of logged values, accumulated gradients that have not been used yet, and what `module_state` adds to the weights.
 """
 
 import warnings
@@ -16,10 +15,10 @@ import torch
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import RunningStage
-from torchmetrics import Metric
 
 from lth_lightning.errors import SettingError
 from lth_lightning.seeding import generators, restore_generators
+from lth_lightning.trainer import lost_attributes, module_state
 from lth_lightning.trainer.processes import gathered
 
 Moment = dict[str, Any]
@@ -45,6 +44,7 @@ def let_go(trainer: L.Trainer) -> None:
     """Undo `after_each_batch`, and an unfinished `go_on` or `skip_at_start`."""
     for name in ("on_advance_end", "reset", "on_run_start"):
         trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
+    trainer.fit_loop.__dict__.pop("on_advance_start", None)
 
 
 def is_inside_epoch(trainer: L.Trainer) -> bool:
@@ -85,12 +85,24 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
     moment: Moment = {
         "inside_epoch": inside_epoch,
         "known": {name: value.detach().cpu() for name, value in trainer._logger_connector._callback_metrics.items()},
-        "metrics": {name: _metric_state(metric) for name, metric in _metrics(trainer).items()},
-        "buffers": {name: buffer.detach().cpu() for name, buffer in _unsaved_buffers(trainer).items()},
+        **module_state.capture_own(trainer),
     }
     if inside_epoch:
         moment |= {"generators": generators(), "means": _means(trainer), "gradients": _pending_gradients(trainer)}
-    return gathered(trainer, moment)
+    moments = gathered(trainer, moment)
+    moments[0] |= module_state.capture(trainer)
+    if trainer.is_global_zero:
+        moments[0]["attributes"] = lost_attributes.fingerprints(trainer.lightning_module)
+    return moments
+
+
+def restore_weights(trainer: L.Trainer, moments: list[Moment]) -> None:
+    """Restore parameters and buffers. Frozen parameters follow in `go_on`: masks' hooks need to be set before."""
+    module_state.restore_tensors(trainer.lightning_module, moments[0], _own(trainer, moments))
+
+
+def _own(trainer: L.Trainer, moments: list[Moment]) -> Moment:
+    return moments[min(trainer.global_rank, len(moments) - 1)]
 
 
 def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int], None]) -> None:
@@ -104,14 +116,10 @@ def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int]
     Raises:
         SettingError: another number of processes began the epoch.
     """
-    moment = moments[min(trainer.global_rank, len(moments) - 1)]
+    moment = _own(trainer, moments)
     device = trainer.strategy.root_device
     trainer._logger_connector._callback_metrics.update({k: v.to(device) for k, v in moment["known"].items()})
-    for name, metric in _metrics(trainer).items():
-        if name in moment["metrics"]:
-            _restore_metric(metric, moment["metrics"][name])
-    for name, buffer in _unsaved_buffers(trainer).items():
-        buffer.copy_(moment["buffers"][name])
+    _before_the_first_epoch(trainer, moments)
     if not moment["inside_epoch"]:
         return
     if len(moments) != trainer.world_size:
@@ -161,14 +169,22 @@ def skip_at_start(trainer: L.Trainer, count: int) -> None:
     loop.on_run_start = start_and_skip  # type: ignore[method-assign]
 
 
-# ------------------------------------------------------------------------ gradients and buffers
+def _before_the_first_epoch(trainer: L.Trainer, moments: list[Moment]) -> None:
+    """Restore the module after all hooks `on_train_start`, as it had passed them when the checkpoint was saved."""
+    loop = trainer.fit_loop
+    start = loop.on_advance_start
+
+    def restore_and_start() -> None:
+        del loop.__dict__["on_advance_start"]
+        module_state.restore(trainer.lightning_module, moments[0], _own(trainer, moments))
+        if trainer.is_global_zero and "attributes" in moments[0]:
+            lost_attributes.warn(trainer.lightning_module, moments[0]["attributes"])
+        start()
+
+    loop.on_advance_start = restore_and_start  # type: ignore[method-assign]
 
 
-def _unsaved_buffers(trainer: L.Trainer) -> dict[str, torch.Tensor]:
-    """Return non-persistent buffers, which no `state_dict` holds."""
-    module = trainer.lightning_module
-    saved = module.state_dict().keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+# ------------------------------------------------------------------------ gradients and logged means
 
 
 def _pending_gradients(trainer: L.Trainer) -> dict[str, torch.Tensor]:
@@ -177,28 +193,6 @@ def _pending_gradients(trainer: L.Trainer) -> dict[str, torch.Tensor]:
     if module.automatic_optimization and not gradients_wait(trainer):
         return {}
     return {name: p.grad.detach().cpu() for name, p in module.named_parameters() if p.grad is not None}
-
-
-# ------------------------------------------------------------------------ metrics and logged means
-
-
-def _metrics(trainer: L.Trainer) -> dict[str, Metric]:
-    return {name: part for name, part in trainer.lightning_module.named_modules() if isinstance(part, Metric)}
-
-
-def _metric_state(metric: Metric) -> dict[str, Any]:
-    states = {
-        name: [part.detach().cpu() for part in value] if isinstance(value, list) else value.detach().cpu()
-        for name, value in metric.metric_state.items()
-    }
-    return {"updates": metric._update_count, "states": states}
-
-
-def _restore_metric(metric: Metric, saved: dict[str, Any]) -> None:
-    metric._update_count = saved["updates"]
-    for name, value in saved["states"].items():
-        parts = [part.to(metric.device) for part in value] if isinstance(value, list) else value.to(metric.device)
-        setattr(metric, name, parts)
 
 
 def _means(trainer: L.Trainer) -> list[dict[str, Any]]:

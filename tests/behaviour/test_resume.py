@@ -1,5 +1,16 @@
-"""A run that is cut inside an epoch goes on there, to the same end; one that cannot is refused."""
+"""A run that is cut inside an epoch goes on there, to the same end; one that cannot is refused.
 
+Tried, each cut inside an epoch and at the start of one, and compared byte for byte with a run that was not:
+
+- Loaders, logged means, accumulated gradients, schedules, manual optimization, evaluations: `CASES`.
+- Float64, with and without an average; buffers that grow, appear, become None or change dtype, persistent or not;
+  evaluation mode and frozen weights; what `on_train_start` began; MinMaxMetric, MetricTracker, Running: `COMES_BACK`.
+- Also by hand: bfloat16, torch.compile, shared buffers, metric collections and list states, EMA: the same bytes.
+- Attributes that no checkpoint holds, of the module or of a metric: named. A layer that training creates: refused.
+- SAM, whose inner momentum no `state_dict` holds: refused (tests/trainer/test_restart.py).
+"""
+
+import collections
 import csv
 import os
 import shutil
@@ -26,10 +37,12 @@ from conftest import (
     mlp,
     resnet,
 )
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
-from torch import Tensor
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, Timer
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, MetricCollection, MetricTracker, MinMaxMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.wrappers import Running
 
 from lth_lightning import ImageDataModule, Pruning, SettingError
 
@@ -199,7 +212,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], dic
     "plateau inside the epoch and training metrics": (
         Measured,
         JitteredData,
-        {"metrics": {**FOREIGN_METRICS, "train_loss": "train_all"}},
+        {"metrics": {**FOREIGN_METRICS, "train_loss": "train_all"}, "rewind_to": "4it"},
         {"val_check_interval": 2},
     ),
     "loader without a length": (
@@ -226,7 +239,9 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], dic
 
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric valid/ce which is not available")
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_goes_on_inside_an_epoch_to_the_same_end(tmp_path: Path, case: str) -> None:
+def test_a_run_goes_on_inside_an_epoch_to_the_same_end(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
     make_module, make_data, lottery, trainer = CASES[case]
     every = 1 + list(CASES).index(case) % 2
     settings: dict[str, Any] = {
@@ -254,6 +269,7 @@ def test_a_run_goes_on_inside_an_epoch_to_the_same_end(tmp_path: Path, case: str
     assert any(place["inside_epoch"] for place in places)
     assert_equal_runs(whole.lottery.folder.path, resumed.lottery.folder.path)
     assert_same(copies(whole.module), copies(resumed.module))
+    assert "the checkpoint does not hold" not in caplog.text
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_had(tmp_path: Path) -> None:
@@ -425,6 +441,252 @@ def test_sigterm_does_not_undo_an_early_stop(tmp_path: Path) -> None:
     resumed = fit(mlp(), digits(), tmp_path / "cut", callbacks=(stopper(),), ckpt_path=checkpoint, **settings)
     assert [row.steps for row in resumed.rows] == [14, 14]
     assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+# ------------------------------------------------------------------------ what a module is, beyond its weights
+
+
+class Steady(ForeignModule):
+    """A small one; its loss depends on what a subclass keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits = self.body(batch[0])
+        return F.cross_entropy(logits + self.keep(logits.detach(), batch[1]), batch[1])
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Any:
+        return 0.0
+
+
+class Bank(Steady):
+    """A buffer that grows with each batch."""
+
+    def __init__(self, persistent: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(0, 10), persistent=persistent)
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.bank = torch.cat([self.bank, logits.mean(0, keepdim=True)])
+        return self.bank.mean(0)
+
+
+class Centre(Steady):
+    """A buffer that is None until the first batch, then float64, and None again after the ninth of a network."""
+
+    def __init__(self, persistent: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("centre", None, persistent=persistent)
+        self.register_buffer("first", torch.zeros(10), persistent=persistent)
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.centre = logits.mean(0).double() if self.centre is None else (self.centre + logits.mean(0)) / 2
+        if self.trainer.global_step == 3:
+            self.first = None
+        return self.centre.float() + (1.0 if self.first is None else 0.0)
+
+
+class Late(Steady):
+    """A buffer that its first batch registers, and that each network therefore starts without."""
+
+    persistent = True
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if not hasattr(self, "centre"):
+            self.register_buffer("centre", torch.ones(10), persistent=self.persistent)
+        self.centre = 0.5 * self.centre + logits.mean(0)
+        return self.centre
+
+
+class LateUnsaved(Late):
+    persistent = False
+
+
+class Modes(Steady):
+    """Batch norm in evaluation mode and a frozen layer, in every second epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        self.body[2].train(self.current_epoch % 2 == 0)
+        self.body[1].requires_grad_(self.current_epoch % 2 == 0)
+
+
+class StartsOnce(Steady):
+    """Its `on_train_start` begins something that training goes on with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("age", torch.zeros(()))
+
+    def on_train_start(self) -> None:
+        self.age.zero_()
+        self.body[2].eval()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.body[2].train()
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.age += 1
+        return self.age * torch.arange(10) / 100
+
+
+class Extremes(Steady):
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = MinMaxMetric(MulticlassAccuracy(10))
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.metric.update(logits, targets)
+        return sum(self.metric.compute().values()) * torch.arange(10) / 10
+
+
+class Tracked(Extremes):
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = MetricTracker(MetricCollection([MulticlassAccuracy(10), MulticlassF1Score(10)]), [True, True])
+
+    def on_train_epoch_start(self) -> None:
+        self.metric.increment()
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.metric.update(logits, targets)
+        best = self.metric.best_metric()
+        return (best["MulticlassAccuracy"] + best["MulticlassF1Score"]) * torch.arange(10) / 10
+
+
+class Recent(Extremes):
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = Running(MeanMetric(), window=3)
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.metric.update(logits)
+        return self.metric.compute() * torch.arange(10)
+
+
+VALIDATION = {name: FOREIGN_METRICS[name] for name in ("val_loss", "val_acc")}
+COMES_BACK: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
+    "float64": (Steady, {"precision": "64-true"}),
+    "an average of float64": (Steady, {"precision": "64-true"}),
+    "a buffer that grows": (Bank, {}),
+    "a buffer that grows and is in no state_dict": (lambda: Bank(persistent=False), {}),
+    "buffers that become None, something and float64": (Centre, {}),
+    "such buffers in no state_dict": (lambda: Centre(persistent=False), {}),
+    "a buffer that appears": (Late, {}),
+    "a buffer that appears in no state_dict": (LateUnsaved, {}),
+    "modes and frozen weights": (Modes, {}),
+    "what on_train_start began": (StartsOnce, {}),
+    "MinMaxMetric": (Extremes, {}),
+    "MetricTracker": (Tracked, {}),
+    "Running": (Recent, {}),
+}
+
+
+@pytest.mark.parametrize("case", COMES_BACK)
+def test_all_that_a_module_was_comes_back(tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture) -> None:
+    make, trainer = COMES_BACK[case]
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "9it", "evaluate_test": False, "trainer": trainer}
+
+    def averages() -> list[L.Callback]:
+        return [EMAWeightAveraging(decay=0.9)] if "average" in case else []
+
+    def run(folder: str, *cut: L.Callback, **given: Any) -> Any:
+        torch.manual_seed(0)
+        data = digits(train_size=160, val_size=20)  # four batches
+        callbacks = (*averages(), *cut)
+        return fit(make(), data, tmp_path / folder, metrics=VALIDATION, callbacks=callbacks, **settings, **given)
+
+    whole = run("whole")
+    checkpoint = None
+    for batches, every in ((7, 3), (9, None)):  # cut in the second epoch of each round; saved in it, or at its start
+        with pytest.raises(RuntimeError, match="cut"):
+            run("cut", Cut(batches), ckpt_path=checkpoint, checkpoint_every_n_train_steps=every)
+        checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    resumed = run("cut", ckpt_path=checkpoint)
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+    assert_same(copies(whole.module), copies(resumed.module))
+    assert "the checkpoint does not hold" not in caplog.text
+
+
+def test_a_checkpoint_holds_weights_once_and_may_lack_what_older_versions_did_not_save(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rounds": 1, "metrics": FOREIGN_METRICS, "checkpoint_every_n_train_steps": 2}
+    whole = fit(ForeignModule(), ForeignData(), tmp_path / "whole", **settings)
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(ForeignModule(), ForeignData(), tmp_path / "cut", callbacks=(Cut(15),), **settings)
+    path = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    size, checkpoint = path.stat().st_size, torch.load(path, weights_only=True)
+    (moment,) = checkpoint["callbacks"]["LotteryTicket"]["moment"]
+    for name in ("parameters", "persistent", "evaluating", "frozen", "attributes", "trackers"):
+        del moment[name]
+    torch.save(checkpoint, path)
+    assert size - path.stat().st_size < 6_000 < sum(8 * weight.nbytes for weight in whole.module.parameters())
+    fit(ForeignModule(), ForeignData(), tmp_path / "cut", ckpt_path=path, **settings)
+    assert_equal_runs(whole.lottery.folder.path, tmp_path / "cut")
+
+
+class Forgetful(Steady):
+    """Keeps what training changes in plain attributes, and a list in its metric; saves one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.seen, self.saved, self.constant = 1.0, [0], 0, {"rate": 0.1}
+        self.counts = Counted()
+
+    def on_network_start(self, network: Any, density: float) -> None:
+        self.scale, self.seen, self.saved = 1.0 + network.round, [], 0
+
+    def keep(self, logits: Tensor, targets: Tensor) -> float:
+        self.seen.append(len(targets))
+        self.saved += 1
+        self.counts.update(targets)
+        return self.scale
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["saved"] = self.saved
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.saved = checkpoint["saved"]
+
+
+class Counted(MeanMetric):
+    """A metric that counts outside of its states, in a class that no checkpoint may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: collections.Counter[int] = collections.Counter()
+
+    def update(self, values: Tensor) -> None:
+        self.times.update(values.tolist())
+
+
+class Grows(Steady):
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.BatchNorm1d(10, affine=False)
+        return self.late(logits)
+
+
+def test_a_layer_that_training_creates_is_named_at_the_resume(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rounds": 0, "metrics": FOREIGN_METRICS}
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(Grows(), ForeignData(), tmp_path, callbacks=(Cut(9),), **settings)
+    with pytest.raises(SettingError, match="the checkpoint holds late.running_mean, but Grows has no late before"):
+        fit(Grows(), ForeignData(), tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", **settings)
+
+
+def test_attributes_that_no_checkpoint_holds_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"rounds": 1, "metrics": FOREIGN_METRICS}
+    with pytest.raises(RuntimeError, match="cut"):
+        fit(Forgetful(), ForeignData(), tmp_path, callbacks=(Cut(19),), **settings)
+    caplog.clear()
+    fit(Forgetful(), ForeignData(), tmp_path, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", **settings)
+    (words,) = [message for message in caplog.messages if "the checkpoint does not hold" in message]
+    assert words.startswith(
+        "Forgetful: the checkpoint does not hold scale (was 2.0, is 1.0), seen, counts.times. If a result depends on "
+    )
+    assert "on_save_checkpoint" in words
 
 
 # ------------------------------------------------------------------------ what cannot be honest is refused

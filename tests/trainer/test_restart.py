@@ -18,7 +18,8 @@ RAdam, Shampoo, NovoGrad, Adan, Lamb, SWATS, GrokFastAdamW; of timm 1.0: SGD, SG
 - `global_step` of manual optimization with several steps a batch, at a late rewind: the dense network's.
 - Weights, buffers, modes, rates and frozen biases set in `on_fit_start`, `on_train_start`: every network's start. A
   weight matrix frozen there: refused.
-- A `state_dict` that does not hold all of it, resumed inside a network: refused at the resume.
+- A `state_dict` that does not hold all of it, resumed inside a network: refused at the resume. SAM too, whose base
+  optimizer has momentum; resumed if the base has no state, or if SAM's `state_dict` holds it.
 - Schedules by steps or epochs of any frequency, by hand in a step or at an epoch's end, OneCycleLR with its momentum,
   warm restarts, at a late rewind: where they stood at the rewind point. ReduceLROnPlateau: new. A frequency that does
   not divide the rewind point's place in its epoch, tickets from files with schedules moved by hand: refused.
@@ -573,6 +574,54 @@ def test_what_a_checkpoint_does_not_hold_of_an_optimizer_is_found_out_at_the_res
                 resume()
         else:  # at a network's start Lookahead has nothing of its own yet
             assert_same(resume().ticket(1).trained, whole.ticket(1).trained)
+
+
+class SAM(Optimizer):
+    """Foret et al. 2021, as in davda54/sam: its `state_dict` holds nothing of the optimizer that it wraps."""
+
+    def __init__(self, module: nn.Module, whole: bool, **settings: Any) -> None:
+        super().__init__(module.parameters(), settings)
+        self.base = SGD(self.param_groups, **settings)
+        self.param_groups, self.whole = self.base.param_groups, whole
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        loss = torch.enable_grad()(closure)()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for weight in weights:
+            self.state[weight]["old"] = weight.clone()
+            weight.add_(0.05 * weight.grad / weight.grad.norm().clamp(min=1e-12))
+        torch.enable_grad()(closure)()
+        for weight in weights:
+            weight.copy_(self.state[weight]["old"])
+        self.base.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"base": self.base.state_dict()} if self.whole else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({name: state[name] for name in ("state", "param_groups")})
+        if self.whole:
+            self.base.load_state_dict(state["base"])
+        self.base.param_groups = self.param_groups
+
+
+@pytest.mark.parametrize(("momentum", "whole"), [(0.9, False), (0.9, True), (0.0, False)])
+def test_the_momentum_inside_sam_is_resumed_or_refused(momentum: float, whole: bool, tmp_path: Path) -> None:
+    def make() -> Module:
+        return Module(lambda module: SAM(module, whole, lr=0.1, momentum=momentum))
+
+    settings: dict[str, Any] = {"rounds": 1, "train_for": "9it"}
+    with pytest.raises(RuntimeError, match="cut"):
+        run_of(make, tmp_path / "cut", callbacks=(Cut(17),), **settings)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    if momentum and not whole:
+        with pytest.raises(SettingError, match=r"SAM keeps base\.state\[0\]\['momentum_buffer'\] outside its state_d"):
+            run_of(make, tmp_path / "cut", ckpt_path=last, **settings)
+    else:
+        resumed = run_of(make, tmp_path / "cut", ckpt_path=last, **settings)
+        assert_same(resumed.ticket(1).trained, run_of(make, tmp_path / "whole", **settings).ticket(1).trained)
 
 
 # ------------------------------------------------------------------------ what a module keeps in attributes
