@@ -97,8 +97,11 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
 
 
 def restore_weights(trainer: L.Trainer, moments: list[Moment]) -> None:
-    """Restore parameters and buffers. Frozen parameters follow in `go_on`: masks' hooks need to be set before."""
-    module_state.restore_tensors(trainer.lightning_module, moments[0], _own(trainer, moments))
+    """Restore parameters and buffers, to the first process's values on all: processes are compared next.
+
+    Everything else follows with `go_on`, such as frozen parameters: the masks' hooks need to be set before.
+    """
+    module_state.restore_tensors(trainer.lightning_module, moments[0], moments[0])
 
 
 def _own(trainer: L.Trainer, moments: list[Moment]) -> Moment:
