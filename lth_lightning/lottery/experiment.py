@@ -358,7 +358,7 @@ class Experiment:
         if row.round == 0 and lottery.pruning.prune_from == "dense":
             lineage.dense = trained
         if row.round == 0 and lottery.rewind == "nothing":
-            lineage.rates = self.fresh.last_rates or fit.learning_rates(trainer)
+            lineage.rates = self.fresh.last_rates or restart.learning_rates(trainer)
 
     def leave_last_ticket(self) -> None:
         """Leave the module as the last ticket, not as the last control."""

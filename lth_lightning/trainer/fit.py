@@ -77,11 +77,6 @@ def out_of_time(trainer: L.Trainer) -> bool:
     return trainer.strategy.broadcast(any(seconds is not None and seconds <= 0 for seconds in left))
 
 
-def learning_rates(trainer: L.Trainer) -> list[list[float]]:
-    """Return the learning rate of each group of each optimizer."""
-    return [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
-
-
 def train_loaders(trainer: L.Trainer) -> list[Any]:
     """Return the training loaders of the fit loop."""
     loader = trainer.fit_loop._combined_loader

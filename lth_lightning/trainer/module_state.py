@@ -19,13 +19,14 @@ from lth_lightning.pruning.state import State, full_state, load_state, stable_na
 METRICS_OWN = {*vars(MeanMetric())}  # attributes that every metric has
 
 
-def tolerate_changed_buffers(trainer: L.Trainer) -> RemovableHandle:
+def tolerate_changed_buffers(trainer: L.Trainer, module: nn.Module) -> RemovableHandle:
     """Let Lightning's strict loading of a lottery's checkpoint pass over buffers that training has changed.
 
     They keep the values that the module was built with, as at the start of an uninterrupted fit, until `restore`.
 
     Args:
         trainer: the Trainer in `setup`, before a resumed fit loads its checkpoint.
+        module: the module to train.
 
     Returns:
         A handle that undoes this.
@@ -40,7 +41,7 @@ def tolerate_changed_buffers(trainer: L.Trainer) -> RemovableHandle:
             if "persistent" in moments[0]:  # older checkpoints have no such entry
                 _pass_over(module, state_dict, prefix, moments[0]["persistent"])
 
-    return trainer.lightning_module.register_load_state_dict_pre_hook(pass_over)
+    return module.register_load_state_dict_pre_hook(pass_over)
 
 
 def _pass_over(module: nn.Module, state_dict: dict[str, Any], prefix: str, saved: State) -> None:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
-from lth_lightning.trainer import fit, module_state
+from lth_lightning.trainer import module_state
 from lth_lightning.trainer.callback_states import CallbackStates, users_parts
 from lth_lightning.trainer.contents import changed
 from lth_lightning.trainer.lengths import Epochs
@@ -61,7 +61,7 @@ class FreshFit:
         self._notes: list[RemovableHandle] = []
         self.last_rates: list[list[float]] | None = None
         self._resumed_averages: list[Any] = []
-        self._loading = module_state.tolerate_changed_buffers(trainer)
+        self._loading = module_state.tolerate_changed_buffers(trainer, module)
 
     def capture(self, trainer: L.Trainer, prunable: Callable[[], Mapping[str, nn.Parameter]]) -> None:
         """Copy the states of optimizers, schedulers and precision. Call it in `on_fit_start`, where they are new
@@ -304,7 +304,7 @@ class FreshFit:
         """Keep the learning rates of the latest step in `last_rates`: a schedule moves on after the last one."""
 
         def note(optimizer: Optimizer, *_: Any) -> None:
-            self.last_rates = fit.learning_rates(trainer)
+            self.last_rates = learning_rates(trainer)
 
         self._notes = [optimizer.register_step_pre_hook(note) for optimizer in trainer.optimizers]
 
@@ -370,6 +370,11 @@ class FreshFit:
         if self._whole_epoch is not None and self._whole_epoch[0] is loader:
             _, loader.limits, trainer.fit_loop.max_batches, trainer.val_check_batch = self._whole_epoch
         self._whole_epoch = None
+
+
+def learning_rates(trainer: L.Trainer) -> list[list[float]]:
+    """Return the learning rate of each group of each optimizer."""
+    return [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
 
 
 def _stand_still(schedule: Any, *_: Any, **__: Any) -> None:
