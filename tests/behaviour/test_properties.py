@@ -432,7 +432,7 @@ NO_LENGTHS = st.one_of(
 def test_what_is_no_length_is_refused_by_the_settings_name(text: Any, units: set[str]) -> None:
     length, refusal = outcome(lambda: Length.parse(text, "lottery.train_for", tuple(units)))
     if length is None:
-        assert refusal.startswith("lottery.train_for: ") and repr(text) in refusal
+        assert refusal.startswith("lottery.train_for must be ") and repr(text) in refusal
     else:
         assert length.unit in units and length.amount >= 0
         assert Length.parse(str(length), "", UNITS) == length
