@@ -432,16 +432,16 @@ class LotteryCLI(LightningCLI):
         except SystemExit as stop:  # how Lightning ends, silently, on Ctrl+C and SIGTERM
             ended = isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt)
             if ended and subcommand == "fit" and self.trainer.is_global_zero:
-                print(f"Interrupted. {self._how_to_go_on()}", file=sys.stderr)
+                print(f"Interrupted. {self._how_to_resume()}", file=sys.stderr)
             raise
 
     def _with_way_out(self, error: SettingError) -> SettingError:
         checkpoint = RunFolder(Path(self.settings.run_dir)).checkpoint if self.subcommand == "fit" else None
         if isinstance(error, WriteError) and checkpoint and checkpoint.exists():
-            return WriteError(f"{error} {self._how_to_go_on()}")
+            return WriteError(f"{error} {self._how_to_resume()}")
         return error
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         more = "more --trainer.max_time and " if self.settings.trainer.max_time else ""  # it covers the whole run
         return f"To resume, add {more}--ckpt_path last --run_dir {self.settings.run_dir} to the command."
 
@@ -481,7 +481,7 @@ class LotteryCLI(LightningCLI):
 
     def _say_where(self, console: Console, run_dir: Path, done: int, planned: int) -> None:
         if done < planned:
-            console.print(f"Stopped after {done} of {planned} networks. {self._how_to_go_on()}", soft_wrap=True)
+            console.print(f"Stopped after {done} of {planned} networks. {self._how_to_resume()}", soft_wrap=True)
         console.print(f"Results, tickets and figures: {run_dir}", soft_wrap=True)
         if (run_dir / "report.html").is_file() and not self._quiet:
             console.print(f"Report, for a browser: {run_dir / 'report.html'}", soft_wrap=True)

@@ -21,7 +21,7 @@ from lth_lightning.report.writer import figures_of
 from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
 from lth_lightning.runs.run import Run
-from lth_lightning.trainer.sub_runs import goes_on, network_writer
+from lth_lightning.trainer.sub_runs import is_resumed, network_writer
 
 BINS = 60  # of a histogram; TensorBoard shows 30
 DRAWING_SHARE = 1 / 30  # of the fit's time, at most
@@ -73,7 +73,7 @@ class LotteryBoard(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
     ) -> None:
         """Start the network's row of hyperparameters."""
-        if (writer := network_writer(trainer)) is None or goes_on(trainer):  # resumed: it has its row
+        if (writer := network_writer(trainer)) is None or is_resumed(trainer):  # resumed: it has its row
             return
         facts = {
             "round": network.round,

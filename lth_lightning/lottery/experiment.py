@@ -216,7 +216,7 @@ class Experiment:
             resume.restore_weights(self.trainer, progress.moment)
             self.fresh.resume_averages()
             self._open_network()
-            resume.go_on(self.trainer, progress.moment, self.enter_epoch)
+            resume.restore(self.trainer, progress.moment, self.enter_epoch)
         progress.moment = None
 
     # ------------------------------------------------------------------------ one network

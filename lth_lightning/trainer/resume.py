@@ -41,7 +41,7 @@ def after_each_batch(trainer: L.Trainer, then: Callable[[], None]) -> None:
 
 
 def let_go(trainer: L.Trainer) -> None:
-    """Undo `after_each_batch`, and an unfinished `go_on` or `skip_at_start`."""
+    """Undo `after_each_batch`, and an unfinished `restore` or `skip_at_start`."""
     for name in ("on_advance_end", "reset", "on_run_start"):
         trainer.fit_loop.epoch_loop.__dict__.pop(name, None)
     trainer.fit_loop.__dict__.pop("on_advance_start", None)
@@ -99,7 +99,7 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
 def restore_weights(trainer: L.Trainer, moments: list[Moment]) -> None:
     """Restore parameters and buffers, to the first process's values on all: processes are compared next.
 
-    Everything else follows with `go_on`, such as frozen parameters: the masks' hooks need to be set before.
+    Everything else follows with `restore`, such as frozen parameters: the masks' hooks need to be set before.
     """
     module_state.restore_tensors(trainer.lightning_module, moments[0], moments[0])
 
@@ -108,7 +108,7 @@ def _own(trainer: L.Trainer, moments: list[Moment]) -> Moment:
     return moments[min(trainer.global_rank, len(moments) - 1)]
 
 
-def go_on(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int], None]) -> None:
+def restore(trainer: L.Trainer, moments: list[Moment], enter_epoch: Callable[[int], None]) -> None:
     """Resume from a moment; call it in `on_train_start`.
 
     Args:

@@ -79,7 +79,7 @@ def network_writer(trainer: L.Trainer) -> SummaryWriter | None:
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-def goes_on(trainer: L.Trainer) -> bool:
+def is_resumed(trainer: L.Trainer) -> bool:
     """Whether the run that is resumed here began the sub-run of the network in training."""
     return any(logger._kwargs.get("purge_step") for logger in loggers_of(trainer))
 
