@@ -25,6 +25,7 @@ from lth_lightning.lottery.plan import (
     planned_rounds,
 )
 from lth_lightning.lottery.recorder import METRICS
+from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.masks import Masks
 from lth_lightning.pruning.prunable import prunable_weights
@@ -307,6 +308,11 @@ class LotteryTicket(L.Callback):
         return self._experiment
 
     @property
+    def _lineage(self) -> Lineage:
+        """The state that the rounds so far pass to the next networks."""
+        return self._progress.lineage
+
+    @property
     def results(self) -> list[Row]:
         """A `Row` for each trained network, in training order."""
         return self._progress.results
@@ -340,4 +346,4 @@ class LotteryTicket(L.Callback):
     @property
     def masks_in_force(self) -> Masks:
         """The masks of the network in training; after a fit in other processes, the last ticket's."""
-        return self._experiment.masks if self._experiment else self._progress.lineage.masks
+        return self._experiment.masks if self._experiment else self._lineage.masks

@@ -527,7 +527,7 @@ def test_tickets_pruned_at_initialisation_train_as_if_they_had_always_been(
 
     done = run("whole")
     done.make_module, done.make_data = make, data
-    first = done.lottery._progress.lineage.rewind_step
+    first = done.lottery._lineage.rewind_step
     for round in range(3):
         ticket = done.ticket(round)
         start = ticket.rewind_point if round else done.start(0)
