@@ -30,7 +30,7 @@ from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
 from lth_lightning.tickets.packed_file import prunable_share
 from lth_lightning.tickets.ticket import Ticket, check_storable
-from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, sub_runs, trainables
+from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, schedules, sub_runs, trainables
 
 if TYPE_CHECKING:
     from lth_lightning.lottery.callback import LotteryTicket
@@ -199,7 +199,7 @@ class Experiment:
             check_order(self.trainer, self.epochs.place(self.rewind_step).batch)
         self.progress.settle("loaders", fit.loader_facts(self.trainer))
         rewind_step = self.rewind_step if lottery.given is None else latest
-        lengths.check_schedules(self.trainer, self.epochs, rewind_step, passed=lottery.given is None)
+        schedules.check(self.trainer, self.epochs, rewind_step, passed=lottery.given is None)
 
     def rehearse_or_resume(self) -> None:
         """Try a criterion for initialisation once, so that it fails before any training; in a resumed fit, open the
@@ -255,9 +255,9 @@ class Experiment:
             self.hooks.remove()
             self.hooks = self._mask_hooks()
         if progress.lineage.schedules is not None and step == progress.lineage.rewind_step > 0:
-            self.fresh.load_schedules(self.trainer, progress.lineage.schedules)
+            schedules.load(self.trainer, progress.lineage.schedules)
         elif step:
-            self.fresh.advance_schedules(self.trainer, self.epochs, step)
+            schedules.advance(self.trainer, self.epochs, step)
         self.recorder.start_over()
         progress.stopped, progress.begun = False, True
         self._open_network()
@@ -295,9 +295,9 @@ class Experiment:
         check_norms(self.module, self.masks)
         self.hooks.enforce(self.masks)
         if network.round == 0 and self.lottery.rewind == "nothing":
-            self.fresh.note_learning_rates(trainer)
+            self.fresh.rates.note(trainer)
         if lineage.rates is not None:
-            self.fresh.hold_learning_rates(trainer, lineage.rates)
+            self.fresh.rates.hold(trainer, lineage.rates)
         step, title = fit.steps_done(trainer), network.title(density(self.masks))
         sub_runs.enter_sub_run(trainer, title, 0 if step == self.first_step(network) else step)
         if not self._told_of_run:
@@ -358,7 +358,7 @@ class Experiment:
         if row.round == 0 and lottery.pruning.prune_from == "dense":
             lineage.dense = trained
         if row.round == 0 and lottery.rewind == "nothing":
-            lineage.rates = self.fresh.last_rates or restart.learning_rates(trainer)
+            lineage.rates = self.fresh.rates.last or schedules.learning_rates(trainer)
 
     def leave_last_ticket(self) -> None:
         """Leave the module as the last ticket, not as the last control."""
@@ -414,7 +414,7 @@ class Experiment:
         lineage = self.progress.lineage
         at_rewind_point = fit.steps_done(self.trainer) == lineage.rewind_step > 0
         if at_rewind_point and self.network.round == 0 and self.lottery.given is None:
-            lineage.schedules = self.fresh.schedules(self.trainer)
+            lineage.schedules = schedules.state(self.trainer)
 
     @property
     def network_is_over(self) -> bool:

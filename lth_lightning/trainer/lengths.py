@@ -9,7 +9,6 @@ from typing import NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.optimizer import _MockOptimizer
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lth_lightning.errors import SettingError
 
@@ -158,36 +157,6 @@ def check_place(trainer: L.Trainer, expected: Place, step: int) -> None:
             "start inside one: give loaders a length, use trainer.limit_train_batches in place of "
             "on_train_batch_start's -1, or rewind to 0it."
         )
-
-
-def check_schedules(trainer: L.Trainer, epochs: Epochs, step: int, *, passed: bool) -> None:
-    """Check that schedules move on from a rewind point as they would have without one.
-
-    Args:
-        trainer: with its schedules.
-        epochs: how steps fall into epochs.
-        step: the rewind point's.
-        passed: whether this fit trains up to it, and so sees where schedules stand there.
-
-    Raises:
-        SettingError: they would not.
-    """
-    batch, module = epochs.place(step).batch if step else 0, trainer.lightning_module
-    by_itself = not module.automatic_optimization or is_overridden("lr_scheduler_step", module)
-    for config in trainer.lr_scheduler_configs if step else ():
-        name = f"lr_scheduler: {type(config.scheduler).__name__}"
-        if by_itself and not passed:
-            raise SettingError(
-                f"{name} is moved by the module itself (manual optimization, lr_scheduler_step), so its state at step "
-                f"{step}, the rewind point of the tickets, is unknown. Use tickets that were rewound to 0it."
-            )
-        by_steps = module.automatic_optimization and config.interval == "step" and not config.reduce_on_plateau
-        if by_steps and batch % config.frequency:
-            raise SettingError(
-                f"{name} moves every {config.frequency} batches of an epoch, but the rewind point, step {step}, lies "
-                f"after {batch} batches of one, so later networks would move it at other steps than the first. Set "
-                f"rewind_to to a multiple of {config.frequency} batches, or frequency to 1."
-            )
 
 
 # ------------------------------------------------------------------------ the length that the Trainer shows

@@ -4,9 +4,7 @@ Some counters have no public reset in Lightning; each reset here was checked aga
 """
 
 import copy
-import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,18 +12,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.hooks import RemovableHandle
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import full_state, load_state
 from lth_lightning.trainer import module_state
 from lth_lightning.trainer.callback_states import CallbackStates, users_parts
 from lth_lightning.trainer.contents import changed
-from lth_lightning.trainer.lengths import Epochs
 from lth_lightning.trainer.metric_states import MetricStates
-from lth_lightning.trainer.new_optimizers import NewOptimizers, set_settings, settings_of
+from lth_lightning.trainer.new_optimizers import NewOptimizers, settings_of
+from lth_lightning.trainer.schedules import HeldRates
 from lth_lightning.trainer.trainables import Trainables
 
 DECISIVE = (  # Trainer attributes that affect results
@@ -42,7 +37,7 @@ class FreshFit:
 
     Attributes:
         facts: in words, the settings that affect a network and that a resumed fit could have changed.
-        last_rates: the learning rates of the latest step, if `note_learning_rates` was called.
+        rates: the learning rates that fine-tuning holds.
     """
 
     def __init__(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -57,9 +52,7 @@ class FreshFit:
         self._metrics = MetricStates([module])
         self._decisive: dict[str, Any] = {}
         self.facts: dict[str, str] = {}
-        self._held: list[Any] = []  # schedules that stand still
-        self._notes: list[RemovableHandle] = []
-        self.last_rates: list[list[float]] | None = None
+        self.rates = HeldRates()
         self._resumed_averages: list[Any] = []
         self._loading = module_state.tolerate_changed_buffers(trainer, module)
 
@@ -116,7 +109,7 @@ class FreshFit:
             setattr(trainer, name, value)
         self._metrics.restore()
         self._trainables.restore(trainer.lightning_module)
-        self._let_learning_rates_go()
+        self.rates.release()
         self._restart_counters(trainer, 0, 0, 0)
         self._lift_limit(trainer)
         renewed = self._optimizers.restore(trainer)
@@ -154,7 +147,7 @@ class FreshFit:
     def release(self) -> None:
         """Remove the hooks that this object set."""
         self._loading.remove()
-        self._let_learning_rates_go()
+        self.rates.release()
         if self._optimizers is not None:
             self._optimizers.release()
 
@@ -167,14 +160,14 @@ class FreshFit:
             "outside": self._optimizers.outside(),
             "start": self._optimizers.start,
             "trainables": self._trainables.state_dict(),
-            "last_rates": self.last_rates,
+            "last_rates": self.rates.last,
             "averages": [full_state(average.module) for average in self._average_models()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self._callbacks.kept, self._callbacks.theirs = state["checkpoints"], state.get("theirs", {})
-        self._resumed, self.last_rates = state, state.get("last_rates")
+        self._resumed, self.rates.last = state, state.get("last_rates")
         self._resumed_averages = state.get("averages", [])  # older checkpoints have none
 
     def check_resumed(self, trainer: L.Trainer) -> None:
@@ -263,75 +256,6 @@ class FreshFit:
             fit_loop._last_train_dl_reload_epoch = fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = -math.inf
             fit_loop.setup_data()
 
-    def schedules(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Return the state of schedules, of the settings that they move, and of `global_step`, for a checkpoint too.
-
-        ReduceLROnPlateau, which depends on metrics, is left out: it starts new.
-        """
-        moved = [config.scheduler for config in trainer.lr_scheduler_configs]
-        states = [None if isinstance(one, ReduceLROnPlateau) else one.state_dict() for one in moved]
-        groups = [[settings_of(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
-        return copy.deepcopy({"schedules": states, "groups": groups, "global_step": trainer.global_step})
-
-    def load_schedules(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
-        """Restore what `schedules` returned, after `restore`."""
-        for config, schedule in zip(trainer.lr_scheduler_configs, copy.deepcopy(state["schedules"]), strict=True):
-            if schedule is not None:
-                config.scheduler.load_state_dict(schedule)
-        if None not in state["schedules"]:
-            for optimizer, groups in zip(trainer.optimizers, state["groups"], strict=True):
-                for group, settings in zip(optimizer.param_groups, groups, strict=True):
-                    set_settings(group, settings)
-        # In manual optimization a batch may take several steps, and `_restart_counters` counts batches.
-        by_hand = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        by_hand.reset()
-        by_hand.total.increment_by(state["global_step"])
-
-    def advance_schedules(self, trainer: L.Trainer, epochs: Epochs, step: int) -> None:
-        """Advance new schedules to their state after `step` steps, as Lightning would have.
-
-        For tickets from files, whose rewind point this fit has not passed itself.
-        """
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                continue
-            with warnings.catch_warnings():  # torch warns if a schedule steps before its optimizer, as here it must
-                warnings.simplefilter("ignore", UserWarning)
-                for _ in range(epochs.moves(step, config.frequency, by_epoch=config.interval == "epoch")):
-                    config.scheduler.step()
-
-    def note_learning_rates(self, trainer: L.Trainer) -> None:
-        """Keep the learning rates of the latest step in `last_rates`: a schedule moves on after the last one."""
-
-        def note(optimizer: Optimizer, *_: Any) -> None:
-            self.last_rates = learning_rates(trainer)
-
-        self._notes = [optimizer.register_step_pre_hook(note) for optimizer in trainer.optimizers]
-
-    def hold_learning_rates(self, trainer: L.Trainer, rates: list[list[float]]) -> None:
-        """Set each optimizer's groups to `rates` and stop the schedules, which remain visible, until `restore`."""
-        for config in trainer.lr_scheduler_configs:
-            schedule: Any = config.scheduler
-            kind = type(schedule)
-            schedule.__class__ = type(kind.__name__, (kind,), {"step": _stand_still, "_moving": kind})
-            held = [
-                one for optimizer, one in zip(trainer.optimizers, rates, strict=True) if optimizer is schedule.optimizer
-            ]
-            schedule._last_lr = list(held[0]) if held else []
-            self._held.append(schedule)
-        configs = trainer.lr_scheduler_configs
-        trainer.strategy.lr_scheduler_configs = [dataclasses.replace(one, interval="held") for one in configs]
-        for optimizer, groups in zip(trainer.optimizers, rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, groups, strict=True):
-                set_settings(group, {"lr": rate})
-
-    def _let_learning_rates_go(self) -> None:
-        for schedule in self._held:
-            schedule.__class__ = schedule._moving
-        for handle in self._notes:
-            handle.remove()
-        self._held, self._notes = [], []
-
     def limit_epoch(self, trainer: L.Trainer, already: int, batches: int, skipped: int = 0) -> None:
         """Make the epoch that starts now, with `already` batches done, end after at most `batches` more.
 
@@ -370,15 +294,6 @@ class FreshFit:
         if self._whole_epoch is not None and self._whole_epoch[0] is loader:
             _, loader.limits, trainer.fit_loop.max_batches, trainer.val_check_batch = self._whole_epoch
         self._whole_epoch = None
-
-
-def learning_rates(trainer: L.Trainer) -> list[list[float]]:
-    """Return the learning rate of each group of each optimizer."""
-    return [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
-
-
-def _stand_still(schedule: Any, *_: Any, **__: Any) -> None:
-    """Stand in for a schedule's `step`, which in manual optimization the module calls."""
 
 
 def described(thing: object) -> str:
