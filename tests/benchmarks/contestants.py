@@ -144,11 +144,11 @@ class TakesTurns(L.Callback):
         from lth_lightning import LotteryTicket
 
         self._turn = RACE["turn"]
-        lottery = next(one for one in trainer.callbacks if isinstance(one, LotteryTicket))
+        experiment = next(one for one in trainer.callbacks if isinstance(one, LotteryTicket)).experiment
         self._time(trainer.fit_loop.epoch_loop.val_loop, "run", "evaluation")
-        for name in ("_finish_network", "_begin_network"):
-            self._time(lottery, name, "round's end")
-        self._time(lottery, "_save_checkpoint", "checkpoint")
+        for name in ("finish_network", "begin_network"):
+            self._time(experiment, name, "round's end")
+        self._time(experiment, "save_checkpoint", "checkpoint")
         self._turn.wait()
 
     def on_train_batch_end(self, *_: Any) -> None:
