@@ -90,7 +90,8 @@ class Experiment:
 
     def _mask_hooks(self) -> MaskHooks:
         trainer = self.trainer
-        watchful, trusting = fit.others_act_between_steps(trainer), fit.runs_only_known_code(trainer)
+        watchful = fit.others_act_between_steps(trainer)
+        trusting = not watchful and fit.has_only_known_layers(trainer.lightning_module)
         return MaskHooks(self.module, trainer.optimizers, watchful=watchful, trusting=trusting)
 
     # ------------------------------------------------------------------------ before the first network
@@ -106,7 +107,6 @@ class Experiment:
         self.fresh.take_resumed_start(self.trainer)
         if not progress.resumed:
             progress.lineage = Lineage(dense_masks(self.weights), progress.seed)
-            progress.lineage.copies = copies_of(self.module, self.weights, self._stepped)
             self._tell_of_pruned_start()
         check_storable(full_state(self.module))
         if lottery.given is None:
@@ -122,6 +122,7 @@ class Experiment:
         lottery, progress = self.lottery, self.progress
         if not progress.resumed:
             self._start = fingerprint(full_state(self.module))
+            progress.lineage.copies = copies_of(self.module, self.weights, self._stepped)
             if lottery.rewind_to.amount == 0:
                 progress.lineage.set_rewind_point(self.module, step=0)
         if lottery.given is not None:

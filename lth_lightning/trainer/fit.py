@@ -234,15 +234,15 @@ def others_act_between_steps(trainer: L.Trainer) -> bool:
 KNOWN = ("torch.", "torchvision.", "torchmetrics.", "lightning.", "lth_lightning.")
 
 
-def runs_only_known_code(trainer: L.Trainer) -> bool:
-    """Whether a step runs nothing but code of torch, Lightning and this package, which never writes to `weight.data`.
+def has_only_known_layers(module: L.LightningModule) -> bool:
+    """Whether all layers, the module itself included, are of torch, Lightning or this package and have no hooks.
 
-    Known are the classes of all layers, without hooks on them; hooks between steps are `others_act_between_steps`.
+    Their code never writes to `weight.data`.
     """
-    return not others_act_between_steps(trainer) and all(
+    return all(
         type(part).__module__.startswith(KNOWN)
         and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
-        for part in trainer.lightning_module.modules()
+        for part in module.modules()
     )
 
 

@@ -507,6 +507,23 @@ class Batches(L.Callback):
         self.batches.append([part.clone() for part in batch])
 
 
+def test_a_copy_that_is_made_at_the_start_of_the_fit_starts_with_the_mask_of_its_source(tmp_path: Path) -> None:
+    class Follows(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.target = nn.Linear(64, 12)
+
+        def on_fit_start(self) -> None:
+            self.target.load_state_dict(self.net[1].state_dict())
+
+        def configure_optimizers(self) -> Any:
+            return SGD(self.net.parameters(), lr=0.1)
+
+    run = run_of(Follows, tmp_path, rounds=1)
+    pruned = ~run.ticket(1).masks["net.1.weight"]
+    assert pruned.any() and not run.start(1)["target.weight"][pruned].any()
+
+
 def test_weights_that_are_frozen_after_the_prunable_ones_are_counted_are_refused(tmp_path: Path) -> None:
     class Freezes(Module):
         def on_train_start(self) -> None:
