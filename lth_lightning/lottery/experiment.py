@@ -90,9 +90,12 @@ class Experiment:
 
     def _mask_hooks(self) -> MaskHooks:
         trainer = self.trainer
-        watchful = fit.others_act_between_steps(trainer)
-        trusting = not watchful and fit.has_only_known_layers(trainer.lightning_module)
-        return MaskHooks(self.module, trainer.optimizers, watchful=watchful, trusting=trusting)
+        return MaskHooks(
+            self.module,
+            trainer.optimizers,
+            before_forward=fit.others_act(trainer, fit.BEFORE_FORWARD),
+            before_step=fit.others_act(trainer, fit.WITHIN_STEP) or not fit.has_only_known_layers(self.module),
+        )
 
     # ------------------------------------------------------------------------ before the first network
 
@@ -395,8 +398,10 @@ class Experiment:
 
     def after_batch(self, outputs: Any, batch: Any) -> None:
         """Check the loss, and save the rewind point when its step is done."""
-        lengths.check_accumulation(self.trainer, self.epochs.batches_per_step(self.trainer.current_epoch))
-        self.hooks.settle()  # mask what another callback has just written
+        per_step = self.epochs.batches_per_step(self.trainer.current_epoch)
+        lengths.check_accumulation(self.trainer, per_step)
+        # Mask what another callback has just written, also to `weight.data` where no step precedes each forward pass.
+        self.hooks.settle(seen=self.module.automatic_optimization and per_step == 1)
         step, lineage = fit.steps_done(self.trainer), self.progress.lineage
         self.watch.see(outputs, batch, step)
         if lineage.rewind_point is None and step == self.rewind_step:

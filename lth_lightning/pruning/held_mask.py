@@ -20,14 +20,15 @@ class HeldMask:
     where a gradient is infinite or NaN, which happens when a gradient scaler overflows.
     """
 
-    def __init__(self, mask: Tensor, watchful: bool = False, trusting: bool = False) -> None:
+    def __init__(self, mask: Tensor, forward: bool = False, step: bool = True) -> None:
         self.mask = mask
-        self.watchful, self.trusting = watchful, trusting
+        self._before_forward, self._before_step = forward, step  # mask there whether or not a write was detected
         self._bits: dict[tuple[int, torch.device], Tensor] = {}
         self.handles: list[RemovableHandle] = []  # of all hooks to remove when the weight is released
         self._state: Any = None  # the weight's optimizer state when it was last masked, …
         self._values: list[Any] = []  # … what it held then, and …
-        self._state_versions: list[tuple[Tensor, int]] = []  # … the version counters of its tensors
+        self._state_tensors: list[Tensor] = []  # … its tensors of the weight's shape, with …
+        self._state_versions: list[int] = []  # … their version counters
         self._version = -1  # the weight's version counter when last masked; every in-place write increments it
 
     # ------------------------------------------------------------------------ take and release
@@ -41,10 +42,9 @@ class HeldMask:
             self._mask_gradient(weight)
         setattr(weight, HELD, self)
         if weight.requires_grad:
-            self.handles = [
-                weight.register_post_accumulate_grad_hook(self._mask_gradient),
-                weight.register_post_accumulate_grad_hook(self.settle),  # for steps inside backward
-            ]
+            self.handles = [weight.register_post_accumulate_grad_hook(self._mask_gradient)]
+            if self._before_step:
+                self.handles.append(weight.register_post_accumulate_grad_hook(self.settle))  # for steps inside backward
             # First, because an optimizer that steps inside backward is a hook too and may be registered already.
             weight._post_accumulate_grad_hooks.move_to_end(self.handles[0].id, last=False)  # type: ignore[attr-defined]
 
@@ -59,7 +59,8 @@ class HeldMask:
 
     def clear(self, tensor: Tensor) -> None:
         """Set the pruned entries of a tensor of the weight's shape to +0.0, in place; any dtype, device and strides."""
-        tensor = tensor.detach()  # cheaper than `no_grad`; shares the version counter
+        if tensor.requires_grad:
+            tensor = tensor.detach()  # cheaper than `no_grad`; shares the version counter
         if tensor.element_size() > 8:  # complex128
             tensor = torch.view_as_real(tensor)
         bits = self._bits.get((tensor.element_size(), tensor.device))
@@ -80,9 +81,19 @@ class HeldMask:
         self._version = weight._version
 
     def settle(self, weight: Tensor) -> None:
-        """Mask the weight if it was, or may have been, written to since it was last masked."""
-        if self.watchful or weight._version != self._version:
+        """Mask the weight if it was seen to be written to since it was last masked."""
+        if weight._version != self._version:
             self.clear_weight(weight)  # type: ignore[arg-type]
+
+    def distrust(self, weight: nn.Parameter) -> None:
+        """Mask the weight now, and again before the next forward pass or step."""
+        self.clear(weight)
+        self._version = -1
+
+    def before_forward(self, weight: nn.Parameter) -> None:
+        """Mask what the forward pass of a step with a closure will read."""
+        if self._before_forward or weight._version != self._version:
+            self.clear_weight(weight)
 
     def _mask_gradient(self, weight: Tensor) -> None:
         gradient = weight.grad
@@ -104,19 +115,19 @@ class HeldMask:
 
     def before_step(self, weight: nn.Parameter, optimizer: Optimizer) -> None:
         """Mask everything that the step will read; writes since the last step may not show in any version counter."""
-        if not self.trusting or weight._version != self._version:
+        if self._before_step or weight._version != self._version:
             self.clear_weight(weight)
         if not self._is_masked(weight.grad):
             self._mask_gradient(weight)
         state = optimizer.state.get(weight)
-        if self._is_other(state) or any(value._version != version for value, version in self._state_versions):
+        if self._is_other(state) or [value._version for value in self._state_tensors] != self._state_versions:
             self.clear_state(weight, state)
 
     def after_step(self, weight: nn.Parameter, optimizer: Optimizer, keeps_zeros: bool) -> None:
         """Mask whatever the step may have made nonzero."""
         state = optimizer.state.get(weight)
         if keeps_zeros and self._is_masked(weight.grad) and not self._is_other(state):
-            self._state_versions = [(value, value._version) for value, _ in self._state_versions]
+            self._state_versions = [value._version for value in self._state_tensors]
             self._version = weight._version
             return
         self.clear_weight(weight)
@@ -125,11 +136,11 @@ class HeldMask:
 
     def clear_state(self, weight: Tensor, state: Any) -> None:
         """Mask the weight's state in an optimizer and record its version."""
-        values = list(tensors_like(weight, state))
-        for value in values:
-            self.clear(value)
         self._state, self._values = state, list(state.values()) if isinstance(state, Mapping) else []
-        self._state_versions = [(value, value._version) for value in values]
+        self._state_tensors = list(tensors_like(weight, state))
+        for value in self._state_tensors:
+            self.clear(value)
+        self._state_versions = [value._version for value in self._state_tensors]
 
     def _is_other(self, state: Any) -> bool:
         """Whether the state is not the one that was masked, or holds other objects, as one restored by hand does."""

@@ -35,9 +35,10 @@ class MaskHooks:
         weights: a module whose parameters the masks name, or the weights by name. Only with a module are a network's
             `load_state_dict` masked at once and its deep copies held.
         optimizers: optimizers that have already stepped, or that may load a state.
-        watchful: also mask weights before each forward pass (of a step with a closure), whether or not a write was
-            detected; writes to `weight.data` cannot be. Worth its cost if other code acts between the steps.
-        trusting: rely on version counters before a step, as no code writes to `weight.data`. Saves a pass per step.
+        before_forward: mask weights before the forward pass of each step with a closure, whether or not a write was
+            detected; writes to `weight.data` cannot be. Worth a pass over the weights if other code acts there.
+        before_step: the same after the forward pass, before each step. False saves a pass where no code can write to
+            `weight.data` in forward and backward.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -54,11 +55,11 @@ class MaskHooks:
         weights: nn.Module | Mapping[str, nn.Parameter],
         optimizers: Iterable[Optimizer] = (),
         *,
-        watchful: bool = False,
-        trusting: bool = False,
+        before_forward: bool = False,
+        before_step: bool = True,
     ) -> None:
         self._source = weights
-        self.watchful, self.trusting = watchful, trusting
+        self._always = before_forward, before_step
         self._optimizers = list(optimizers)
         self._weights: dict[str, nn.Parameter] = {}
         self._handles: list[RemovableHandle] = []
@@ -75,7 +76,7 @@ class MaskHooks:
         self.remove()
         self._weights = {name: weight for name, weight in weights.items() if not bool(masks[name].all())}
         for name, weight in self._weights.items():
-            held = HeldMask(masks[name], self.watchful, self.trusting)
+            held = HeldMask(masks[name], *self._always)
             held.take(weight)
             guard = Guard(weight, held)
             held.handles += [layer.register_load_state_dict_post_hook(guard) for layer in owners(self._source, weight)]
@@ -101,11 +102,12 @@ class MaskHooks:
         """Mask the weights that were written to since the last step.
 
         Args:
-            seen: whether to rely on version counters, which do not show a write to `weight.data`.
+            seen: whether to rely on version counters, which do not show a write to `weight.data`. If not, weights are
+                also masked before the next step, after hooks that are called later.
         """
         for weight in self._weights.values():
             if (held := held_by(weight)) is not None:
-                held.settle(weight) if seen else held.clear_weight(weight)
+                held.settle(weight) if seen else held.distrust(weight)
 
     def check(self) -> None:
         """Check that pruned weights, their gradients and their state in the given optimizers are 0.

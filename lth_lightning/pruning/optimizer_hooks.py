@@ -1,5 +1,6 @@
 """Hooks before and after every optimizer step: pruned entries of held weights are 0 when it starts and ends."""
 
+import functools
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from lth_lightning.errors import SettingError
 from lth_lightning.pruning.held_mask import held_by
 
 # Here each entry's step depends on that entry alone: a state of 0 stays 0 as long as the gradient is 0.
-ENTRY_BY_ENTRY = (
+ENTRY_BY_ENTRY = {
     *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Rprop, torch.optim.RMSprop, torch.optim.Adagrad),
     *(torch.optim.Adadelta, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
-)
+}
 
 _watching: list[RemovableHandle] = []
 
@@ -50,7 +51,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any
         settle()
         return None
     for mask, weight in held:
-        mask.settle(weight)  # for the forward pass
+        mask.before_forward(weight)
 
     def settled_closure() -> Any:
         loss = closure()
@@ -102,9 +103,14 @@ def _clear_history(optimizer: LBFGS) -> None:
 def _keeps_zeros(optimizer: Optimizer) -> bool:
     """Whether a step keeps a state of 0 where the gradient is 0. An `eps` of 0, also in float16, would give 0 / 0."""
     return type(optimizer) in ENTRY_BY_ENTRY and all(
-        group.get("eps", 1.0) >= max((torch.finfo(p.dtype).tiny for p in group["params"]), default=0.0)
-        for group in optimizer.param_groups
+        group.get("eps", 1.0) >= _least(weight.dtype) for group in optimizer.param_groups for weight in group["params"]
     )
+
+
+@functools.cache
+def _least(dtype: torch.dtype) -> float:
+    """Return the least normal number of a type."""
+    return torch.finfo(dtype).tiny
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

@@ -1,7 +1,7 @@
 """A fit as the lottery uses it: its length, its progress and its data loaders."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -215,27 +215,24 @@ def time_is_up(trainer: L.Trainer) -> bool:
     return trainer.should_stop and out_of_time(trainer)
 
 
-BETWEEN_STEPS = (
-    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
-    *("on_after_backward", "on_before_optimizer_step", "on_train_epoch_start", "on_validation_end"),
-)
-"""Hooks in which other code could write to weights between two steps."""
+BEFORE_FORWARD = ("on_train_batch_start", "on_train_batch_end")
+"""Hooks between two steps in which other code could write to weights."""
+WITHIN_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+"""Hooks between the forward pass and the optimizer's step in which it could."""
 
 
-def others_act_between_steps(trainer: L.Trainer) -> bool:
-    """Whether code outside Lightning and this package may write to weights between two steps."""
-    return any(
-        _is_others(getattr(actor, hook, None))
-        for actor in (trainer.lightning_module, *trainer.callbacks)
-        for hook in BETWEEN_STEPS
-    )
+def others_act(trainer: L.Trainer, hooks: Sequence[str]) -> bool:
+    """Whether code outside Lightning and this package overrides one of `hooks`."""
+    actors = (trainer.lightning_module, *trainer.callbacks)
+    return any(_is_others(getattr(actor, hook, None)) for actor in actors for hook in hooks)
 
 
 KNOWN = ("torch.", "torchvision.", "torchmetrics.", "lightning.", "lth_lightning.")
 
 
 def has_only_known_layers(module: L.LightningModule) -> bool:
-    """Whether all layers, the module itself included, are of torch, Lightning or this package and have no hooks.
+    """Whether all layers, the module itself included, are of torch, Lightning or this package, and neither they nor
+    their parameters have hooks.
 
     Their code never writes to `weight.data`.
     """
@@ -243,7 +240,7 @@ def has_only_known_layers(module: L.LightningModule) -> bool:
         type(part).__module__.startswith(KNOWN)
         and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
         for part in module.modules()
-    )
+    ) and not any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in module.parameters())
 
 
 def _is_others(hook: Any) -> bool:

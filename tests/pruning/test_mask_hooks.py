@@ -271,9 +271,9 @@ def test_a_state_that_is_replaced_by_hand_revives_nothing() -> None:
 
 
 @pytest.mark.parametrize("write", [noise_by_data, swap_data, noise])
-def test_a_watchful_mask_is_there_before_the_forward_pass(write: Callable[[Case], None]) -> None:
+def test_a_mask_before_forward_passes_is_there_after_unseen_writes(write: Callable[[Case], None]) -> None:
     case = Case(enforce=False)
-    MaskHooks(case.net, [case.optimizer], watchful=True).enforce(case.masks)
+    MaskHooks(case.net, [case.optimizer], before_forward=True).enforce(case.masks)
     write(case)
     seen = []
     case.net[4].register_forward_hook(lambda layer, *_: seen.append(layer.weight[~case.masks["4.weight"]].any()))
@@ -533,25 +533,49 @@ class CountedWrites(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("trusting", [False, True])
+@pytest.mark.parametrize("before_step", [True, False])
+@pytest.mark.parametrize("before_forward", [True, False])
 @pytest.mark.parametrize("name", ["fused adam", "momentum"])
-def test_a_mask_costs_a_pass_or_two_a_step_where_an_optimizer_keeps_zeros(name: str, trusting: bool) -> None:
+def test_a_mask_costs_one_to_three_passes_a_step_where_an_optimizer_keeps_zeros(
+    name: str, before_forward: bool, before_step: bool
+) -> None:
     """Over gradient and, unless nobody writes to it unseen, weight; none over the state once it is known to be 0."""
     layer = nn.Linear(4, 3, bias=False)
     optimizer = OPTIMIZERS[name](layer.parameters())
-    MaskHooks(layer, [optimizer], trusting=trusting).enforce({"weight": torch.rand(3, 4) < 0.5})
+    hooks = MaskHooks(layer, [optimizer], before_forward=before_forward, before_step=before_step)
+    hooks.enforce({"weight": torch.rand(3, 4) < 0.5})
+
+    def closure() -> Tensor:
+        layer.zero_grad()
+        loss = layer(torch.ones(2, 4)).sum()
+        loss.backward()
+        return loss
+
     counts = []
     for _ in range(3):
         with CountedWrites() as counted:
-            layer.zero_grad()
-            layer(torch.ones(2, 4)).sum().backward()
-            optimizer.step()
+            optimizer.step(closure)
         counts.append(counted.count)
-    assert counts[0] > 2 and counts[1:] == ([1, 1] if trusting else [2, 2])
+    passes = 1 + before_forward + before_step
+    assert counts[0] > passes and counts[1:] == [passes, passes]
     with torch.no_grad():
         layer.weight.fill_(1.0)  # seen all the same
     optimizer.step()
     assert bool((layer.weight[~layer.weight.__dict__[HELD].mask] == 0).all())
+
+
+@pytest.mark.parametrize("write", [noise_by_data, swap_data])
+def test_settling_unseen_writes_masks_now_and_before_the_next_forward_pass(write: Callable[[Case], None]) -> None:
+    case = Case()
+    alive = []
+    case.net[4].register_forward_hook(lambda layer, *_: alive.append(layer.weight[~case.masks["4.weight"]].any()))
+    for _ in range(2):
+        write(case)
+        case.hooks.settle(seen=False)
+        case.hooks.check()
+        write(case)  # a hook that is called later
+        case.train(1)
+    assert len(alive) == 2 and not any(alive)
 
 
 def test_a_dense_network_has_no_hooks_and_what_is_removed_is_gone() -> None:
