@@ -112,7 +112,7 @@ class LotteryTicket(L.Callback):
         transfer: str = "mask_and_weights",
         on_mismatch: str = "refuse",
         prunable: Callable[[nn.Module], dict[str, nn.Parameter]] = prunable_weights,
-        score: Score | None = None,
+        score: dict[str, Any] | Score | str | None = None,
         metrics: dict[str, str] | None = None,
         evaluate_test: bool = True,
         checkpoint_every_n_train_steps: int | None = None,

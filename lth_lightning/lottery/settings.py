@@ -18,7 +18,7 @@ REWINDS = ("weights", "learning_rate", "nothing")
 DATA_ORDERS = ("fresh", "same")
 
 
-def as_score(given: Score | Mapping[str, Any] | str | None) -> Score | None:
+def as_score(given: Score | dict[str, Any] | str | None) -> Score | None:
     """Return a score that was given as such, by its settings, or by its name alone.
 
     Raises:

@@ -55,14 +55,19 @@ class Score:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.key:
+        if not isinstance(self.name, str) or not self.key:
             raise SettingError(f"lottery.score.name must name a metric, e.g. val_f1; got {self.name!r}.")
         if self.mode not in MODES:
             raise unknown_name("lottery.score.mode", self.mode, MODES)
         if self.key == "loss" and self.mode == "max":
             raise SettingError("lottery.score: val_loss is a loss; set mode to min.")
-        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
-            raise SettingError(f"lottery.score.tolerance must be at least 0, or null; got {self.tolerance}.")
+        if self.percent not in (None, True, False):
+            raise SettingError(f"lottery.score.percent must be true, false or null; got {self.percent!r}.")
+        number = isinstance(self.tolerance, int | float) and 0 <= self.tolerance < math.inf
+        if self.tolerance is not None and not number:
+            raise SettingError(
+                f"lottery.score.tolerance must be a number of at least 0, or null; got {self.tolerance!r}."
+            )
 
     @property
     def key(self) -> str:

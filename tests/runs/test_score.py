@@ -36,8 +36,8 @@ def test_columns_are_named_after_the_metric(name: str, columns: tuple[str, str, 
         ({"name": ""}, r"lottery\.score\.name must name a metric"),
         ({"name": "val_f1", "mode": "least"}, r"lottery\.score\.mode.*choose from max, min"),
         ({"name": "val_loss"}, "val_loss is a loss; set mode to min"),
-        ({"name": "val_f1", "tolerance": -1.0}, r"lottery\.score\.tolerance must be at least 0"),
-        ({"name": "val_f1", "tolerance": float("nan")}, r"lottery\.score\.tolerance must be at least 0"),
+        ({"name": "val_f1", "tolerance": -1.0}, r"lottery\.score\.tolerance must be a number of at least 0"),
+        ({"name": "val_f1", "tolerance": float("nan")}, r"lottery\.score\.tolerance must be a number of at least 0"),
     ],
 )
 def test_what_cannot_be_a_score_is_refused(settings: dict[str, Any], words: str) -> None:
