@@ -24,7 +24,10 @@ from lth_lightning.cli.run_dir import Reservation
 from lth_lightning.errors import SettingError, unknown_name
 
 # Lightning 2.6 calls jsonargparse by a name that 4.49 has made old; Python shows that to no user.
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.usefixtures("plain_figures"),
+]
 
 REPOSITORY = Path(__file__).parents[2]
 QUICKSTART = ["fit", "--config", str(REPOSITORY / "configs/quickstart.yaml")]
