@@ -2,10 +2,11 @@
 
 import base64
 import csv
+import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,13 @@ def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
 
     run.val_loss = settings.get("metrics", {}).get("val_loss", "val_loss")  # type: ignore[attr-defined]
     return run
+
+
+def of_experiments(usual: Collection[tuple[Any, ...]], **values: Collection[Any]) -> pytest.MarkDecorator:
+    """Parametrize a test by `experiment` and more: each combination, but for those in `usual` once a week."""
+    cases = itertools.product(ARCHITECTURES, *values.values())
+    params = [pytest.param(*case, id="-".join(map(str, case)), marks=() if case in usual else weekly) for case in cases]
+    return pytest.mark.parametrize(("experiment", *values), params, indirect=["experiment"])
 
 
 class Witness(L.Callback):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import THOROUGH
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
