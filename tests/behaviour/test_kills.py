@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from lth_lightning.cli.main import main
 from lth_lightning.runs.lock import LOCK
 
-KILLS = int(os.environ.get("LTH_KILLS", "2"))  # at random moments, of each experiment and seed
+KILLS = int(os.environ.get("LTH_KILLS", "2" if THOROUGH else "1"))  # at random moments, of each experiment and seed
 SEEDS = int(os.environ.get("LTH_SEEDS", "1"))
 
 
@@ -78,8 +78,8 @@ EXPERIMENTS = {
         model__optimizer=SGD,
         model__lr_scheduler='{"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}',
         data__augment="true",
-        lottery__rounds="2",
-        lottery__train_for="4ep",
+        lottery__rounds="1",
+        lottery__train_for="3ep",
         lottery__checkpoint_every_n_train_steps="2",
         lottery__rewind="learning_rate",
         lottery__controls="[random_reinit]",

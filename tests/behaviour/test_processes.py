@@ -509,7 +509,11 @@ class Fails(Magnitude):
         return super().scores(evidence)
 
 
-@pytest.mark.parametrize("criterion", [ByRank(), Fails(0), Fails(1)], ids=["masks differ", "0 fails", "1 fails"])
+@pytest.mark.parametrize(
+    "criterion",
+    [ByRank(), Fails(0), pytest.param(Fails(1), marks=weekly)],
+    ids=["masks differ", "0 fails", "1 fails"],
+)
 def test_what_fails_on_one_process_ends_all(tmp_path: Path, criterion: Magnitude) -> None:
     settings = {"pruning": Pruning(criterion=criterion)}
     assert end(start(_fail, tmp_path, settings)) == [1, 1]
