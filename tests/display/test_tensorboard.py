@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import Cut, Fit, digits, fit, make_trainer, mlp
+from conftest import Cut, Fit, digits, draw_plainly, fit, make_trainer, mlp, weekly
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServersAccumulator
@@ -57,6 +57,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Fit:
 
 def test_a_figure_that_fails_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lth_lightning.display.tensorboard.FIRST_DRAWING", 0.0)  # at each round's end
+    draw_plainly(monkeypatch)
 
     class Vandal(L.Callback):
         def on_network_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -140,7 +141,7 @@ def test_figures_and_text_are_there_once_a_round_and_nothing_empty(shown: Fit) -
     assert not any("hp_metric" in tag or tag == "epoch" for _, tag in everything(shown.lottery.folder.path))
 
 
-@pytest.mark.parametrize("batch", [8, 38, 68])
+@pytest.mark.parametrize("batch", [pytest.param(8, marks=weekly), 38, 68])
 def test_a_resumed_run_shows_what_one_that_nobody_cut_shows(
     shown: Fit, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_resumed_run_shows_what_one_that_nobody_cut_shows(
 def test_a_finished_run_that_is_resumed_shows_nothing_twice(shown: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shown.lottery.folder.path
     before = everything(folder)
+    draw_plainly(monkeypatch)
     go_on(folder, monkeypatch, draw=True)
     assert everything(folder) == before
 
