@@ -22,6 +22,7 @@ from lth_lightning.report.writer import figures_of
 from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
 from lth_lightning.runs.run import Run
+from lth_lightning.runs.score import ACCURACY
 from lth_lightning.trainer import fit
 from lth_lightning.trainer.sub_runs import network_writer
 
@@ -61,6 +62,11 @@ class LotteryBoard(L.Callback):
         # Text and figures over all rounds use the round as step. An incomplete round is written again.
         self._void_from = plan[min(len(lottery.results), len(plan) - 1)].round
         self._settings_missing = self._void_from == plan[0].round
+        self._facts = {
+            "seed": lottery.seed_in_use,
+            "network": architecture(pl_module),
+            "data": data_name(trainer),
+        }
         self._told_rows = self._drawn_rows = 0
         self._drawn_at, self._drawing_took = time.monotonic(), FIRST_DRAWING
 
@@ -72,14 +78,7 @@ class LotteryBoard(L.Callback):
         done = {row.round for row in self._lottery.results}
         if (writer := network_writer(trainer)) is None or begun or network.round in done:
             return
-        facts = {
-            "round": network.round,
-            "density": density,
-            "seed": self._lottery.seed_in_use,
-            "network": architecture(module),
-            "data": data_name(trainer),
-        }
-        _, start, _ = hparams(facts, {})
+        _, start, _ = hparams({"round": network.round, "density": density, **self._facts}, {})
         _add(writer, start)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -127,8 +126,17 @@ class LotteryBoard(L.Callback):
             lines = [f"| {name} | {value} |" for name, value in self._lottery.settings.items()]
             text = "\n".join(["| setting | |", "| --- | --- |", *lines])
         writer.add_text("settings", text, self._lottery.plan[0].round)
+        _add(writer, self._columns())
         writer.flush()
         self._settings_missing = False
+
+    def _columns(self) -> Summary:
+        """What the hparams page shows of each round: its facts, and for each network of a round its score and stop."""
+        names = dict.fromkeys(network.name for network in self._lottery.plan)
+        score = (self._lottery.score or ACCURACY).columns[1]
+        figures = [f"rounds/{column}/{name}" for column in (score, "early_stop_step") for name in names]
+        columns, _, _ = hparams({"round": 0, "density": 1.0, **self._facts}, dict.fromkeys(figures, 0.0))
+        return columns
 
     def _tell_results(self) -> None:
         """Write the results table and its conclusion."""

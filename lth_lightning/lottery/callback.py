@@ -258,6 +258,7 @@ class LotteryTicket(L.Callback):
         if not self._fitting:
             return
         fit.call_as_before(trainer)
+        sub_runs.name_metrics_as_they_come(trainer)
         self._fresh.release()
         lengths.show_fit(trainer)
         fit.show_length(trainer, self._length)

@@ -45,7 +45,6 @@ class SummaryCurves:
             val: score.value(row, "val"),
             "early_stop_step": row.early_stop_step,
             at_stop: score.value(row, "early_stop_test"),
-            "density": row.density,
         }.items():
             if value is not None:
                 writer.add_scalar(f"rounds/{column}/{name}", value, row.round)

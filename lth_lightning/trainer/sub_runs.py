@@ -135,14 +135,18 @@ def enter_sub_run(trainer: L.Trainer, place: Place, step: int, done: Callable[[s
 
 
 def leave_sub_run(trainer: L.Trainer) -> None:
-    """Make the loggers name metrics as they come, in their own folders."""
+    """Make TensorBoardLoggers write to their own folders again; only before a next fit, as it would show an empty run."""
+    for logger in loggers_of(trainer):
+        _close(logger)
+        logger._sub_dir = None
+        if isinstance(logger, SubRunLogger):
+            logger._trainer = None
+
+
+def name_metrics_as_they_come(trainer: L.Trainer) -> None:
+    """Make loggers leave the names of metrics alone again."""
     for logger in trainer.loggers:
         logger.__dict__.pop("log_metrics", None)
-        if isinstance(logger, TensorBoardLogger):
-            _close(logger)
-            logger._sub_dir = None
-            if isinstance(logger, SubRunLogger):
-                logger._trainer = None
 
 
 def _rename(logger: Logger, name_of: Callable[[str], str], place: Place | None) -> None:

@@ -120,7 +120,7 @@ def test_histograms_hold_the_surviving_weights_alone(shown: Fit) -> None:
 def test_over_rounds_there_are_points_and_no_curves_that_could_be_smoothed(shown: Fit) -> None:
     for row in shown.rows:
         read = of_round(shown, row)
-        for column in ("test_acc", "val_acc", "early_stop_step", "density"):
+        for column in ("test_acc", "val_acc", "early_stop_step"):
             (point,) = read.Scalars(f"rounds/{column}/{name(row)}")
             assert (point.step, point.value) == (row.round, pytest.approx(getattr(row, column)))
     for number in ROUNDS:
