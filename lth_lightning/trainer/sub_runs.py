@@ -135,7 +135,7 @@ def enter_sub_run(trainer: L.Trainer, place: Place, step: int, done: Callable[[s
 
 
 def leave_sub_run(trainer: L.Trainer) -> None:
-    """Make TensorBoardLoggers write to their own folders again; only before a next fit, as it would show an empty run."""
+    """Make TensorBoardLoggers write to their own folders again; only before a next fit, or an empty run would show."""
     for logger in loggers_of(trainer):
         _close(logger)
         logger._sub_dir = None
