@@ -372,7 +372,7 @@ class LotteryCLI(LightningCLI):
             plain = Console(highlight=False, force_terminal=False) if self._quiet else None
             trainer.callbacks.append(LotteryProgress(plain, rows_only=self._quiet))
         if not any(isinstance(callback, LotteryBoard) for callback in trainer.callbacks):
-            trainer.callbacks.append(LotteryBoard(draw_at_end=False))  # `after_fit` shows the report's figures
+            trainer.callbacks.append(LotteryBoard(draw_at_end=False))  # `after_fit` draws
 
     def after_instantiate_classes(self) -> None:
         """Load the weights, or check that the network can be trained."""
@@ -462,8 +462,8 @@ class LotteryCLI(LightningCLI):
     def _report(self, console: Console, run_dir: Path) -> None:
         if self._get(self.config_init, "lottery").results:
             run = Run.read(run_dir)
-            written = write_report([run], run_dir)
-            self._show_figures([path for path in written if path.suffix == ".png"])
+            write_report([run], run_dir)
+            self._show_figures()
             if not self._quiet:
                 console.print()
                 experiment = PooledRuns([run])
@@ -471,9 +471,9 @@ class LotteryCLI(LightningCLI):
                 console.print(summary(experiment), soft_wrap=not console.is_terminal)
                 console.print()
 
-    def _show_figures(self, files: list[Path]) -> None:
+    def _show_figures(self) -> None:
         board = next(one for one in self.trainer.callbacks if isinstance(one, LotteryBoard))  # type: ignore[attr-defined]
-        board.show({file.stem: file.read_bytes() for file in files})
+        board.draw()
         board.close()
 
     def _say_where(self, console: Console, run_dir: Path, done: int, planned: int) -> None:

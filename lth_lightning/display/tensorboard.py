@@ -96,7 +96,7 @@ class LotteryBoard(L.Callback):
                 _add(writer, end)
             self._tell_results()
             if time.monotonic() - self._drawn_at > self._drawing_took / DRAWING_SHARE:
-                self._draw()
+                self.draw()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what is new since the last full round; for a run that had already ended, rewrite its last round."""
@@ -106,7 +106,7 @@ class LotteryBoard(L.Callback):
                 self._tell_settings()
                 self._tell_results()
             if self.draw_at_end and self._drawn_rows < done:
-                self._draw()
+                self.draw()
 
     # ------------------------------------------------------------------------ what
 
@@ -162,8 +162,8 @@ class LotteryBoard(L.Callback):
                 of_round.add_scalar(f"layers/{name}/ticket", len(survivors) / weight.numel(), row.round)
         writer.flush()
 
-    def _draw(self) -> None:
-        """Draw the report's figures from the run's files."""
+    def draw(self) -> None:
+        """Draw the report's figures from the run's files, at the size of a card; also works after the fit."""
         if self._writer() is None:
             return
         start = time.monotonic()
@@ -171,17 +171,17 @@ class LotteryBoard(L.Callback):
 
         try:
             experiment = PooledRuns([Run.read(self._lottery.folder.path)])
-            figures = figures_of(experiment, charts_of(experiment))
+            figures = figures_of(experiment, charts_of(experiment), card=True)
             pictures = {name: image_bytes(figure, "png") for name, figure in figures.items()}
         except Exception as error:  # any: a failed picture must not end hours of training
             rank_zero_warn(f"No figures in TensorBoard for now: {error}")
             pictures = {}
-        self.show(pictures)
+        self._show(pictures)
         self._drawn_rows, self._drawn_at = len(self._lottery.results), time.monotonic()
         self._drawing_took = self._drawn_at - start
 
-    def show(self, pictures: Mapping[str, bytes]) -> None:
-        """Put pictures on the images page, at the last round with a result; also works after the fit.
+    def _show(self, pictures: Mapping[str, bytes]) -> None:
+        """Put pictures on the images page, at the last round with a result.
 
         Args:
             pictures: the contents of PNG files by name.
@@ -193,7 +193,7 @@ class LotteryBoard(L.Callback):
         writer.flush()
 
     def close(self) -> None:
-        """Close the writers that `show` opened after the fit."""
+        """Close the writers that `draw` opened after the fit."""
         if self._lottery.summary is not None:
             self._lottery.summary.close()
 

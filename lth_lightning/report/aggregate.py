@@ -93,6 +93,7 @@ class PooledRuns:
         self.scores = self._curves(self.reported.value)  # at the end of training
         self.early_stop = self._curves(lambda row: row.early_stop_step)
         self.dense_score, self.dense_stop = self._of_dense(self.scores), self._of_dense(self.early_stop)
+        self.ends = by_round([run.rows for run in runs], lambda row: row.steps or None)  # steps of training
 
     def _curves(self, figure: Callable[[Row], float | None]) -> dict[str, Curve]:
         """Apply `by_round` to each variant for which `figure` is known, in the order of `VARIANTS`."""

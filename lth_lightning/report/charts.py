@@ -4,8 +4,9 @@ A chart has axes, a legend and series. The legend has one or two lists of entrie
 (`keys`), and their styles together give its look. Fractions stay fractions here; the drawing code prints percent.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -87,7 +88,7 @@ class Series:
     keys: tuple[int, ...]  # its entry in each list of the legend
     points: list[Point] = field(default_factory=list)
     level: Spread | None = None
-    may_leave: bool = False  # whether it may leave the frame
+    room: float | None = None  # how much it may widen the frame, as a share of its height; None: it is shown whole
     first_run: int = 0  # index of the experiment's first run among the chart's runs
 
 
@@ -113,6 +114,7 @@ class Chart:
     measures: list[Axis] = field(default_factory=list)
     networks: list[LearningCurve] = field(default_factory=list)
     prunable: int = 0  # weights of the dense network
+    panels: list[list[int]] = field(default_factory=list)  # of a comparison: entries of the first list, by axes
 
     def style(self, keys: Iterable[int]) -> Style:
         """Combine the styles of these entries; later lists override earlier ones."""
@@ -123,7 +125,12 @@ class Chart:
         return found
 
 
+BAND, BARS = "band", "bars"
+"""How the range from least to greatest is drawn."""
+
 DENSITY = Axis("weights kept (%, log scale)", "percent", log=True, falls=True)
+ROOM = {"random_mask": 0.5, "pruned_only": 0.0}
+"""By how much of the frame's height the networks that fall to chance may widen it; beyond, they leave it."""
 STOP = Axis("early stop (step of lowest validation loss)", "steps", zero=True)
 LAYER = Axis("weights kept in the layer (%, log scale)", "percent", log=True)
 
@@ -176,13 +183,10 @@ def charts_of(experiment: PooledRuns, wanted: Sequence[float] | None = None) -> 
 def _over_density(
     experiment: PooledRuns, curves: Mapping[str, Curve], dense: Spread | None, axis: Axis
 ) -> Chart | None:
-    """A figure at the end of training over density, per variant, with the dense network as a line.
-
-    The trained networks set the frame. `pruned_only`, which soon falls to chance, may leave it.
-    """
+    """A figure at the end of training over density, per variant, with the dense network as a line."""
     legend = [Entry(f"{named(v)} ({counted(s.n for s in curve.values())})", STYLES[v]) for v, curve in curves.items()]
     series = [
-        Series((place,), _points(experiment, curve), may_leave=variant == "pruned_only")
+        Series((place,), _points(experiment, curve), room=ROOM.get(variant))
         for place, (variant, curve) in enumerate(curves.items())
     ]
     if not series:
@@ -190,7 +194,55 @@ def _over_density(
     if dense:
         series.append(Series((len(legend),), level=dense))
         legend.append(Entry(f"dense network (n = {dense.n})", Style(line="--")))
+    if axis is STOP and experiment.ends:
+        series.append(_end_of_training(experiment, len(legend)))
+        legend.append(Entry("end of training", Style("#808080", line=":")))
     return Chart(_names(experiment.runs), DENSITY, axis, [legend], series, prunable=experiment.prunable)
+
+
+def _end_of_training(experiment: PooledRuns, place: int) -> Series:
+    """The step at which training ended: a level, or a curve if some networks were trained for fewer steps."""
+    ends = experiment.ends
+    if len({(end.low, end.high) for end in ends.values()}) == 1:
+        return Series((place,), level=next(iter(ends.values())))
+    return Series((place,), _points(experiment, ends))
+
+
+def frame(axis: Axis, series: Sequence[Series]) -> tuple[float, float]:
+    """The vertical range of these series, without margins.
+
+    Series that may leave it (`room`) widen it by at most this share, and only to the worse side: networks that fall to
+    chance would press the others together.
+    """
+    low, high = extent([one for one in series if one.room is None] or series)
+    bottom, top = low, high
+    for one in series:
+        if one.room is not None and one.points:
+            least, greatest = extent([one])
+            reach = one.room * (high - low)
+            bottom = min(bottom, least if axis.low else max(least, low - reach))
+            top = max(top, min(greatest, high + reach) if axis.low else greatest)
+    return bottom, top
+
+
+def extent(series: Iterable[Series]) -> tuple[float, float]:
+    """The least and the greatest value of these series, over all networks."""
+    values = [value for one in series for value in [*(point.value for point in one.points), one.level] if value]
+    return min(value.low for value in values), max(value.high for value in values)
+
+
+def leaving(chart: Chart) -> str:
+    """A sentence for the caption on the curves that leave the frame; empty if none does."""
+    gone = []
+    for one in chart.series:
+        if one.room is not None and one.points:
+            low, high = frame(chart.y, chart.series)
+            worst = (max if chart.y.low else min)(point.value.mean for point in one.points)
+            if worst > high if chart.y.low else worst < low:
+                name = chart.legend[0][one.keys[0]].label.partition(" (")[0]
+                text = f"{100 * worst:.1f} %" if chart.y.unit == "percent" else f"{worst:.4g}"
+                gone.append(f"{name} ({'up' if chart.y.low else 'down'} to {text})")
+    return f"Not shown whole, because the other networks set the range: {', '.join(gone)}." if gone else ""
 
 
 def _points(experiment: PooledRuns, curve: Curve) -> list[Point]:
@@ -249,7 +301,47 @@ def comparison_chart(experiments: Sequence[PooledRuns]) -> Chart | None:
         return None
     lines = [Entry(named(kind), Style(line=style.line)) for kind, style in kinds.items()]
     names, axis = _names(chain(*(one.runs for one in experiments))), score_axis(experiments[0].reported)
-    return Chart(names, DENSITY, axis, [legend, lines], series)
+    return Chart(names, DENSITY, axis, [legend, lines], series, panels=_panels(series))
+
+
+PANELS = "Experiments whose scores lie far apart have axes of their own."
+
+
+def _panels(series: Sequence[Series]) -> list[list[int]]:
+    """The experiments that share a vertical axis, in the order of their first.
+
+    Two do unless the gap between their tickets is wider than either's range: then both would be flat. The worst quarter
+    of the densities is left aside, because at the sparsest all scores fall.
+    """
+    ranges = {}
+    for one in series:
+        if one.points and one.keys[1] == 0:
+            means = sorted(point.value.mean for point in one.points)
+            worst = len(means) // 4
+            ranges[one.keys[0]] = (means[worst], means[-1])
+    found: list[list[int]] = []
+    top, height = -math.inf, 0.0
+    for place, (low, high) in sorted(ranges.items(), key=lambda item: item[1]):
+        height = max(height, high - low)
+        if not found or low - top > height:
+            found.append([])
+            height = high - low
+        found[-1].append(place)
+        top = max(top, high)
+    rest = sorted({one.keys[0] for one in series} - ranges.keys())  # without tickets
+    return sorted(sorted(panel) for panel in [[*found[0], *rest], *found[1:]]) if found else [rest]
+
+
+def panels_of(chart: Chart) -> list[Chart]:
+    """A comparison as one chart for each vertical axis, with the experiments that are drawn on it."""
+    charts = []
+    for panel in chart.panels:
+        series = [
+            replace(one, keys=(panel.index(one.keys[0]), *one.keys[1:])) for one in chart.series if one.keys[0] in panel
+        ]
+        legend = [[chart.legend[0][place] for place in panel], *chart.legend[1:]]
+        charts.append(replace(chart, legend=legend, series=series, panels=[list(range(len(panel)))]))
+    return charts
 
 
 def _learning_curves(experiment: PooledRuns, wanted: Sequence[float] | None) -> Chart | None:

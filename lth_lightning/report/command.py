@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lth_lightning.errors import SettingError
 from lth_lightning.report.aggregate import PooledRuns
+from lth_lightning.report.charts import BAND, BARS
 from lth_lightning.report.comparison import experiments_of, full_names
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.tables import comparison_tables, paired_table, results_table
@@ -22,6 +23,7 @@ _EXAMPLES = """\
 examples:
   python train.py report runs/lenet/0
   python train.py report runs/lenet/0 runs/lenet/1 runs/lenet/2 --densities 0.51,0.21,0.036
+  python train.py report runs/lenet/* --errors bars --title ''
   python train.py report runs/small/* runs/large/* --compare model.net.hidden
   python train.py report runs/*/* --compare data.dataset,tickets.data.dataset
 """
@@ -31,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     """The argument parser of `train.py report`; runs may come before and after the options."""
     parser = argparse.ArgumentParser(
         "train.py report",
-        usage="python train.py report RUN [RUN …] [--compare KEY[,KEY…]] [--densities D[,D…]] [--out DIR]",
+        usage="python train.py report RUN [RUN …] [--compare KEY[,KEY…]] [--densities D[,D…]] [--out DIR]\n"
+        "       [--errors band|bars] [--title TEXT]",
         description="Tables, statistics and figures from one run or many.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,6 +61,17 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         type=_listed(_density),
         help="densities whose learning curves to show, as fractions (0.51,0.21,0.036); default: four spread over all",
+    )
+    parser.add_argument(
+        "--errors",
+        choices=(BAND, BARS),
+        default=BAND,
+        help="how the range from the least to the greatest of several networks is drawn; default: band",
+    )
+    parser.add_argument(
+        "--title",
+        metavar="TEXT",
+        help="title of the figures, '' for none; default: network, data set and run",
     )
     parser.add_argument(
         "--out",
@@ -107,7 +121,7 @@ def main(args: Sequence[str]) -> int:
 def _report(given: argparse.Namespace, console: Console) -> list[Path]:
     runs = read_all(given.runs)
     out = given.out or (runs[0].path if len(runs) == 1 else runs[0].path.parent / "report")
-    written = write_report(runs, out, given.densities)
+    written = write_report(runs, out, given.densities, title=given.title, errors=given.errors)
     experiment = PooledRuns(runs)
     console.print(results_table(experiment, title_of(runs), brief=True).rich())
     if pairs := paired_table(experiment, brief=True):
@@ -128,7 +142,7 @@ def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
     keys = full_names(given.compare, runs)
     experiments = experiments_of(runs, keys)
     out = given.out or _common_folder(runs) / "_".join(["comparison", *keys])
-    written = write_comparison(experiments, keys, out)
+    written = write_comparison(experiments, keys, out, title=given.title, errors=given.errors)
     for table in comparison_tables(experiments, f"Compared by {', '.join(keys)}"):
         console.print(table.rich(), "", sep="\n")
     console.print("\n\n".join(f"{one.label}: {summary(one)}" for one in experiments))

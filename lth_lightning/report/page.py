@@ -11,11 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from lth_lightning.report.aggregate import PooledRuns, Spread
-from lth_lightning.report.charts import Axis, Chart, Entry, Line, Series, charts_of
-from lth_lightning.report.conclusion import summary
+from lth_lightning.report.charts import (
+    BAND,
+    BARS,
+    PANELS,
+    Axis,
+    Chart,
+    Entry,
+    Line,
+    Series,
+    charts_of,
+    leaving,
+    panels_of,
+)
+from lth_lightning.report.conclusion import answer, summary
 from lth_lightning.report.prunable_share import prunable_facts
 from lth_lightning.report.reported import Reported
 from lth_lightning.report.tables import (
@@ -34,18 +46,24 @@ HINT = (
     "Point at a curve to see round, density, variant, run and seed, or tab to the chart and press the arrow keys. "
     "Names below a chart hide and show curves; a column's name sorts its table."
 )
-BANDS = "Band: least to greatest of n networks."
-SOONER = "The step of the lowest validation loss: the lower, the sooner the network has learned."
-POOLED = "Of several networks the mean, a band from least to greatest, and each network as a thin line."
+RANGE = "{Range}: least to greatest of n networks."
+SOONER = (
+    "The step of the lowest validation loss: the lower, the sooner the network has learned. A network on the dotted "
+    "line, where training ends, was still learning."
+)
+POOLED = "Of several networks the mean, {range} from least to greatest, and each network as a thin line."
 WORDS = {
-    "accuracy": ("Accuracy over density", BANDS),
-    "score": ("{Score} over density", BANDS),
-    "early_stop": ("Early stop over density", f"{SOONER} {BANDS}"),
+    "accuracy": ("Accuracy over density", RANGE),
+    "score": ("{Score} over density", RANGE),
+    "early_stop": ("Early stop over density", f"{SOONER} {RANGE}"),
     "curves": ("Learning curves", POOLED),
     "layers": ("Layers", "What pruning leaves of each layer of the ticket."),
-    "comparison": ("{Score} over density, side by side", BANDS),
+    "comparison": ("{Score} over density, side by side", RANGE),
 }
-"""Titles and captions of the charts, by their names; `{Score}` is the score in words."""
+"""Titles and captions of the charts, by their names; `{Score}` is the score, `{range}` how ranges are drawn."""
+DRAWN = {BAND: ("Band", "a band"), BARS: ("Bars", "bars")}
+ABREAST = 2
+"""The most experiments in a table side by side: it must not be wider than the page."""
 POINTS = 200
 """The most points that the page holds of a learning curve: a screen cannot resolve more."""
 FEWEST = 30
@@ -53,41 +71,74 @@ ALL_POINTS = 60_000
 """The most points of all learning curves of a page (about 2 MB, small enough to mail), shared by its networks."""
 
 
-Part = str | tuple[str, Chart]
-"""HTML, or a chart with its name."""
+class Part(NamedTuple):
+    """A part of the page: HTML, or a chart with its caption. One with a title is listed in the contents."""
+
+    html: str = ""
+    title: str = ""
+    chart: Chart | None = None
+    caption: str = ""
+    is_experiment: bool = False  # whether it is the heading of one
 
 
-def experiment_page(experiment: PooledRuns, charts: Mapping[str, Chart], title: str) -> bytes:
-    """Render the page of one experiment, with its charts from `charts_of`."""
-    return _page(title, list(_experiment(experiment, charts)), experiment.reported)
+def experiment_page(experiment: PooledRuns, charts: Mapping[str, Chart], title: str, errors: str = BAND) -> bytes:
+    """Render the page of one experiment, with its charts from `charts_of`; ranges are drawn as `errors` says."""
+    reported = experiment.reported
+    first = [_paragraph(answer(experiment), "answer")]
+    return _page(title, first, list(_experiment(experiment, charts, reported, errors)), errors)
 
 
-def comparison_page(experiments: Sequence[PooledRuns], comparison: Chart | None, title: str) -> bytes:
+def comparison_page(
+    experiments: Sequence[PooledRuns], comparison: Chart | None, title: str, errors: str = BAND
+) -> bytes:
     """Render the page of several experiments: first the comparison, with the `comparison_chart`, then each one."""
-    parts: list[Part] = [_listed({f"{one.label} (n = {len(one.runs)})": summary(one) for one in experiments})]
-    parts += [("comparison", comparison)] if comparison else []
     reported = experiments[0].reported
-    parts += [comparison_table(experiments).html("Side by side"), _paragraph(about_pairs(reported), "note")]
+    first = [_listed({f"{one.label} (n = {len(one.runs)})": answer(one) for one in experiments}, "answer")]
+    panels = panels_of(comparison) if comparison else []
+    parts = [Part('<div class="panels">')] if len(panels) > 1 else []
+    for panel in panels:
+        which = ", ".join(entry.label.partition(" (n = ")[0] for entry in panel.legend[0])
+        parts.append(_chart("comparison", panel, reported, errors, which if len(panels) > 1 else ""))
+    parts += [Part("</div>"), Part(_paragraph(PANELS, "note"))] if len(panels) > 1 else []
+    for place in range(0, len(experiments), ABREAST):
+        table = comparison_table(experiments[place : place + ABREAST])
+        parts.append(Part(table.html("Side by side", "numbers beside"), "" if place else "Side by side"))
+    parts.append(Part(_paragraph(about_pairs(reported), "note")))
     for one in experiments:
-        parts += [f"<h2>{escape(one.label)}</h2>", *_experiment(one, charts_of(one))]
-    return _page(title, parts, reported)
+        parts.append(Part(f"<h2>{escape(one.label)}</h2>", one.label, is_experiment=True))
+        parts += _experiment(one, charts_of(one), reported, errors)
+    return _page(title, first, parts, errors)
 
 
-def _page(title: str, parts: Sequence[Part], reported: Reported) -> bytes:
-    label = reported.score.label
-    words = {name: (text.format(Score=label[0].upper() + label[1:]), about) for name, (text, about) in WORDS.items()}
-    charts = [part for part in parts if not isinstance(part, str)]
-    points, numbers = points_a_curve([chart for _, chart in charts]), iter(range(len(charts)))
-    body = [part if isinstance(part, str) else _figure(next(numbers), *words[part[0]]) for part in parts]
-    drawn = [{**as_json(chart, points), "title": words[name][0]} for name, chart in charts]
+def _page(title: str, first: Sequence[str], parts: Sequence[Part], errors: str) -> bytes:
+    charts = [(part.chart, part.title) for part in parts if part.chart]
+    points, numbers = points_a_curve([chart for chart, _ in charts]), iter(range(len(charts)))
+    body = []
+    for place, part in enumerate(parts):
+        content = _figure(next(numbers), part.title, part.caption) if part.chart else part.html
+        body.append(f'<div id="part{place}">{content}</div>' if part.title else content)
+    bars = {"bars": True} if errors == BARS else {}
+    drawn = [{**as_json(chart, points), "title": title, **bars} for chart, title in charts]
     filled = {
         "title": escape(title),
-        "body": "\n".join([*([_paragraph(HINT, "note")] if charts else []), *body]),
+        "body": "\n".join([*first, _contents(parts), *([_paragraph(HINT, "note")] if charts else []), *body]),
         # so that no name can end the script element
         "charts": json.dumps(drawn, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     template = resources.files("lth_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template).encode()
+
+
+def _contents(parts: Sequence[Part]) -> str:
+    """Links to the parts that have a title; a line for each experiment."""
+    lines: list[list[str]] = [[]]
+    for place, part in enumerate(parts):
+        if part.is_experiment:
+            lines.append([])
+        if part.title:
+            lines[-1].append(f'<a href="#part{place}">{escape(part.title)}</a>')
+    items = "".join(f"<li>{' '.join(line)}</li>" for line in lines if line)
+    return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
 
 
 def _figure(number: int, title: str, caption: str) -> str:
@@ -97,29 +148,44 @@ def _figure(number: int, title: str, caption: str) -> str:
     )
 
 
-def _experiment(experiment: PooledRuns, charts: Mapping[str, Chart]) -> Iterator[Part]:
+def _chart(name: str, chart: Chart, reported: Reported, errors: str, which: str = "") -> Part:
+    """A chart with its title and caption; `which` names the experiments on it if there are others."""
+    label, (drawn, a_drawn) = reported.score.label, DRAWN[errors]
+    title, caption = WORDS[name]
+    title = title.format(Score=label[0].upper() + label[1:])
+    caption = " ".join(filter(None, [caption.format(Range=drawn, range=a_drawn), leaving(chart)]))
+    return Part(title=f"{title.partition(' over')[0]}: {which}" if which else title, chart=chart, caption=caption)
+
+
+def _experiment(experiment: PooledRuns, charts: Mapping[str, Chart], reported: Reported, errors: str) -> Iterator[Part]:
     """Facts, conclusion, curves, tables and settings of an experiment."""
-    yield _listed(facts(experiment.runs) | prunable_facts(experiment.runs))
-    yield _paragraph(summary(experiment), "conclusion")
-    yield from charts.items()
-    yield results_table(experiment).html("Results by round")
-    yield _paragraph(about_results(experiment.reported), "note")
+    yield Part(_listed(facts(experiment.runs) | prunable_facts(experiment.runs)))
+    yield Part(_paragraph(summary(experiment), "conclusion"), "Conclusion")
+    for name, chart in charts.items():
+        yield _chart(name, chart, reported, errors)
+    yield Part(results_table(experiment).html("Results by round"), "Results by round")
+    yield Part(_paragraph(about_results(experiment.reported), "note"))
     if pairs := paired_table(experiment):
-        yield pairs.html("Differences and speed-ups, paired by run")
-        yield _paragraph(about_pairs(experiment.reported), "note")
+        title = "Differences and speed-ups, paired by run"
+        yield Part(pairs.html(title), "Differences and speed-ups")
+        yield Part(_paragraph(about_pairs(experiment.reported), "note"))
     networks = networks_table(experiment.runs, experiment.reported.score)
-    yield _folded("Every trained network", networks.html("Every trained network"))
+    yield Part(_folded("Every trained network", networks.html("Every trained network")), "Every trained network")
     if any(run.settings for run in experiment.runs):
-        yield _folded("Settings", settings_table(experiment.runs).html("Settings", "text"))
+        yield Part(_folded("Settings", settings_table(experiment.runs).html("Settings", "text")), "Settings")
 
 
 def _paragraph(text: str, kind: str) -> str:
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
-def _listed(lines: Mapping[str, str]) -> str:
+def _listed(lines: Mapping[str, str], kind: str = "facts") -> str:
     """Names with their facts, as a description list."""
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines.items()) + "</dl>"
+    return (
+        f'<dl class="{kind}">'
+        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines.items())
+        + "</dl>"
+    )
 
 
 def _folded(name: str, table: str) -> str:
@@ -183,7 +249,7 @@ def _series(series: Series) -> dict[str, Any]:
         | _pooled(p.value, series.first_run)
         for p in series.points
     ]
-    return {"keys": series.keys, "points": points, "may_leave": series.may_leave}
+    return {"keys": series.keys, "points": points, "room": series.room}
 
 
 def _pooled(value: Spread, first_run: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lth_lightning.report.aggregate import of_variant
+from lth_lightning.report.figures import CARD, CARD_LOOK
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import LayerRow
 from lth_lightning.tickets.packed_file import read_facts, read_mask
@@ -62,13 +63,16 @@ def input_pictures(run: Path, layers: Sequence[LayerRow]) -> dict[int, Picture]:
     return {n: kept_per_pixel(read_mask(folder.ticket(n), first, shape), image) for n in chosen(sparse)}
 
 
-def looks_figure(pictures: Mapping[int, Picture], densities: Mapping[int, float], title: str) -> Figure | None:
+def looks_figure(
+    pictures: Mapping[int, Picture], densities: Mapping[int, float], title: str = "", *, card: bool = False
+) -> Figure | None:
     """Draw the pictures side by side, each on its own scale, since only the contrast between pixels matters.
 
     Args:
         pictures: the pictures by round.
         densities: the whole network's density by round, in [0, 1].
         title: the title of the figure.
+        card: whether to draw it for a small card, without title and scales.
 
     Returns:
         The figure, or None if there are no pictures.
@@ -77,14 +81,21 @@ def looks_figure(pictures: Mapping[int, Picture], densities: Mapping[int, float]
         return None
     columns = min(4, len(pictures))
     lines = -(-len(pictures) // columns)
-    figure = Figure(figsize=(2.3 * columns + 0.4, 2.2 * lines + 0.7), layout="constrained")
-    figure.suptitle(f"{title}\nfirst-layer weights kept per pixel", fontsize="medium", parse_math=False)
+    size = CARD if card else (2.3 * columns + 0.4, 2.2 * lines + 0.7)
+    figure = Figure(figsize=size, dpi=100 if card else 150, layout="constrained")
+    if not card:
+        heading = f"{title}\nfirst-layer weights kept per pixel" if title else "first-layer weights kept per pixel"
+        figure.suptitle(heading, fontsize="medium", parse_math=False)
     for number, (round, picture) in enumerate(pictures.items(), start=1):
         axes = figure.add_subplot(lines, columns, number)
         shown = axes.imshow(picture, cmap="gray", vmin=0, vmax=max(1, picture.max()), interpolation="nearest")
-        axes.set_title(f"round {round}, {100 * densities[round]:.3g} % kept", fontsize="small")
         axes.set_xticks([])
         axes.set_yticks([])
+        kept = f"{100 * densities[round]:.3g} %"
+        if card:
+            axes.set_title(kept, fontsize=CARD_LOOK["font.size"], pad=2)
+            continue
+        axes.set_title(f"round {round}, {kept} kept", fontsize="small")
         bar = figure.colorbar(shown, ax=axes, shrink=0.85, ticks=MaxNLocator(4, integer=True))
         bar.ax.tick_params(labelsize="x-small")
     return figure

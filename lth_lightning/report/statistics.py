@@ -14,6 +14,8 @@ from lth_lightning.runs.rows import VARIANTS
 from lth_lightning.runs.score import Score
 
 CONFIDENCE = 0.95
+FEWEST = 3
+"""The fewest runs with an interval. For two, Student's t makes it 13 times as wide as their differences lie apart."""
 
 DENSE = "dense"
 """The dense network of a run, as a control for the pruned networks of every round."""
@@ -21,7 +23,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of n pairs, and its 95 % interval from `low` to `high` (None for one pair)."""
+    """The mean difference of n pairs, and its 95 % interval from `low` to `high` (None for fewer than `FEWEST`)."""
 
     mean: float
     low: float | None
@@ -37,15 +39,16 @@ class Difference:
 def difference(values: Sequence[float]) -> Difference:
     """The mean of paired differences with Student's interval, mean ± t(0.975, n - 1) s / √n (Student 1908).
 
-    The interval assumes roughly normal differences. It is not adjusted for multiple comparisons.
+    The interval assumes roughly normal differences. It is not adjusted for multiple comparisons. Fewer than `FEWEST`
+    differences have none.
 
     Args:
         values: one difference per run, at least one.
     """
     n = len(values)
     mean = math.fsum(values) / n
-    if n == 1:
-        return Difference(mean, None, None, 1)
+    if n < FEWEST:
+        return Difference(mean, None, None, n)
     from scipy.special import stdtrit  # takes 0.3 s, so only when there are repetitions
 
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
@@ -118,7 +121,7 @@ class Statistic:
 
     `score` is the runs' score, and its columns are named after it (`test_acc`, `test_acc_min`). Accuracies and their
     differences are fractions (0.01 is a point). `_min` and `_max` are the least and the greatest, `_low95` and
-    `_high95` the ends of the 95 % interval. `n` counts networks, `…_n` runs.
+    `_high95` the ends of the 95 % interval, from three runs on. `n` counts networks, `…_n` runs.
     `ticket_minus_variant` is the paired difference between the ticket and this control, `variant_minus_dense` between
     this network and the dense one. `speedup` is the geometric mean of the dense network's early-stop step divided by
     this one's. `matches_dense` is whether the mean is at most `Score.allowance` worse than the dense network's: for an

@@ -35,11 +35,11 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def html(self, caption: str, kind: str = "numbers") -> str:
-        """Render the table for report.html, in a box that scrolls on a narrow screen.
+        """Render the table for report.html, in a box that scrolls on a screen too narrow for its words.
 
         Args:
             caption: the text above the table, and its name for screen readers.
-            kind: its CSS class; "numbers" are aligned to the right.
+            kind: its CSS classes; "numbers" are aligned to the right, "beside" may break the names in headers.
         """
         name = escape(caption)
         head = "".join(f'<th scope="col">{escape(header)}</th>' for header in self.headers)
@@ -82,7 +82,8 @@ def _html_line(line: Sequence[Cell]) -> str:
 
 def _html(cell: Cell) -> str:
     text = f"<strong>{escape(cell.text)}</strong>" if cell.best else escape(cell.text)
-    return f"{text} <small>({escape(cell.more)})</small>" if cell.more else text
+    more = escape(cell.more).replace(" = ", "\u00a0=\u00a0")  # "n = 3" stays on a line
+    return f"{text} <small>({more})</small>" if more else text
 
 
 def _text(cell: Cell) -> Text:

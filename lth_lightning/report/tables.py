@@ -10,7 +10,7 @@ from typing import Any
 
 from lth_lightning.report.aggregate import Curve, PooledRuns, Spread
 from lth_lightning.report.reported import Reported
-from lth_lightning.report.statistics import DENSE, Difference, paired_differences, speed_ups
+from lth_lightning.report.statistics import DENSE, FEWEST, Difference, paired_differences, speed_ups
 from lth_lightning.report.table import Cell, Table
 from lth_lightning.report.wording import counted, named
 from lth_lightning.runs.run import Run
@@ -90,9 +90,9 @@ def about_pairs(reported: Reported) -> str:
     are = "are in points, paired by run" if reported.score.is_fraction else "are paired by run"
     return (
         f"Differences of {reported.label} at the end of training {are}, with the 95 % interval of "
-        "Student's t for n runs; each interval stands for itself, whatever the number of comparisons. A speed-up is "
-        "the dense network's early-stop step over this network's, paired by run: geometric mean, least to greatest. "
-        "Who still learns when training ends has its early stop there."
+        f"Student's t from {FEWEST} runs on (n); each interval stands for itself, whatever the number of comparisons. "
+        "A speed-up is the dense network's early-stop step over this network's, paired by run: geometric mean, least "
+        "to greatest. Who still learns when training ends has its early stop there."
     )
 
 
@@ -121,10 +121,13 @@ def paired_table(experiment: PooledRuns, *, brief: bool = False) -> Table | None
         header = "\n".join(["faster", *variant.split("_")]) if brief else f"speed-up {named(variant)}"
         columns |= {header: [_times(speed.get(number), brief) for number in rounds]} if speed else {}
     counts = {value.n for curve in curves for value in curve.values()}
+    plus_minus = "; ±: 95 % interval" if max(counts) >= FEWEST else ""
     legend = [
         f"ticket −: its {experiment.reported.label} less the other's{points.replace(', ', ', in ')}",
         *(["faster: early stop, how many times sooner than the dense one's"] if any(speeds.values()) else []),
-        f"{counted(counts)}{', paired by run; ±: 95 % interval' if max(counts) > 1 else ''}",
+        counted(counts)
+        + (", paired by run" if max(counts) > 1 else "")
+        + (plus_minus if max(counts) >= FEWEST else ""),
     ]
     return _table(columns, legend=legend)
 
@@ -137,14 +140,14 @@ def _gain(score: Score, found: Mapping[int, Difference], number: int, brief: boo
     if brief:
         return Cell(mean + (f" ±{score.gap(value.margin).lstrip('+')}" if value.margin is not None else ""))
     interval = "" if value.low is None or value.high is None else f"{score.gap(value.low)} to {score.gap(value.high)}, "
-    return Cell(f"{mean} ({interval}n = {value.n})")
+    return Cell(mean, f"{interval}n = {value.n}")
 
 
 def _times(value: Spread | None, brief: bool) -> Cell:
     if value is None:
         return Cell()
-    ends = "" if brief or value.n == 1 else f" ({value.low:.1f}–{value.high:.1f}, n = {value.n})"
-    return Cell(f"{value.mean:.1f}×{ends}")
+    ends = "" if brief or value.n == 1 else f"{value.low:.1f}–{value.high:.1f}, n = {value.n}"
+    return Cell(f"{value.mean:.1f}×", ends)
 
 
 # ------------------------------------------------------------------------------------- experiments side by side
@@ -198,7 +201,7 @@ def _sides(reported: Reported) -> tuple[str, ...]:
     return (
         f"{reported.label}{reported.score.unit}: ticket, random reinit",
         "below: their difference, paired by run",
-        "±: 95 % interval, where n > 1",
+        f"±: 95 % interval, where n is at least {FEWEST}",
     )
 
 
