@@ -119,9 +119,9 @@ def summary(experiment: PooledRuns) -> str:
 
     A network *matches* the dense one when its mean score at the end of training is at most `Score.allowance` worse.
     The ticket is compared with its controls at the smallest density at which it matches and a control was trained, or
-    at the density of its best score if it matches nowhere. A variant's limit is the
-    smallest density at which it matches, even if it missed by chance at a larger one. From `FEWEST` runs on the
-    difference is paired, with its 95 % interval, which does not account for the choice of the round by its result.
+    at the density of its best score if it matches nowhere. A variant's limit is the smallest density at which it
+    matches, even if it missed by chance at a larger one. With more than one run the difference is paired; from `FEWEST`
+    on it has its 95 % interval, which does not account for the choice of the round by its result.
     """
     density, dense, reported = experiment.density, experiment.dense_score, experiment.reported
     score = reported.score
@@ -173,13 +173,19 @@ def _comparison(
         paired, facts = pairs[variant], f"{score.text(control.mean)}{score.unit}"
         gain = float(score.text(ticket.mean)) - float(score.text(control.mean))  # of what is printed
         gain = round(gain, 1) / 100 if score.is_fraction else gain
-        if paired and paired.low is not None and paired.high is not None:
+        if paired and paired.n > 1:
             gain = paired.mean if score.gap(paired.mean).strip("0.") else 0.0
-            low, high = (paired.low, paired.high) if gain >= 0 else (-paired.high, -paired.low)
-            facts += f"; 95 % interval {_printed(score, low)} to {_printed(score, high)}, n = {paired.n}"
+            facts += f"; {_interval(score, paired, 1 if gain >= 0 else -1)}, n = {paired.n}"
         more = f"{score.size(gain)} {'more' if gain > 0 else 'less'} than"
         text += f", {more if gain else 'as much as'} {named(variant)} ({facts})"
     return text
+
+
+def _interval(score: Score, paired: Difference, sign: int) -> str:
+    if paired.low is None or paired.high is None:
+        return "paired"
+    low, high = sorted((sign * paired.low, sign * paired.high))
+    return f"95 % interval {_printed(score, low)} to {_printed(score, high)}"
 
 
 def _printed(score: Score, value: float) -> str:

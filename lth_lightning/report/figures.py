@@ -23,13 +23,13 @@ from lth_lightning.report.wording import counted
 
 LEGEND_WIDTH, HANDLE_WIDTH = 115, 9  # in characters
 CARD = (3.02, 2.15)
-"""Inches at 100 dpi: an image in the smallest card of TensorBoard's time series, which scales without smoothing."""
-CARD_LOOK: dict[str, Any] = {
+"""Inches at 100 dpi: an image in the smallest card of TensorBoard's time series, whose scaling skips pixels."""
+CARD_LOOK: Any = {
     **{"font.size": 7, "lines.linewidth": 1, "lines.markersize": 3, "axes.linewidth": 0.6, "figure.dpi": 100},
     **{"legend.labelspacing": 0.2, "legend.columnspacing": 0.9, "legend.handletextpad": 0.4, "legend.borderpad": 0},
     **{"figure.constrained_layout.h_pad": 0.02, "figure.constrained_layout.w_pad": 0.02, "axes.titlepad": 3},
 }
-PRINT_LOOK: dict[str, Any] = {"font.size": 10, "lines.linewidth": 1.5, "lines.markersize": 5, "figure.dpi": 150}
+PRINT_LOOK: Any = {"font.size": 10, "lines.linewidth": 1.5, "lines.markersize": 5, "figure.dpi": 150}
 FILES: dict[str, dict[str, Any]] = {
     "png": {},
     "svg": {"metadata": {"Date": None}},

@@ -135,6 +135,7 @@ def test_figures_and_text_are_there_once_a_round_and_nothing_empty(shown: Fit) -
     read = of(shown, "all rounds")
     figures = [read.Images(f"figures/{name}") for name in ("accuracy", "early_stop", "layers", "looks")]
     assert [[one.step for one in points] for points in figures] == [[2]] * 4  # so short a fit is drawn at its end
+    assert {(one.width, one.height) for points in figures for one in points} == {(302, 215)}  # what a card shows
     assert [one.step for one in read.Tensors("results/text_summary")] == list(ROUNDS)
     (settings,) = read.Tensors("settings/text_summary")
     assert b"lottery.rounds | 2" in settings.tensor_proto.string_val[0]

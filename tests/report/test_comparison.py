@@ -260,7 +260,9 @@ def test_a_comparison_is_written_beside_the_runs(
     text = (out / "report.md").read_text()
     for said in ("## MNIST", "## FashionMNIST", "| FashionMNIST: density % |", "+3.0 (+0.5 to +5.5, n = 3)"):
         assert said in text
-    assert {path.name for path in (out / "figures").iterdir()} == {"comparison.png", "comparison.svg"}
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        f"comparison.{kind}" for kind in ("png", "svg", "pdf")
+    }
     with (out / "comparison.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["group"], line["data.dataset"], line["round"], line["variant"]) for line in lines[3:]] == [
@@ -271,6 +273,22 @@ def test_a_comparison_is_written_beside_the_runs(
     assert float(lines[5]["ticket_minus_variant"]) == pytest.approx(0.03)
     with pytest.raises(SettingError, match=r"model\.net does not exist\. .*: --compare data\.dataset,model\.net$"):
         main([*runs, "--compare", "data.dataset", "model.net"])
+
+
+def test_experiments_far_apart_have_axes_of_their_own(tmp_path: Path) -> None:
+    runs = [
+        replace(run, path=Path(name), rows=[replace(row, test_acc=(row.test_acc or 0) - less) for row in run.rows])
+        for run in read(tmp_path, SETTINGS)
+        for name, less in (("MNIST", 0.0), ("CIFAR10", 0.12), ("KMNIST", 0.01))
+    ]
+    chart = comparison_chart([PooledRuns([run], run.name) for run in runs])
+    assert chart is not None and chart.panels == [[0, 2], [1]]
+    figure = figure_of("comparison", chart, "title")
+    assert figure is not None
+    mnist, cifar = figure.axes
+    assert mnist.get_ylim()[0] > 0.93 and cifar.get_ylim()[1] < 0.86
+    assert [len(axes.lines) for axes in (mnist, cifar)] == [6, 3]
+    assert len(figure.legends) == 1 and figure.get_suptitle() == "title"
 
 
 def test_comparison_figure_has_a_colour_a_group_and_dashes_for_reinits(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from conftest import draw_plainly
 from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.charts import STYLES, charts_of, comparison_chart, measures_of
 from lth_lightning.report.command import main
+from lth_lightning.report.conclusion import answer
 from lth_lightning.report.page import as_json, comparison_page, experiment_page, points_a_curve, thinned
 from lth_lightning.report.tables import networks_table, settings_table
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_rows
@@ -75,17 +76,22 @@ class Parsed(HTMLParser):
     def __init__(self, page: bytes) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.ids: set[str | None] = set()
+        self.links: list[str] = []
         self.tags: list[str] = []
         self.texts: dict[str, list[str]] = {}
         self.feed(page.decode())
         self.close()
         assert not self.open
+        assert {link[:1] for link in self.links} <= {"#"} and {link[1:] for link in self.links} <= self.ids
         (charts,) = (text for text in self.texts["script"] if text.startswith("["))
         self.charts: list[dict[str, Any]] = json.loads(charts, parse_constant=pytest.fail)  # NaN is no JSON
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        assert not {"src", "href", "srcset", "action", "onload"} & dict(attrs).keys()
+        assert not {"src", "srcset", "action", "onload"} & dict(attrs).keys()
+        self.ids |= {value for name, value in attrs if name == "id"}
+        self.links += [value or "" for name, value in attrs if name == "href"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -118,6 +124,19 @@ def test_page_needs_nothing_but_itself() -> None:
     assert b"default-src 'none'" in page  # and the browser sees to it
     assert len(parsed.charts) == 4
     assert parsed.tags.count("figure") == 4
+
+
+def test_an_answer_and_the_contents_come_before_everything_else() -> None:
+    page = page_of(run_of()).decode()
+    places = [page.index(said) for said in ("<h1>", answer(PooledRuns([run_of()])), "<nav", "<dl", "<figure", "<table")]
+    assert places == sorted(places)
+    parsed = Parsed(page.encode())
+    assert parsed.texts["a"][:3] == ["Conclusion", "Accuracy over density", "Early stop over density"]
+    assert parsed.texts["a"][-2:] == ["Differences and speed-ups", "Every trained network"]
+    assert len(parsed.links) == 8
+    both = comparison_of([PooledRuns([run_of()], "one"), PooledRuns([run_of(-0.1)], "other")], "title").decode()
+    for said in (f"<dt>{name} (n = 1)</dt><dd>{answer(PooledRuns([run_of()]))}" for name in ("one", "other")):
+        assert both.index(said) < both.index("<nav")
 
 
 def test_names_stay_text_wherever_they_stand() -> None:
@@ -225,7 +244,13 @@ def test_comparison_has_a_chart_of_its_groups_and_a_part_a_group() -> None:
     assert series(chart, "Fashion", "dense network")["level"]["y"] == pytest.approx(0.8)
     parsed = Parsed(comparison_of([mnist, fashion], "title"))
     assert parsed.texts["h2"] == ["MNIST", "Fashion"]
-    assert len(parsed.charts) == 1 + 2 * 4
+    apart = parsed.charts[:2]  # a gap wider than either's range: each has its own vertical axis
+    assert [chart["legend"][0][0]["label"] for chart in apart] == ["MNIST (n = 2)", "Fashion (n = 1)"]
+    assert [{one["keys"][0] for one in chart["series"]} for chart in apart] == [{0}, {0}]
+    assert "Experiments whose scores lie far apart have axes of their own." in parsed.texts["p"]
+    assert len(parsed.charts) == 2 + 2 * 4
+    near = PooledRuns([run_of(-0.02, "four")], "near")
+    assert len(Parsed(comparison_of([mnist, near], "title")).charts) == 1 + 2 * 4
 
 
 def test_tables_name_every_network_and_setting() -> None:

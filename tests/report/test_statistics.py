@@ -51,7 +51,7 @@ def of(*runs: list[Row]) -> PooledRuns:
     return PooledRuns([Run(Path(str(n)), rows) for n, rows in enumerate(runs)])
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 12])
+@pytest.mark.parametrize("n", [3, 5, 12])
 def test_interval_is_that_of_the_paired_t_test(n: int) -> None:
     draw = np.random.default_rng(n)
     ones = draw.normal(0.98, 0.02, n)
@@ -68,8 +68,14 @@ def test_interval_by_hand() -> None:
     found = difference([0.01, 0.02, 0.03])  # mean 0.02, s = 0.01; t(0.975, 2) = 4.3027 as tables print it
     assert found.mean == pytest.approx(0.02)
     assert found.margin == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
-    assert difference([0.01]).low is None and difference([0.01]).margin is None
-    assert difference([0.01, 0.01]).margin == 0
+    assert difference([0.01, 0.01, 0.01]).margin == pytest.approx(0, abs=1e-12)
+    for few in (
+        [0.01],
+        [0.01, 0.02],
+    ):  # of two, t(0.975, 1) = 12.7: an interval thirteen times as wide as they lie apart
+        found = difference(few)
+        assert (found.low, found.high, found.margin, found.n) == (None, None, None, len(few))
+        assert found.mean == pytest.approx(sum(few) / len(few))
 
 
 def test_pairs_are_of_one_run_and_one_round() -> None:
@@ -136,5 +142,6 @@ def test_statistics_have_a_line_a_round_and_variant_and_leave_empty_what_is_not_
     assert ticket.ticket_minus_variant is None and dense.variant_minus_dense is None
     assert reinit.ticket_minus_variant == pytest.approx(0.03)
     assert reinit.variant_minus_dense == pytest.approx(-0.02)
+    assert reinit.ticket_minus_variant_low95 is None and reinit.variant_minus_dense_high95 is None  # of two runs
     assert (reinit.variant_minus_dense_n, reinit.matches_dense, ticket.matches_dense) == (2, False, True)
     assert reinit.speedup is None and reinit.early_stop_step is None

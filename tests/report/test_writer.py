@@ -1,32 +1,37 @@
 """A report says what the rows say: tables, conclusion and figures against figures worked out by hand."""
 
 import csv
+import io
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from conftest import digits, draw_plainly, fit, mlp
+from matplotlib.collections import FillBetweenPolyCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
 from rich.console import Console
 
 import lth_lightning
 from lth_lightning.errors import SettingError
 from lth_lightning.report.aggregate import PooledRuns
-from lth_lightning.report.charts import charts_of
+from lth_lightning.report.charts import charts_of, leaving
 from lth_lightning.report.command import main
-from lth_lightning.report.conclusion import summary
+from lth_lightning.report.conclusion import answer, summary
 from lth_lightning.report.figures import figure_of, image_bytes, weight_count
 from lth_lightning.report.tables import paired_table, results_table
 from lth_lightning.report.writer import write_report
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.runs.run import Run
-from lth_lightning.runs.score import ACCURACY
+from lth_lightning.runs.score import ACCURACY, Score
 
 SHORT = {"T": "ticket", "R": "random_reinit", "M": "random_mask", "P": "pruned_only"}
 
@@ -185,12 +190,68 @@ def test_summary_is_honest_in_either_direction(rows: list[Row], said: str) -> No
 
 
 def test_summary_of_several_runs_gives_the_paired_interval_in_the_direction_of_its_words() -> None:
-    runs = [rows_of(T=[0.97, 0.97], R=[None, 0.95]), rows_of(T=[0.97, 0.975], R=[None, 0.965])]
-    # differences 2.0 and 1.0 points: mean 1.5, t(0.975, 1) = 12.706, s / sqrt(2) = 0.5, so +- 6.4
-    assert "1.5 points more than random reinit (95.8 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(experiment(*runs))
-    worse = [rows_of(T=[0.97, 0.95], R=[None, 0.97]), rows_of(T=[0.97, 0.965], R=[None, 0.975])]
-    assert "1.5 points less than random reinit (97.2 %; 95 % interval −4.9 to 7.9, n = 2)" in summary(
+    runs = [rows_of(T=[0.97, 0.96 + gap], R=[None, 0.96]) for gap in (0.01, 0.02, 0.03)]
+    # differences 1, 2 and 3 points: mean 2, t(0.975, 2) = 4.303, s / sqrt(3) = 0.577, so +- 2.5
+    assert "2.0 points more than random reinit (96.0 %; 95 % interval −0.5 to 4.5, n = 3)" in summary(experiment(*runs))
+    worse = [rows_of(T=[0.97, 0.96 - gap], R=[None, 0.96]) for gap in (0.01, 0.02, 0.03)]
+    assert "2.0 points less than random reinit (96.0 %; 95 % interval −0.5 to 4.5, n = 3)" in summary(
         experiment(*worse)
+    )
+    assert "1.5 points more than random reinit (96.0 %; paired, n = 2)" in summary(experiment(*runs[:2]))
+
+
+def test_two_runs_have_no_interval_in_any_table() -> None:
+    for brief in (False, True):
+        found = paired_table(experiment(*THREE[:2]), brief=brief)
+        assert found is not None
+        said = f"{found.markdown()} {' '.join(found.legend)}"
+        assert "±" not in said and " to " not in said.partition("faster")[0] and "n = 2" in said
+        assert "+1.5" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (USUAL, "The ticket beats random reinit from 25 % of the weights on and random mask from 50 % of the weights "
+                "on; the sparsest ticket that matches the dense network keeps 25 % (n = 1; “beats” means better by "
+                "more than 0.5 points)."),
+        (rows_of(T=[0.97, 0.975], R=[None, 0.97]), "The ticket beats random reinit at no density; the sparsest"),
+        (rows_of(T=[0.9, 0.9, 0.8], R=[None, 0.8, 0.9]), "reinit at 50 % of the weights only; random reinit beats it "
+                                                       "at 25 % of the weights only; "),
+        (rows_of(T=[0.9, 0.8, 0.8], R=[None, 0.9, 0.9]), "beats random reinit at no density; random reinit beats it "
+                                                       "from 50 % of the weights on; no ticket matches"),
+        (rows_of(T=[0.9, 0.9, 0.9, 0.1], R=[None, 0.8, 0.8, 0.1]), "beats random reinit from 50 % to 25 % of the"),
+        (rows_of(T=[0.9] * 5, R=[None, 0.8, 0.9, 0.8, 0.9]), "at 2 of 4 densities, between 50 % and 12.5 %"),
+        (rows_of(T=[0.9] * 3, R=[None, 0.9, 0.8], M=[None, 0.8, 0.8]), "beats random reinit at 25 % of the weights "
+                                                                     "only and random mask from 50 % of the weights"),
+        (rows_of(T=[0.9, 0.9], R=[None, 0.9], M=[None, 0.8]), "random mask at 50 % of the weights, but random reinit "
+                                                            "at none;"),
+        (rows_of(T=[0.9, 0.9], P=[None, 0.1]), "No control was trained, so it is open"),
+        (rows_of(T=[0.9]), "nothing to conclude"),
+    ],
+)  # fmt: skip
+def test_answer_says_where_the_ticket_beats_its_controls_and_where_they_beat_it(rows: list[Row], said: str) -> None:
+    assert said in answer(experiment(rows))
+
+
+def test_answer_of_three_runs_counts_what_the_interval_separates_from_0() -> None:
+    sure = [rows_of(T=[0.97, 0.96 + gap], R=[None, 0.96]) for gap in (0.002, 0.003, 0.004)]  # less than half a point
+    assert answer(experiment(*sure)) == (
+        "The ticket beats random reinit at 50 % of the weights; no ticket matches the dense network (n = 3; “beats” "
+        "means that the 95 % interval of the paired differences excludes 0)."
+    )
+    unsure = [rows_of(T=[0.97, 0.96 + gap], R=[None, 0.96]) for gap in (-0.01, 0.02, 0.03)]
+    assert "beats random reinit at no density; the sparsest" in answer(experiment(*unsure))
+
+
+def test_answer_of_an_error_is_the_other_way_round() -> None:
+    score = Score("val_mae", "min", tolerance=0.1)
+    rows = [replace(r, test_score=r.test_acc) for r in rows_of(T=[1.0, 1.0, 2.0], R=[None, 1.5, 1.5])]
+    found = answer(PooledRuns([Run(Path("run"), rows, given_score=score)]))
+    assert found == (
+        "The ticket beats random reinit at 50 % of the weights only; random reinit beats it at 25 % of the weights "
+        "only; the sparsest ticket that matches the dense network keeps 50 % (n = 1; “beats” means better by more than "
+        "0.1)."
     )
 
 
@@ -286,8 +347,120 @@ def test_accuracy_figure_draws_the_means_over_a_density_axis_that_falls_to_the_r
         "pruned only (n = 1)",
         "dense network (n = 2)",
     ]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20", "50", "100"]
-    assert image_bytes(drawn, "svg") == image_bytes(drawn, "svg")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["100", "50", "25", "12.5"]
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_the_same_rows_give_the_same_file(kind: str) -> None:
+    chart = charts_of(experiment(USUAL))["accuracy"]
+    one, other = (figure_of("accuracy", chart, "title", card=True) for _ in range(2))
+    assert one is not None and other is not None
+    content = image_bytes(one, kind)
+    assert content == image_bytes(other, kind)
+    assert b"CreationDate" not in content and b"<dc:date>" not in content
+
+
+@pytest.mark.parametrize("card", [False, True])
+@pytest.mark.parametrize("rate", [0.8, 0.5, 0.97])
+def test_ticks_stand_at_every_density_and_labels_where_they_do_not_touch(card: bool, rate: float) -> None:
+    densities = [rate**number for number in range(21)]
+    rows = [row(number, "ticket", 0.9, 100, density) for number, density in enumerate(densities)]
+    drawn = figure_of("accuracy", charts_of(experiment(rows))["accuracy"], card=card)
+    assert drawn is not None
+    image_bytes(drawn, "png")
+    axes = drawn.axes[0]
+    labelled = [float(tick) for tick in axes.get_xticks()]
+    assert sorted([*labelled, *axes.get_xticks(minor=True)]) == sorted(densities)
+    assert labelled[0] == 1 and len(labelled) > 3
+    texts = [*axes.get_xticklabels(), *(text for one in axes.child_axes for text in one.get_xticklabels())]
+    assert texts[1].get_text() == f"{100 * labelled[1]:.3g}"
+    for line in (texts[: len(labelled)], texts[len(labelled) :]):
+        boxes = sorted((text.get_window_extent() for text in line), key=lambda box: box.x0)
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+
+
+def limits(name: str, *runs: list[Row]) -> tuple[float, float]:
+    low, high = figure(name, experiment(*runs)).axes[0].get_ylim()
+    return low, high
+
+
+def test_controls_at_chance_leave_the_range_of_the_trained_networks_and_the_caption_says_so() -> None:
+    chance = rows_of(T=[0.98, 0.97], R=[None, 0.94], M=[None, 0.1], P=[None, 0.05])
+    low, high = limits("accuracy", chance)
+    assert low == pytest.approx(0.92, abs=0.005) and high == pytest.approx(0.98, abs=0.005)  # half of 4 points below
+    assert leaving(charts_of(experiment(chance))["accuracy"]) == (
+        "Not shown whole, because the other networks set the range: random mask (down to 10.0 %), "
+        "pruned only (down to 5.0 %)."
+    )
+    near = rows_of(T=[0.98, 0.97], R=[None, 0.94], M=[None, 0.93])
+    assert limits("accuracy", near)[0] < 0.93 and leaving(charts_of(experiment(near))["accuracy"]) == ""
+
+
+def test_of_an_error_the_range_ends_above() -> None:
+    values = rows_of(T=[1.0, 1.2], R=[None, 1.4], M=[None, 50.0])
+    rows = [replace(r, test_score=r.test_acc) for r in values]
+    shown = PooledRuns([Run(Path("run"), rows, given_score=Score("val_mae", "min"))])
+    low, high = figure("score", shown).axes[0].get_ylim()
+    assert low == pytest.approx(1.0, abs=0.05) and high == pytest.approx(1.6, abs=0.05)
+    assert "random mask (up to 50)" in leaving(charts_of(shown)["score"])
+
+
+def test_the_end_of_training_is_a_line_in_the_figure_of_early_stops() -> None:
+    lines = {str(line.get_label()): line for line in figure("early_stop", experiment(USUAL)).axes[0].lines}
+    assert set(np.asarray(lines["end of training"].get_ydata()).tolist()) == {400}  # `row`
+    shorter = [replace(r, steps=400 - 100 * r.round) for r in rows_of(T=[0.9, 0.9, 0.9])]
+    lines = {str(line.get_label()): line for line in figure("early_stop", experiment(shorter)).axes[0].lines}
+    assert np.asarray(lines["end of training"].get_ydata()).tolist() == [400, 300, 200]
+
+
+def test_ranges_are_bands_or_bars_from_least_to_greatest() -> None:
+    shown = experiment(USUAL, rows_of(T=[0.974, 0.977, 0.973, 0.96]))
+    chart = charts_of(shown)["accuracy"]
+    bars = figure_of("accuracy", chart, errors="bars")
+    assert bars is not None
+    (drawn,) = bars.axes[0].containers
+    ends = [segment[:, 1].tolist() for segment in drawn[2][0].get_segments()]  # type: ignore[index]
+    assert ends[0] == pytest.approx([0.972, 0.974]) and ends[3] == pytest.approx([0.95, 0.96])
+    assert not any(isinstance(one, PolyCollection) for one in bars.axes[0].collections)
+    assert [type(one) for one in figure("accuracy", shown).axes[0].collections] == [FillBetweenPolyCollection]
+
+
+def test_a_report_says_how_ranges_are_drawn_and_takes_a_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+
+    def pixel(drawn: Figure, kind: str) -> bytes:
+        titles.append(drawn.axes[0].get_title())
+        return b""
+
+    monkeypatch.setattr("lth_lightning.report.figures.image_bytes", pixel)
+    run = str(save(tmp_path / "run", USUAL))
+    main([run])
+    assert "Band: least to greatest" in (tmp_path / "run" / "report.md").read_text()
+    assert set(titles) == {"MLP on Digits, run"}
+    titles.clear()
+    main([run, "--errors", "bars", "--title", ""])
+    for said in ("Bars: least to greatest", "Not shown whole, because the other networks set the range: random mask"):
+        assert said in (tmp_path / "run" / "report.md").read_text()
+        assert said in (tmp_path / "run" / "report.html").read_text()
+    assert set(titles) == {""}
+    with pytest.raises(SystemExit):
+        main([run, "--errors", "boxes"])
+
+
+def test_a_figure_for_a_card_is_as_large_as_the_card_and_can_be_read() -> None:
+    """TensorBoard shows 302 × 215 pixels of an image and skips pixels of larger ones."""
+    layers = [LayerRow(r.round, "ticket", 0, f"net.layer{n}.weight", 1, 9, r.density * (1 - r.round * n / 50))
+              for r in USUAL for n in range(12) if r.variant == "ticket"]  # fmt: skip
+    for name, chart in charts_of(experiment(USUAL, layers=layers, curves=curve_rows(USUAL))).items():
+        drawn = figure_of(name, chart, "title", card=True)
+        assert drawn is not None
+        assert imread(io.BytesIO(image_bytes(drawn, "png"))).shape[:2] == (215, 302)
+        legend = drawn.legends[0]
+        texts = [text for text in drawn.findobj(Text) if isinstance(text, Text) and text.get_text()]
+        assert min(text.get_fontsize() for text in texts) >= 7, name  # points, so 10 pixels
+        box, frame = legend.get_window_extent(), drawn.axes[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= 302 and box.y0 >= -1 and box.y1 < frame.y0, name
+        assert frame.height > 100 and len(legend.get_texts()) <= 6, name
 
 
 def test_layers_that_shrink_alike_share_a_curve() -> None:
@@ -379,7 +552,7 @@ def test_density_axis_says_above_how_many_weights_are_kept() -> None:
     drawn = figure("accuracy", experiment(USUAL))
     image_bytes(drawn, "png")
     (above,) = drawn.axes[0].child_axes
-    assert [tick.get_text() for tick in above.get_xticklabels()] == ["200", "500", "1,000"]
+    assert [tick.get_text() for tick in above.get_xticklabels()] == ["1,000", "500", "250", "125"]
     counts = [weight_count(n) for n in (1965, 9999, 53240, 266200, 999_999, 4.3e6)]
     assert counts == ["1,965", "9,999", "53.2K", "266K", "1M", "4.3M"]
 
