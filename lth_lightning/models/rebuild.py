@@ -58,7 +58,11 @@ def recipes(module: nn.Module) -> list[Recipe]:
     found: list[Recipe] = []
     with suppress(TypeError):  # an argument that JSON does not have
         found += [_in_json(getattr(module, GIVEN))] if hasattr(module, GIVEN) else []
-    for make, args, named in _own_ways(module):
+    try:
+        ways = list(_own_ways(module))
+    except Exception:  # what a foreign module computes in its attributes may fail in any way; then nothing is known
+        return found
+    for make, args, named in ways:
         try:
             names = inspect.signature(make).parameters
             arguments = _in_json({**dict(zip(names, args, strict=False)), **named})

@@ -75,6 +75,17 @@ def test_a_class_that_nobody_can_import_has_no_recipe() -> None:
     assert recipes(Local()) == []
 
 
+class Touchy(nn.Module):
+    @property
+    def hparams(self) -> Any:
+        raise RuntimeError("not now")
+
+
+def test_a_module_whose_attributes_fail_has_no_recipe() -> None:
+    """Its ticket is saved all the same."""
+    assert recipes(Touchy()) == []
+
+
 def test_modules_among_the_arguments_are_built_and_other_mappings_left_alone() -> None:
     inner = {"class_path": "torch.nn.Flatten", "init_args": {"start_dim": 2}}
     other = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1}}
