@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lth_lightning.display.terminal import LotteryProgress
     from lth_lightning.errors import SettingError, TicketError
     from lth_lightning.lottery.callback import LotteryTicket
+    from lth_lightning.matching import best_ticket
     from lth_lightning.pruning.criteria import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Random
     from lth_lightning.pruning.gradient_criteria import SNIP, GraSP, SynFlow
     from lth_lightning.pruning.mask_hooks import MaskHooks
@@ -46,6 +47,7 @@ _HOME = {
     "SynFlow": "pruning.gradient_criteria",
     "Ticket": "tickets.ticket",
     "TicketError": "errors",
+    "best_ticket": "matching",
     "prunable_weights": "pruning.prunable",
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "SynFlow",
     "Ticket",
     "TicketError",
+    "best_ticket",
     "prunable_weights",
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 PACKAGE = Path(__file__).parents[1] / "lth_lightning"
-FOUNDATION = {"errors", "seeding", "files"}
+FOUNDATION = {"errors", "seeding", "files", "images"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: set() for name in FOUNDATION},
     "pruning": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "classifier": {"pruning", "models"},
     "lottery": {"pruning", "tickets", "trainer", "runs", "models"},
     "report": {"runs", "tickets.packed_file"},
+    "matching": {"runs", "report", "tickets"},
     "display": {"lottery", "report", "runs", "trainer"},
 }
 """What each room imports beside itself and the foundation; `cli` and the package's own names may import all."""

@@ -1,6 +1,8 @@
 """Lightning's CLI with our module, data and callback: the commands `fit`, `validate`, `test` and `predict`."""
 
+import csv
 import os
+import re
 import sys
 import threading
 import traceback
@@ -36,6 +38,7 @@ from lth_lightning.display.terminal import LotteryProgress, in_ci
 from lth_lightning.errors import SettingError, WriteError
 from lth_lightning.files import failure_to_write, is_failure_to_write, replace_file
 from lth_lightning.lottery.callback import LotteryTicket
+from lth_lightning.models.rebuild import GIVEN
 from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.tables import results_table
@@ -45,6 +48,7 @@ from lth_lightning.runs.folder import CONFIG, RunFolder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.run import Run, title_of
 from lth_lightning.runs.settings import check_same
+from lth_lightning.tickets.prediction import normalised, predictions
 from lth_lightning.tickets.ticket import Ticket
 from lth_lightning.trainer.sub_runs import SubRunLogger
 
@@ -60,7 +64,8 @@ HELP = {
     "override it: `--config FILE --lottery.rounds 5`.",
     "validate": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the validation images.",
     "test": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the official test images.",
-    "predict": "The class of each official test image, one per line, for the ticket or checkpoint in --ckpt_path.",
+    "predict": "The class of each image in --images (file, class, probability as CSV), or the class number of each "
+    "official test image, one per line, for the ticket or checkpoint in --ckpt_path.",
 }
 EXAMPLES = """\
 examples:
@@ -79,6 +84,8 @@ WEIGHTS_HELP = (
     "Whose weights: a ticket's (RUN/tickets/round_03.safetensors), a checkpoint's (RUN/checkpoints/last.ckpt), or "
     "those of the `last` checkpoint of this config."
 )
+IMAGES_HELP = "A folder of image files, an image file, or a .npy array of raw images, to print the class of each."
+RESIZE_HELP = "Resize image files that have another size than the network's images."
 TENSORBOARD = "tensorboard"
 # The names of the argument for pretrained weights in torchvision, timm and others.
 PRETRAINED = ("weights", "pretrained", "weights_backbone", "pretrained_backbone", "checkpoint_path")
@@ -137,6 +144,12 @@ def all_settings(parser: LightningArgumentParser, settings: Namespace) -> str:
     return parser.dump(settings, format="json", skip_none=False)
 
 
+def dataset_argument(arg: str) -> str:
+    """Read `--data.dataset.split` as `--data.dataset_args.split`: there a class's arguments are not a dict of their
+    own, as they are for other classes, because a data set is named by a plain string."""
+    return re.sub(r"^--data\.dataset\.(?=\w)", "--data.dataset_args.", arg)
+
+
 @contextmanager
 def quiet_writers(folder: Path) -> Iterator[None]:
     """Suppress tracebacks of threads that cannot write (TensorBoard's); their owners raise the error too."""
@@ -166,6 +179,7 @@ class LotteryCLI(LightningCLI):
         self._reservation: Reservation | None = None
         self._lock: FolderLock | None = None
         self._weights: Ticket | dict[str, Any] | None = None
+        self._facts: dict[str, Any] = {}  # of the ticket that is used
         self._command = args[0]
         epilog = EXAMPLES if args[0] == "fit" else None
         usage = f"python train.py {args[0]} --config FILE [--setting VALUE ...]"
@@ -179,7 +193,7 @@ class LotteryCLI(LightningCLI):
                 parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage, "epilog": epilog}},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,  # config.yaml holds the hyperparameters, not the checkpoint
-                args=[named_as_today(arg) for arg in args],
+                args=[dataset_argument(named_as_today(arg)) for arg in args],
             )
         except BaseException:
             if self._reservation is not None:
@@ -205,6 +219,9 @@ class LotteryCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str | None, default=None, metavar="DIR", help=RUN_DIR_HELP)
         ckpt_path_help = CONTINUE_HELP if self._command == "fit" else WEIGHTS_HELP
         parser.add_argument("--ckpt_path", type=str | None, default=None, metavar="FILE", help=ckpt_path_help)
+        if self._command == "predict":
+            parser.add_argument("--images", type=str | None, default=None, metavar="PATH", help=IMAGES_HELP)
+            parser.add_argument("--resize", type=bool, default=False, help=RESIZE_HELP)
         parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
         parser.add_lightning_class_args(LotteryTicket, "lottery")
         parser.add_lightning_class_args(ImageDataModule, "data")
@@ -378,11 +395,13 @@ class LotteryCLI(LightningCLI):
         """Load the weights, or check that the network can be trained."""
         if isinstance(self._weights, Ticket):
             self._weights.apply(self.model, weights="trained")
+            self._facts = self._weights.info
         elif self._weights is not None:
             check_fits(self._weights, self.model)
             if self.subcommand != "fit":
                 self.model.load_state_dict(self._weights["state_dict"])
         if self.subcommand == "fit":
+            self._note_network()
             self._try_optimizer()
             lottery = self._get(self.config_init, "lottery")
             lottery.folder_is_locked = self._lock is not None
@@ -390,6 +409,16 @@ class LotteryCLI(LightningCLI):
             if self.model.init is None and lottery.reinit is None and not ours:
                 lottery.reinit = self._fresh_net
         self._weights = None
+
+    def _note_network(self) -> None:
+        """Note on the network how the config builds it, for its tickets; without weights that would be downloaded."""
+        network, config = self.model, self.settings.model
+        if "net" in config:
+            network, config = self.model.net, config.net
+        if "class_path" in config:
+            arguments = config.get("init_args", Namespace()).clone().as_dict()
+            kept = {name: value for name, value in arguments.items() if name not in PRETRAINED}
+            setattr(network, GIVEN, {"class_path": config.class_path, "init_args": kept})
 
     def _fresh_net(self) -> torch.nn.Module:
         """Build the network again from its class and arguments, with new weights from the global generators."""
@@ -443,9 +472,26 @@ class LotteryCLI(LightningCLI):
         return f"To resume, add {more}--ckpt_path last --run_dir {self.settings.run_dir} to the command."
 
     def predict(self, **kwargs: Any) -> None:
-        """Print the class of each test image, in their order."""
+        """Print the class of each test image, in their order, or of each of the images that were given."""
+        if self.settings.images is not None:
+            self._classify(Path(self.settings.images))
+            return
         for batch in self.trainer.predict(**kwargs) or []:
             print(*torch.as_tensor(batch).tolist(), sep="\n")
+
+    def _classify(self, images: Path) -> None:
+        """Print file, class and probability of each image as CSV, normalised as the ticket says, or else the data."""
+        facts = self._facts
+        if not facts.get("normalisation"):
+            data = self.datamodule
+            data.prepare_data()
+            data.setup("predict")
+            known = {"normalisation": "normalisation", "input_shape": "input_shape", "classes": "class_names"}
+            facts = {**facts, **{fact: getattr(data, name, None) for fact, name in known.items()}}
+        found = predictions(normalised(self.model.eval(), facts), images, resize=self.settings.resize)
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerow(["file", "class", "probability"])
+        table.writerows([one.file, one.label, f"{one.probability:.4f}"] for one in found)
 
     def after_fit(self) -> None:
         """Show the results, write the report, and print where everything is."""

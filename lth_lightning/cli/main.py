@@ -18,7 +18,7 @@ commands:
   fit        run an experiment: train a network, prune it, train the rest, and repeat, beside controls
   test       loss and accuracy of a ticket or checkpoint on the test images
   validate   the same on the validation images
-  predict    the class of each test image, one per line
+  predict    the class of each of your images, or of each test image
   report     tables and figures from one run or many
 
 examples:

@@ -21,6 +21,7 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from lth_lightning.data.datasets import AS_A_STRING
 from lth_lightning.errors import SettingError, likeness, unknown_name
 from lth_lightning.models import Network
 from lth_lightning.pruning import gradient_criteria  # noqa: F401 (its criteria are named by their class alone)
@@ -168,6 +169,8 @@ def in_plain_words(text: str, parser: argparse.ArgumentParser) -> str:
     """
     setting = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text)))  # and of its class
     made = _find(r"class_path[ =]'([\w.]+)'", text) or ""
+    if setting == "data.dataset" and "class_path" in text:
+        return f"data.dataset: {AS_A_STRING}."
     if names := _find(r"arguments are required: ([\w., ]+)", text):
         return _missing(names.split(", "), setting, made, parser)
     if (given := _find(r"Option '([\w.]+)' is not accepted", text)) and callable(cls := locate(made)):

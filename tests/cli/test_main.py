@@ -12,15 +12,18 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
 from conftest import HANGS
+from dataset_files import write_emnist_letters
 
-from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning
+from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning, Ticket
 from lth_lightning.cli.main import main
 from lth_lightning.cli.run_dir import Reservation
+from lth_lightning.data.datasets import Digits
 from lth_lightning.errors import SettingError, unknown_name
 
 # Lightning 2.6 calls jsonargparse by a name that 4.49 has made old; Python shows that to no user.
@@ -56,6 +59,11 @@ class Fixed(nn.Linear):
 class Wide(Fixed):
     def __init__(self, width: int):
         super().__init__()
+
+
+class Deep(nn.Sequential):
+    def __init__(self, width: int):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 class Broken(Fixed):
@@ -124,6 +132,7 @@ def crowded(folder: Path, finished: Path) -> Path:
         "unknown_argument": "model: {net: {class_path: MLP, init_args: {hiden: [20]}}}",
         "unknown_class": "model: {net: {class_path: MPL}}",
         "wrong_type": "lottery: {rounds: many}",
+        "data_class": "data: {dataset: {class_path: torchvision.datasets.EMNIST, init_args: {split: letters}}}",
         "unclosed": "lottery: {rounds: 3",
         "words": "just words",
         "blank": "",
@@ -209,6 +218,20 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*FIT, "--data.dataset", "FashionMINST"],
         ["data.dataset: 'FashionMINST'", "CIFAR10", "'FashionMNIST'?"],
     ),
+    "data set with arguments": (
+        [*FIT, "--data.dataset", "EMNIST"],
+        ["data.dataset: EMNIST needs split; add --data.dataset.split VALUE", "EMNIST(root, split, train=True"],
+    ),
+    "argument of a data set": (
+        [*FIT, "--data.dataset.split", "letters"],
+        ["data.dataset_args: 'split' is unknown; Digits takes none", "Digits(root, train=True"],
+    ),
+    "data set as a class": (
+        [*FIT, "--config", "data_class.yaml"],
+        ["data_class.yaml: data.dataset: give the class's name or import path", "data.dataset_args"],
+    ),
+    "no images": (["predict", *OF_RUN, TICKET, "--images", "nowhere"], ["images: nowhere does not exist"]),
+    "no image files": (["predict", *OF_RUN, TICKET, "--images", "empty"], ["images: empty holds no image files"]),
     "network": ([*FIT, "--model.net", "LeNet30"], ["model.net: 'LeNet30'", NETWORKS, "'LeNet300'?", "import path"]),
     "criterion": (
         [*FIT, "--lottery.pruning.criterion", "Magnitud"],
@@ -603,6 +626,19 @@ def test_predict_prints_the_class_of_each_test_image(crowded: Path, capsys: Any)
     assert _files() == before
 
 
+@pytest.mark.parametrize("weights", [TICKET, CHECKPOINT])
+def test_predict_classifies_images_of_ones_own(crowded: Path, capsys: Any, weights: str) -> None:
+    """The test images, from a file, get the classes that they get as test images."""
+    assert main(["predict", *OF_RUN, weights]) == 0
+    classes = capsys.readouterr().out.split()
+    np.save(crowded / "images.npy", Digits("", train=False).data.numpy())
+    assert main(["predict", *OF_RUN, weights, "--images", "images.npy"]) == 0
+    found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["class"] for row in found] == classes
+    assert [row["file"] for row in found] == [str(number) for number in range(360)]
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in found)
+
+
 def test_tickets_that_a_run_was_given_may_be_gone_when_it_is_tested(crowded: Path, capsys: Any) -> None:
     assert main([*FROM_FILES, TICKET, "--run_dir", "again", "--lottery.controls", "[]"]) == 0
     shutil.rmtree(crowded / "run")
@@ -610,6 +646,27 @@ def test_tickets_that_a_run_was_given_may_be_gone_when_it_is_tested(crowded: Pat
 
 
 # ------------------------------------------------------------------------------------- classes of the user's own
+
+
+def test_a_data_set_takes_arguments_of_its_own(folder: Path) -> None:
+    """Beside its name, a plain string, in config.yaml too; a flag changes one of them."""
+    write_emnist_letters(folder / "data", 60, 20)
+    letters = ["--data.dataset", "torchvision.datasets.EMNIST", "--data.dataset.split", "letters"]
+    assert main([*SHORT, *letters, "--data.train_size", "null", "--quiet", "--run_dir", "run"]) == 0
+    data = yaml.safe_load((folder / "run/config.yaml").read_text())["data"]
+    assert (data["dataset"], data["dataset_args"]) == ("torchvision.datasets.EMNIST", {"split": "letters"})
+    ticket = Ticket.load(folder / "run/tickets/round_00.safetensors")
+    assert ticket.info["data"] == "torchvision.datasets.EMNIST(split=letters)"
+    assert ticket.info["classes"] == ["N/A", *"abcdefghij"]
+    assert main(["fit", "--config", "run/config.yaml", "--data.dataset.split", "digits", "--data.download", "0"]) == 2
+
+
+def test_a_ticket_builds_the_network_that_the_command_line_named(folder: Path) -> None:
+    assert main([*SHORT, "--model.net", "my_module.Deep", "--model.net.width", "7", "--quiet", "--run_dir", "run"]) == 0
+    ticket = Ticket.load(folder / "run/tickets/round_00.safetensors")
+    (recipe,) = ticket.info["network"]
+    assert recipe == {"class_path": "my_module.Deep", "init_args": {"width": 7}}
+    assert len(ticket.predict(Digits("", train=False).data)) == 360
 
 
 def test_a_network_of_torchvisions_takes_its_classes_from_the_data(folder: Path) -> None:
