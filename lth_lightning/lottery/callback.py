@@ -25,6 +25,7 @@ from lth_lightning.lottery.plan import (
     planned_rounds,
 )
 from lth_lightning.lottery.recorder import METRICS
+from lth_lightning.lottery.rehearsal import Rehearsal
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.masks import Masks
@@ -146,7 +147,7 @@ class LotteryTicket(L.Callback):
         self.folder_is_locked = False  # the command line locks it before the fit and sets this
         refusals.name_mixed_packages()
         self._address = processes.await_home(self)
-        self._fitting = False
+        self._fitting, self._rehearsal = False, Rehearsal(self)
         self._progress = Progress()
         self._experiment: Experiment | None = None
 
@@ -161,7 +162,8 @@ class LotteryTicket(L.Callback):
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer, pl_module)
-        lengths.refuse_rehearsals(trainer)
+        self._rehearsal.begin(trainer)
+        lengths.refuse_partial_rounds(trainer)
         refusals.refuse_what_cannot_work(trainer, pl_module)
         fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)
@@ -267,6 +269,7 @@ class LotteryTicket(L.Callback):
         fast_step.remove(trainer)
         if self._experiment is not None:
             self._experiment.close()
+        self._rehearsal.end()
 
     # ------------------------------------------------------------------------ checkpoints
 
