@@ -17,13 +17,7 @@ from torch import nn
 from lth_lightning.lottery import settings
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.experiment import Experiment
-from lth_lightning.lottery.plan import (
-    Length,
-    check_initialisation,
-    check_lengths,
-    plan_networks,
-    planned_rounds,
-)
+from lth_lightning.lottery.plan import Length, check_initialisation, check_lengths, plan_networks, planned_rounds
 from lth_lightning.lottery.recorder import METRICS
 from lth_lightning.lottery.rehearsal import Rehearsal
 from lth_lightning.lottery.rewinding import Lineage
