@@ -196,11 +196,6 @@ class LotteryCLI(LightningCLI):
     Raises:
         SystemExit: the command has failed, with one line on standard error (code 2: a setting is refused, and no files
             are left; 1: the run itself failed); or it was `report` or `--help` (code 0).
-
-    Example:
-        >>> LotteryCLI(args=["--version"])  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        SystemExit: 0
     """
 
     def __init__(
@@ -393,7 +388,8 @@ class LotteryCLI(LightningCLI):
             return None
         self._rehearsal = tempfile.TemporaryDirectory(prefix="lth_rehearsal_", ignore_cleanup_errors=True)
         if not self._quiet:
-            print("A rehearsal (fast_dev_run): two rounds of a few batches, with all that belongs to them.")
+            batches = max(2, int(self.settings.trainer.fast_dev_run))
+            print(f"A rehearsal (fast_dev_run): two rounds of {batches} batches, with all that belongs to them.")
         return str(Path(self._rehearsal.name) / "rehearsal")
 
     def _find_weights(self) -> None:

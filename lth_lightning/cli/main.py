@@ -57,7 +57,13 @@ def main(args: Sequence[str] | None = None) -> int:
                 return code
             completed(given)  # mistakes that need no import of Lightning to be seen
             with ready_to_import():
-                from lth_lightning.cli.lightning_cli import LotteryCLI
+                try:
+                    from lth_lightning.cli.lightning_cli import LotteryCLI
+                except ModuleNotFoundError as error:
+                    raise SettingError(
+                        f"the package {error.name} is not installed in {sys.executable}. Install this project with all "
+                        "that it needs: `uv sync`, or `pip install .` in its folder."
+                    ) from error
             LotteryCLI(args=given)
     except Refused as refused:
         return int(refused.code or 0)

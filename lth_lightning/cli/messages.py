@@ -53,6 +53,13 @@ UNTOLD = {
     *("lottery.run_dir", "model.num_classes", "model.input_shape"),
     *("lottery.prunable.help", "lottery.reinit.help", "weights_only"),
 }
+# Headings of parts that are classes of the user's own: their arguments follow with --model.help CLASS.
+HEADINGS = {
+    "A DataModule standardizes": "Your LightningDataModule: `--data CLASS --data.NAME VALUE`",
+    "<class 'lightning.pytorch.core.module": "Your LightningModule: `--model CLASS --model.NAME VALUE`",
+    "Base class for all optimizers": "An optimizer in place of your module's `configure_optimizers`",
+    "(<class 'torch.optim.lr_scheduler": "A learning-rate schedule for it",
+}
 METAVARS: tuple[tuple[tuple[Any, ...], str], ...] = (
     ((Sequence, list, tuple), "[ITEM,...]"),
     ((dict,), "{KEY:VALUE,...}"),
@@ -71,6 +78,7 @@ class Help(DefaultHelpFormatter):
 
     def start_section(self, heading: str | None) -> None:
         """Capitalise headings, which are first lines of docstrings."""
+        heading = next((better for start, better in HEADINGS.items() if (heading or "").startswith(start)), heading)
         super().start_section(_capitalised(heading) if heading else heading)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:

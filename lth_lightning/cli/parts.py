@@ -16,6 +16,8 @@ from lth_lightning.errors import SettingError
 
 OURS: dict[str, type] = {"model": ImageClassifier, "data": ImageDataModule}
 BASES: dict[str, type] = {"model": L.LightningModule, "data": L.LightningDataModule}
+OTHERWISE = {"model": ("network", "model.net"), "data": ("data set", "data.dataset")}
+"""What a name may mean that is not a Lightning class, and the setting for it."""
 Made = type | Callable[..., Any]
 
 
@@ -78,9 +80,12 @@ def part(name: str, named: Named, given: Made | None) -> Part:
         SettingError: the class cannot be imported, or is not Lightning's.
     """
     if named.class_path is not None:
-        return Part(name, _checked(name, _imported(name, named.class_path)), by_path=True)
+        made_by = _imported(name, named.class_path)
+        _check(name, made_by, named.class_path)
+        return Part(name, made_by, by_path=True)
     if given is not None:
-        return Part(name, _checked(name, given), by_path=False)
+        _check(name, given, getattr(given, "__qualname__", repr(given)))
+        return Part(name, given, by_path=False)
     return Part(name, OURS[name], by_path=False)
 
 
@@ -105,10 +110,10 @@ def _loaded(name: str, class_name: str) -> type:
     """A class by its name alone, if the program has already imported it."""
     found = [cls for cls in _below(BASES[name]) if cls.__name__ == class_name]
     if not found:
-        option = "model.net" if name == "model" else "data.dataset"
+        kind, option = OTHERWISE[name]
         raise SettingError(
-            f"{name}: {class_name!r} is not an import path such as my_project.{BASES[name].__name__}. For "
-            f"{'a network' if name == 'model' else 'a data set'} by name, use --{option} {class_name}."
+            f"{name}: {class_name!r} is not an import path such as my_project.My{name.capitalize()}. For a {kind} by "
+            f"name, use --{option} {class_name}."
         )
     return found[0]
 
@@ -119,22 +124,20 @@ def _below(cls: type) -> Iterator[type]:
         yield from _below(derived)
 
 
-def _checked(name: str, made_by: Made) -> Made:
+def _check(name: str, made_by: Made, path: str) -> None:
     base = BASES[name]
     if not isinstance(made_by, type):
-        if callable(made_by):
-            return made_by
-        raise SettingError(f"{name}: {made_by!r} is not a class; give a {base.__name__}.")
+        if not callable(made_by):
+            raise SettingError(f"{name}: {path} is not a class; give a {base.__name__}.")
+        return
     if issubclass(made_by, base):
-        return made_by
+        return
     if any(cls.__module__.partition(".")[0] == "pytorch_lightning" for cls in made_by.__mro__):
         raise SettingError(
-            f"{name}: {_path_of(made_by)} derives from a class of pytorch_lightning, which does not work with those of "
-            f"lightning. Write `import lightning as L`, and derive from L.{base.__name__}."
+            f"{name}: {path} derives from a class of pytorch_lightning, which does not work with those of lightning. "
+            f"Write `import lightning as L`, and derive from L.{base.__name__}."
         )
-    kind = "network" if name == "model" else "data set"
-    option = "model.net" if name == "model" else "data.dataset"
+    kind, option = OTHERWISE[name]
     raise SettingError(
-        f"{name}: {_path_of(made_by)} is not a {base.__name__}. For a {kind} in our {OURS[name].__name__}, use "
-        f"--{option} {_path_of(made_by)}."
+        f"{name}: {path} is not a {base.__name__}. For a {kind} in our {OURS[name].__name__}, use --{option} {path}."
     )
