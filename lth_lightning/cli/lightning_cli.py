@@ -288,6 +288,7 @@ class LotteryCLI(LightningCLI):
         for one in (self._data_part, self._model_part):
             if one is self._model_part or self._has_data:
                 parser.add_lightning_class_args(one.base, one.name, subclass_mode=one.by_path)
+        assert isinstance(parser, LotteryParser)
         parser.parts = [self._data_part, self._model_part]
         parser.add_lightning_class_args(L.Trainer, "trainer")
         defaults = {name: value for name, value in self.trainer_defaults.items() if name != "callbacks"}
@@ -501,9 +502,8 @@ class LotteryCLI(LightningCLI):
 
     def _fresh_module(self) -> torch.nn.Module:
         """Build the module again from its class and arguments, with new weights from the global generators."""
-        parser = ArgumentParser(exit_on_error=False)
-        add = parser.add_subclass_arguments if self._model_part.by_path else parser.add_class_arguments
-        add(self._model_part.base, "model", fail_untyped=False)
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(self._model_part.base, "model", subclass_mode=self._model_part.by_path)
         return parser.instantiate_classes(parser.parse_object({"model": self.settings.model})).model
 
     def _fresh_net(self) -> torch.nn.Module:

@@ -119,6 +119,7 @@ def _loaded(name: str, class_name: str) -> type:
 
 
 def _below(cls: type) -> Iterator[type]:
+    derived: type
     for derived in cls.__subclasses__():
         yield derived
         yield from _below(derived)

@@ -65,6 +65,11 @@ class Largest(Criterion):
         return {name: -weight.abs() for name, weight in evidence.trained.items()}
 
 
+class Needy(Callback):
+    def __init__(self):
+        import surely_missing
+
+
 class Interrupt(Callback):
     """In the middle of the third network, once."""
     wanted = True
@@ -121,6 +126,7 @@ def crowded(folder: Path, finished: Path) -> Path:
         "unknown_argument": "model: {net: {class_path: MLP, init_args: {hiden: [20]}}}",
         "unknown_class": "model: {net: {class_path: MPL}}",
         "wrong_type": "lottery: {rounds: many}",
+        "listed_word": "lottery: {rewind: [weights]}",
         "unclosed": "lottery: {rounds: 3",
         "words": "just words",
         "blank": "",
@@ -211,6 +217,22 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*FIT, "--lottery.pruning.criterion", "Magnitud"],
         ["lottery.pruning.criterion: 'Magnitud'", "Magnitude", "Random", "'Magnitude'?"],
     ),
+    "criterion that is abstract": (
+        [*FIT, "--lottery.pruning.criterion", "Criterion"],
+        ["lottery.pruning.criterion: Criterion is abstract", "defines scores", "Magnitude", "import path"],
+    ),
+    "optimizer that is abstract": (
+        [*FIT, "--model.optimizer", "torch.optim.Optimizer"],
+        ["model.optimizer: torch.optim.Optimizer is abstract", "SGD"],
+    ),
+    "package that is missing": (
+        [*FIT, "--trainer.callbacks", "my_module.Needy"],
+        ["Needy needs the package surely_missing, which is not installed: pip install"],
+    ),
+    "control beyond the rounds": (
+        [*FIT, "--lottery.control_rounds", "[1, 7]"],
+        ["lottery.control_rounds: round 7 is beyond lottery.rounds 1; raise that to 7, or choose from 1."],
+    ),
     "optimizer": ([*FIT, "--model.optimizer", "Adma"], ["model.optimizer: 'Adma'", "SGD", "'Adam'?"]),
     "schedule": (
         [*FIT, "--model.lr_scheduler", "StepLRR"],
@@ -282,6 +304,12 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*FIT, "--lottery.controls", "random_mask"],
         ["lottery.controls takes a list, got random_mask. Write [random_mask]."],
     ),
+    "list for a class": ([*FIT, "--model.net", "[MLP]"], ["model.net takes one name, not a list", "Write MLP."]),
+    "list for a word": (
+        [*FIT, "--config", "listed_word.yaml"],
+        ["lottery.rewind takes one name, not a list: got [weights]. Write weights."],
+    ),
+    "number for a list": ([*FIT, "--lottery.control_rounds", "1"], ["lottery.control_rounds takes a list, got 1."]),
     "number for a mapping": (
         [*FIT, "--lottery.pruning.rates", "0.1"],
         ["lottery.pruning.rates: Expected a <class 'dict'>", "0.1"],
