@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lth_lightning.pruning.network_function import NetworkFunction
     from lth_lightning.pruning.prunable import prunable_weights
     from lth_lightning.pruning.pruning import Pruning
+    from lth_lightning.runs.score import Score
     from lth_lightning.tickets.ticket import Ticket
 
 __version__ = "0.2.0"
@@ -42,6 +43,7 @@ _HOME = {
     "Pruning": "pruning.pruning",
     "Random": "pruning.criteria",
     "SNIP": "pruning.gradient_criteria",
+    "Score": "runs.score",
     "SettingError": "errors",
     "SynFlow": "pruning.gradient_criteria",
     "Ticket": "tickets.ticket",
@@ -67,6 +69,7 @@ __all__ = [
     "NetworkFunction",
     "Pruning",
     "Random",
+    "Score",
     "SettingError",
     "SynFlow",
     "Ticket",

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from lth_lightning import __version__
-from lth_lightning.cli.arguments import completed, program, shipped_configs
+from lth_lightning.cli.arguments import completed, named_parts, program, shipped_configs
+from lth_lightning.cli.known_settings import check_names
 from lth_lightning.errors import DataError, DivergedError, RevivedError, SettingError, unknown_name
 
 COMMANDS = ("fit", "validate", "test", "predict", "report")
@@ -55,7 +56,8 @@ def main(args: Sequence[str] | None = None) -> int:
         with one_line_errors():
             if (code := answered(given)) is not None:
                 return code
-            completed(given)  # mistakes that need no import of Lightning to be seen
+            meant = completed(given)
+            check_names(meant[1:], named_parts(meant))
             with ready_to_import():
                 try:
                     from lth_lightning.cli.lightning_cli import LotteryCLI

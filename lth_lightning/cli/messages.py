@@ -21,9 +21,9 @@ from jsonargparse import DefaultHelpFormatter, Namespace, get_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from lth_lightning.cli.arguments import program
+from lth_lightning.cli.known_settings import unknown_setting
 from lth_lightning.cli.parts import Part
-from lth_lightning.errors import SettingError, likeness, unknown_name
+from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.models import Network
 from lth_lightning.pruning import gradient_criteria  # noqa: F401 (its criteria are named by their class alone)
 from lth_lightning.pruning.criteria import Criterion
@@ -38,8 +38,6 @@ BASES: dict[str, type] = {
     "trainer.callbacks": L.Callback,
     "trainer.logger": Logger,
 }
-# Arguments of classes, which no parser lists; included because users often give only the last part of the name.
-WELL_KNOWN = frozenset({"model.optimizer.lr", "model.optimizer.momentum", "model.optimizer.weight_decay"})
 ONE_NAME = BASES.keys() - {"trainer.callbacks", "trainer.logger"}
 # The help of Lightning's parser for these is wrong here, or hard to read.
 SAID_BETTER = {
@@ -199,7 +197,7 @@ def in_plain_words(text: str, parser: argparse.ArgumentParser) -> str:
     if (given := _find(r"Expected a dot import path string: (\S+)", text)) and (classes := _classes_for(setting)):
         return f"{unknown_name(setting, given, classes)} Or give the import path of your own class."
     if given := _find(r"unrecognized arguments: ([^\s=]+)", text) or _find(r"not accept option '([\w.]+)'", text):
-        return _unknown_setting(given, parser)
+        return str(unknown_setting(given, [action.dest for action in parser._actions if action.option_strings]))
     return _of_config(text) or re.sub(r'Parser key "([\w.]+)": ', r"\1: ", " ".join(text.split()))
 
 
@@ -265,19 +263,6 @@ def _of_config(text: str) -> str | None:
         if "Unexpected config" in text
         else None
     )
-
-
-def _unknown_setting(given: str, parser: argparse.ArgumentParser) -> str:
-    name = given.lstrip("-")
-    settings = WELL_KNOWN.union(action.dest for action in parser._actions if action.option_strings)
-    nearest = max(settings, key=lambda setting: _closeness(name, setting))
-    hint = f" Did you mean {given.removesuffix(name)}{nearest}?" if _closeness(name, nearest) >= 1 else ""
-    return f"{given} is not a setting.{hint} `{program()} fit --help` lists them all."
-
-
-def _closeness(given: str, setting: str) -> float:
-    """A score up to 2 by which a setting under another parent (`lottery.scope`) is as close as a mistyped one."""
-    return likeness(given, setting) + likeness(given.rpartition(".")[2], setting.rpartition(".")[2])
 
 
 def _classes_for(setting: str) -> list[str]:

@@ -21,24 +21,18 @@ from lth_lightning.report.writer import figures_of
 from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
 from lth_lightning.runs.run import Run
+from lth_lightning.runs.score import Score, known_score
 from lth_lightning.trainer.sub_runs import is_resumed, network_writer
 
 BINS = 60  # of a histogram; TensorBoard shows 30
 DRAWING_SHARE = 1 / 30  # of the fit's time, at most
 FIRST_DRAWING = 3.0  # seconds, including the import of matplotlib
 
-BY_ROUND = {
-    "test accuracy at the end of training, by round": ("rounds/test_acc", "test_acc"),
-    "validation accuracy at the end of training, by round": ("rounds/val_acc", "val_acc"),
-    "early stop (step of the lowest validation loss), by round": ("rounds/early_stop_step", "early_stop_step"),
-}
-"""Charts of the custom-scalars page: the tag, and the column of results.csv that it plots."""
-
 
 class LotteryBoard(L.Callback):
     """Fills the pages of TensorBoard beyond the curves of `LotteryTicket`: `callbacks=[lottery, LotteryBoard()]`.
 
-    - custom scalars: accuracy, early stop and the layers' densities over rounds;
+    - custom scalars: score, early stop and the layers' densities over rounds;
     - hparams: a row per network, with the last values of its curves;
     - histograms: each layer's surviving weights at the end of training, over rounds;
     - images: the report's figures, at the end of a round, as long as drawing takes at most 1/30 of the time;
@@ -141,9 +135,10 @@ class LotteryBoard(L.Callback):
             return
         rows = in_order(self._lottery.results)
         if self._charts_missing:
-            _add(writer, custom_scalars(layout(rows)), self._lottery.plan[0].round)
+            score = known_score(rows, self._lottery.score)
+            _add(writer, custom_scalars(layout(rows, score)), self._lottery.plan[0].round)
             self._charts_missing = False
-        experiment = PooledRuns([Run(self._lottery.folder.path, rows)])
+        experiment = PooledRuns([Run(self._lottery.folder.path, rows, given_score=self._lottery.score)])
         writer.add_text("results", f"{summary(experiment)}\n\n{results_table(experiment).markdown()}", rows[-1].round)
         writer.flush()
         self._told_rows = len(rows)
@@ -198,9 +193,15 @@ class LotteryBoard(L.Callback):
             self._lottery.summary.close()
 
 
-def layout(rows: Sequence[Row]) -> dict[str, dict[str, tuple[str, list[str]]]]:
+def layout(rows: Sequence[Row], score: Score) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """The layout of the custom-scalars page for torch's `custom_scalars`; charts without points are left out."""
-    shown = {title: tag for title, (tag, column) in BY_ROUND.items() if getattr(rows[0], column) is not None}
+    val, test, _ = score.columns
+    figures = {
+        f"test {score.label} at the end of training, by round": (test, score.value(rows[0], "test")),
+        f"validation {score.label} at the end of training, by round": (val, score.value(rows[0], "val")),
+        "early stop (step of the lowest validation loss), by round": ("early_stop_step", rows[0].early_stop_step),
+    }
+    shown = {title: f"rounds/{column}" for title, (column, value) in figures.items() if value is not None}
     layers = {"density of each layer of the ticket, by round": "layers/.*"}
     return {"all rounds": {title: ("Multiline", [f"^{tag}$"]) for title, tag in {**shown, **layers}.items()}}
 

@@ -25,12 +25,12 @@ from lth_lightning.errors import SettingError
 from lth_lightning.lottery.callback import LotteryTicket
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.runs.rows import Evaluation, Row
+from lth_lightning.runs.score import ACCURACY, Score, known_score
 from lth_lightning.trainer import fit
 
 REFRESH_SECONDS = 0.25
 IDLE = 50  # the pause after drawing, at least, in units of its duration: a slow terminal costs at most 2 % of the time
 WIDTH = 100  # characters, at most
-HEADINGS = ("round", "density", "variant", "val acc", "test acc", "early stop", "seconds")
 
 
 # ------------------------------------------------------------------------------------- the table
@@ -42,24 +42,38 @@ class NetworkLines:
 
     Args:
         variant: the length of the longest name in it.
+        score: what is shown of each network.
     """
 
     variant: int
+    score: Score = ACCURACY
 
     @property
     def header(self) -> str:
         """The line above the rows."""
-        return self._line(*HEADINGS)
+        key = _cut(self.score.key)
+        return self._line("round", "density", "variant", f"val {key}", f"test {key}", "early stop", "seconds")
 
     def line(self, row: Row) -> str:
         """A network's line; unknown values are dashes."""
         stop = "-" if row.early_stop_step is None else f"{row.early_stop_step:,}"
-        val, test = (_percent(value) if value is not None else "-" for value in (row.val_acc, row.test_acc))
+        val, test = (_score(self.score, self.score.value(row, data)) for data in ("val", "test"))
         name = TrainedNetwork(row.round, row.variant, row.replicate).name
         return self._line(str(row.round), _percent(row.density), name, val, test, stop, f"{row.seconds:.1f}")
 
     def _line(self, number: str, density: str, name: str, val: str, test: str, stop: str, seconds: str) -> str:
         return f"{number:>5}  {density:>8}  {name:<{self.variant}}  {val:>8}  {test:>8}  {stop:>10}  {seconds:>7}"
+
+
+def _cut(key: str) -> str:
+    """A score's name, as long as a column of the table is wide."""
+    return key if len(key) <= 4 else f"{key[:3]}…"
+
+
+def _score(score: Score, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return _percent(value) if score.is_fraction else f"{value:.4g}"
 
 
 def _percent(fraction: float) -> str:
@@ -86,6 +100,7 @@ class Glimpse:
         epoch: the epoch of the round, from 1.
         loss: training loss of the last batch.
         evaluation: the last evaluation.
+        score: what is shown of the last evaluation, if it is known.
         steps_per_second: speed over the last seconds.
         done: the fraction of the experiment done, from 0 to 1.
         seconds_left: time until the experiment ends.
@@ -102,6 +117,7 @@ class Glimpse:
     epoch: int
     loss: float | None
     evaluation: Evaluation | None
+    score: Score
     steps_per_second: float | None
     done: float
     seconds_left: float | None
@@ -124,8 +140,9 @@ def _figures(now: Glimpse) -> list[str]:
     figures = [f"epoch {now.epoch}"]
     if now.loss is not None:
         figures.append(f"loss {now.loss:<8.4g}")
-    if now.evaluation is not None and now.evaluation.val_acc is not None:
-        figures.append(f"val acc {_percent(now.evaluation.val_acc)}")
+    score = now.score.value(now.evaluation, "val") if now.evaluation is not None else None
+    if score is not None:
+        figures.append(f"val {now.score.key} {_score(now.score, score)}")
     elif now.evaluation is not None and now.evaluation.val_loss is not None:
         figures.append(f"val loss {now.evaluation.val_loss:.4g}")
     if (speed := now.steps_per_second) is not None:
@@ -174,6 +191,7 @@ class LotteryProgress(ProgressBar):
         self._given_console = console  # the default is made in the process that shows it, as it cannot be pickled
         self._disabled = False
         self._live: Live | None = None
+        self._lines: NetworkLines | None = None
         self._due = 0.0
 
     def disable(self) -> None:
@@ -198,9 +216,9 @@ class LotteryProgress(ProgressBar):
         if lottery is None:
             raise SettingError("trainer.callbacks: a LotteryProgress needs a LotteryTicket; add one.")
         self._lottery, self._pace = lottery, Pace()
-        self._lines = NetworkLines(max(len(name) for name in ("variant", *(network.name for network in lottery.plan))))
+        self._width = max(len(name) for name in ("variant", *(network.name for network in lottery.plan)))
         self._console = self._given_console or Console(highlight=False)
-        self._header_due = True
+        self._header_due, self._lines = True, None
 
     def on_network_start(
         self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
@@ -212,8 +230,9 @@ class LotteryProgress(ProgressBar):
             if not self._disabled and can_redraw(self._console):
                 self._live = Live(console=self._console, auto_refresh=False, transient=True)
                 self._live.start()
-            self._write(Text(self._lines.header, style="bold"))
             self._header_due = False
+            if self._lottery.score is not None or self._lottery.results:
+                self._write_header(self._lottery.results)
         self._draw(trainer, None)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
@@ -223,7 +242,14 @@ class LotteryProgress(ProgressBar):
         self._draw(trainer, _loss(outputs))
 
     def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
+        if self._lines is None:  # only the first row shows whether the module logs an accuracy
+            self._write_header([row])
+        assert self._lines is not None
         self._write(Text(self._lines.line(row), style="" if row.variant == "ticket" else "dim"))
+
+    def _write_header(self, rows: list[Row]) -> None:
+        self._lines = NetworkLines(self._width, known_score(rows, self._lottery.score))
+        self._write(Text(self._lines.header, style="bold"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()
@@ -267,6 +293,7 @@ class LotteryProgress(ProgressBar):
             epoch=trainer.current_epoch + 1,
             loss=loss,
             evaluation=lottery.experiment.recorder.last,
+            score=lottery.score or ACCURACY,
             steps_per_second=self._pace.steps_per_second,
             done=done / (done + to_go) if done else 0,
             seconds_left=self._pace.seconds_for(to_go),

@@ -14,11 +14,10 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from lth_lightning.lottery import settings
+from lth_lightning.lottery import plan, settings
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.experiment import Experiment
-from lth_lightning.lottery.plan import Length, check_initialisation, check_lengths, plan_networks, planned_rounds
-from lth_lightning.lottery.recorder import METRICS
+from lth_lightning.lottery.metrics import Metrics
 from lth_lightning.lottery.rehearsal import Rehearsal
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
@@ -28,6 +27,7 @@ from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import check_state
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import LayerRow, Row
+from lth_lightning.runs.score import Score
 from lth_lightning.tickets.transfer import GivenTickets
 from lth_lightning.trainer import (
     evaluation,
@@ -73,6 +73,8 @@ class LotteryTicket(L.Callback):
         on_mismatch: what to do with a layer of `tickets` whose shape differs (other images, other classes): `refuse`
             it, or `reinitialise` it and keep all its weights.
         prunable: a function from a module to its prunable weights by name.
+        score: the metric by which networks are compared, e.g. `Score("val_f1")` or `Score("val_mae", mode="min")`; by
+            default accuracy, or the loss of a module that logs no accuracy.
         metrics: the module's names for `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, if it logs
             them under other names, e.g. `{"val_loss": "valid/ce"}`.
         evaluate_test: also evaluate the test data at each validation (never used to select anything).
@@ -111,6 +113,7 @@ class LotteryTicket(L.Callback):
         transfer: str = "mask_and_weights",
         on_mismatch: str = "refuse",
         prunable: Callable[[nn.Module], dict[str, nn.Parameter]] = prunable_weights,
+        score: dict[str, Any] | Score | str | None = None,
         metrics: dict[str, str] | None = None,
         evaluate_test: bool = True,
         checkpoint_every_n_train_steps: int | None = None,
@@ -118,23 +121,25 @@ class LotteryTicket(L.Callback):
         run_dir: str | os.PathLike[str] | None = None,
         reinit: Callable[[], nn.Module] | None = None,
     ) -> None:
-        self.train_for = Length.parse(train_for, "lottery.train_for", ("it", "ep"))
-        self.rewind_to = Length.parse(rewind_to, "lottery.rewind_to", ("it", "ep", "%"))
-        check_lengths(self.train_for, self.rewind_to)
-        settings.check_choices(rewind, data_order, metrics or {}, METRICS)
+        self.train_for = plan.Length.parse(train_for, "lottery.train_for", ("it", "ep"))
+        self.rewind_to = plan.Length.parse(rewind_to, "lottery.rewind_to", ("it", "ep", "%"))
+        plan.check_lengths(self.train_for, self.rewind_to)
+        settings.check_choices(rewind, data_order)
         settings.check_interval(checkpoint_every_n_train_steps)
         self.given = None if tickets is None else GivenTickets(Path(tickets), transfer, on_mismatch)
         if self.given is None:
             settings.check_transfer(transfer, on_mismatch)
-            check_initialisation(pruning, rewind, controls)
-        all_rounds = planned_rounds(rounds, pruning) if self.given is None else list(self.given.files)
-        self.plan = plan_networks(all_rounds, controls, control_rounds, control_replicates, found=self.given is None)
+            plan.check_initialisation(pruning, rewind, controls)
+        all_rounds = plan.planned_rounds(rounds, pruning) if self.given is None else list(self.given.files)
+        self.plan = plan.plan_networks(
+            all_rounds, controls, control_rounds, control_replicates, found=self.given is None
+        )
         self.rewind, self.pruning, self.data_order = rewind, pruning, data_order
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable, self.reinit = prunable, reinit
-        self.metrics = {name: (metrics or {}).get(name, name) for name in METRICS}
-        self.asked_metrics = frozenset(metrics or ())
+        self.score, self.given_metrics = settings.as_score(score), dict(metrics or {})
+        self.metrics = Metrics(self.score, self.given_metrics)
         self.evaluate_test = evaluate_test
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps
         self.given_seed, self.given_run_dir = seed, run_dir
@@ -157,7 +162,6 @@ class LotteryTicket(L.Callback):
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer, pl_module)
         self._rehearsal.begin(trainer)
-        lengths.refuse_partial_rounds(trainer)
         refusals.refuse_what_cannot_work(trainer, pl_module)
         fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)

@@ -28,6 +28,7 @@ from lth_lightning.pruning.prunable import check_norms, chosen, copies_of, left_
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
+from lth_lightning.runs.score import write_score
 from lth_lightning.tickets.packed_file import prunable_share
 from lth_lightning.tickets.ticket import Ticket, check_storable
 from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, schedules, sub_runs, trainables
@@ -80,7 +81,7 @@ class Experiment:
         self._start = ""
         self._prunable_at_start = lottery.prunable(self.module).keys()
         self.watch = LossWatch()
-        self.recorder = Recorder(lottery.metrics, lottery.asked_metrics)
+        self.recorder = Recorder(lottery.metrics)
         if progress.recorder is not None:
             self.recorder.load_state_dict(progress.recorder)
         self.summary: SummaryCurves | None = None
@@ -188,7 +189,7 @@ class Experiment:
         progress.folder = str(self.folder.path)
         controls = any(network.variant != "ticket" for network in lottery.plan)
         refusals.refuse_to_share(self.trainer, self.folder.checkpoint, len(lottery.plan), controls=controls)
-        self.summary = SummaryCurves(self.trainer, progress.results)
+        self.summary = SummaryCurves(self.trainer, progress.results, lottery.score)
 
     def settle_lengths(self) -> None:
         """Convert lengths to steps."""
@@ -309,6 +310,8 @@ class Experiment:
         self._announce("on_network_start", network, density(self.masks))
         if not self._told_of_run:
             note_environment(trainer, self.folder, network.round, resumed=self.progress.resumed)
+            if self.lottery.score is not None and trainer.is_global_zero:
+                write_score(self.folder.score, self.lottery.score)
             self._told_of_run = True
 
     def _tell_share(self) -> None:
@@ -332,10 +335,11 @@ class Experiment:
         if network.variant == "ticket":
             self._keep_ticket(row)
         if trainer.is_global_zero:
-            write_rows(self.folder.results, progress.results)
+            own = self.lottery.score.key if self.lottery.score and self.lottery.score.is_own else None
+            write_rows(self.folder.results, progress.results, own)
             write_layers(self.folder.layers, progress.layers)
             curve = self.folder.curve(network.round, network.variant, network.replicate)
-            write_curve(curve, self.recorder.curve(network))
+            write_curve(curve, self.recorder.curve(network), own)
         assert self.summary is not None
         self.summary.add(row)
         self._announce("on_network_end", row)
@@ -354,7 +358,7 @@ class Experiment:
         if trainer.is_global_zero:
             path = self.folder.ticket(row.round)
             as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
-            info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given) | self.share
+            info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given, lottery.score) | self.share
             Ticket(lineage.masks, lineage.masked(lineage.start, lineage.masks), trained, info).save(path)
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained

@@ -5,10 +5,52 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
-from lth_lightning.errors import SettingError, likeness
+from lth_lightning.errors import SettingError, likeness, unknown_name
+from lth_lightning.runs.score import Score
 
 METRICS = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc")
+ACCURACIES = ("val_acc", "test_acc")
 ROUNDING = 1e-4  # how far a mean of float32 fractions may be outside [0, 1]
+
+
+class Metrics:
+    """The metrics that a run records: those of every run, and those of its score.
+
+    Args:
+        score: the score, if one is set.
+        given: the module's names for some of them.
+
+    Attributes:
+        names: the module's name for each.
+        fields: the field of a learning curve's points that holds it; all but `train_loss` have one.
+        asked: those that the user has named; a run that does not log them is stopped. The value is the setting's name.
+        fractions: those that must lie in [0, 1].
+        optional: those that a module may leave out without a word, as the run has another score.
+
+    Raises:
+        SettingError: a name in `given` is unknown.
+    """
+
+    def __init__(self, score: Score | None, given: Mapping[str, str]) -> None:
+        own = score.logged if score is not None else {}
+        known = dict.fromkeys([*METRICS, *own])
+        if odd := sorted(given.keys() - known):
+            raise unknown_name("lottery.metrics", odd[0], list(known))
+        self.names = {name: given.get(name, own.get(name, name)) for name in known}
+        self.fields = {name: name for name in METRICS[1:]}
+        self.asked = dict.fromkeys(given, "lottery.metrics")
+        self.fractions, self.optional = set(ACCURACIES), set()
+        if score is None:
+            return
+        val, test, _ = score.columns
+        self.fields |= {val: score.attribute("val"), test: score.attribute("test")}
+        self.asked = {val: "lottery.score"} | self.asked
+        if score.columns[:2] == ACCURACIES and not score.is_fraction:
+            self.fractions = set()
+        elif score.is_fraction:
+            self.fractions |= {val, test}
+        if val not in ACCURACIES:
+            self.optional = set(ACCURACIES) - given.keys()
 
 
 def number(metric: str, logged_as: str, value: Tensor) -> float:
@@ -25,28 +67,36 @@ def number(metric: str, logged_as: str, value: Tensor) -> float:
     return float(value)
 
 
-def check_accuracy(metric: str, logged_as: str, value: float | None) -> None:
-    """Check that an accuracy is a fraction.
+def check_fraction(metric: str, logged_as: str, value: float | None) -> None:
+    """Check a metric that must be a fraction.
 
     Raises:
         SettingError: the value is outside [0, 1].
     """
-    if metric.endswith("_acc") and value is not None and (value < -ROUNDING or value > 1 + ROUNDING):
-        percent = " It looks like a percentage: log it divided by 100." if 0 < value <= 100 + ROUNDING else ""
+    if value is None or not (value < -ROUNDING or value > 1 + ROUNDING):  # NaN is told of elsewhere
+        return
+    percent = " It looks like a percentage: log it divided by 100." if 0 < value <= 100 + ROUNDING else ""
+    if metric in ACCURACIES:
         raise SettingError(
             f"lottery.metrics: {metric} is logged as {logged_as}, with the value {value:.6g}; accuracies must be "
             f"fractions in [0, 1].{percent} Do not use a metric that is not an accuracy (a perplexity, say) as "
-            f"{metric}; choose another, or log one in [0, 1]."
+            f"{metric}: name it in lottery.score, or log an accuracy in [0, 1]."
         )
+    raise SettingError(
+        f"lottery.score: {metric} is logged as {logged_as}, with the value {value:.6g}; a score in percent must be a "
+        f"fraction in [0, 1].{percent} If it is not a fraction, set lottery.score.percent to false."
+    )
 
 
-def check_logged(missing: Mapping[str, str], logged: Collection[str], asked: Collection[str], where: str) -> str | None:
+def check_logged(
+    missing: Mapping[str, str], logged: Collection[str], asked: Mapping[str, str], where: str
+) -> str | None:
     """Handle metrics that were not logged where they are needed.
 
     Args:
         missing: by our names, the names under which they should have been logged.
         logged: all names that were logged there.
-        asked: those of our names that the user has mapped to another name.
+        asked: those of our names that the user has asked for, with the setting that does so.
         where: what should have logged them: `the first validation`.
 
     Returns:
@@ -60,8 +110,8 @@ def check_logged(missing: Mapping[str, str], logged: Collection[str], asked: Col
     if named:
         names = ", ".join(f"{metric} ({name!r})" for metric, name in named.items())
         raise SettingError(
-            f"lottery.metrics: {where} has not logged {names}; {there}. Every evaluation must log the metrics asked "
-            f"for.{_loaders(named.values(), logged)}"
+            f"{asked[next(iter(named))]}: {where} has not logged {names}; {there}. Every evaluation must log the "
+            f"metrics asked for.{_loaders(named.values(), logged)}"
         )
     if not missing:
         return None

@@ -19,6 +19,7 @@ from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.runs.environment import Stretch, changes, read_environment, write_environment
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import Row
+from lth_lightning.runs.score import Score
 from lth_lightning.tickets.transfer import GivenTickets
 from lth_lightning.trainer import processes
 
@@ -53,6 +54,7 @@ def ticket_info(
     lineage: Lineage,
     lengths: Mapping[str, Length],
     given: GivenTickets | None,
+    score: Score | None,
 ) -> dict[str, Any]:
     """Return the facts stored in a ticket, without times or paths, so that equal runs give equal bytes.
 
@@ -63,6 +65,7 @@ def ticket_info(
         lineage: the ticket's lineage.
         lengths: `train_for` and `rewind_to`.
         given: the tickets from files, if the run trains such.
+        score: the score that the run is judged by, if one is set.
     """
     return {
         "architecture": architecture(module),
@@ -78,6 +81,7 @@ def ticket_info(
         "learning_rates": lineage.rates,
         "val_acc": row.val_acc,
         "test_acc": row.test_acc,
+        **({name: score.value(row, name.partition("_")[0]) for name in score.columns[:2]} if score else {}),
     }
 
 

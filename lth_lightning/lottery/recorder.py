@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 
-from lth_lightning.lottery.metrics import METRICS, check_accuracy, check_logged, not_numbers, number
+from lth_lightning.lottery.metrics import Metrics, check_fraction, check_logged, not_numbers, number
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.pruning.masks import Masks, count_kept, count_prunable
 from lth_lightning.runs.rows import CurveRow, Evaluation, LayerRow, Row, early_stop
@@ -25,12 +25,11 @@ class Recorder:
     """Records one network after the other.
 
     Args:
-        names: the module's name for each of METRICS.
-        asked: those of METRICS that the user has given names for; a run that does not log them is stopped.
+        metrics: the metrics to record.
     """
 
-    def __init__(self, names: dict[str, str], asked: Collection[str] = ()) -> None:
-        self._names, self._asked = names, asked
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._looked_at: set[str] = set()  # those of `train`, `val`, `test` whose metric names are settled
         self._evaluated: set[str] = set()  # the names that validation and test log
         self._test_loop: TestLoop | None = None
@@ -56,7 +55,7 @@ class Recorder:
             self._tell_of_no_validation(
                 trainer, "no validation_step, no data for it, or trainer.limit_val_batches is 0"
             )
-        asked = sorted(name for name in self._asked if _kind(name) == "test")
+        asked = sorted(name for name in self._metrics.asked if _kind(name) == "test")
         if asked and self._test_loop is not None and not self._test_loop.available:
             _tell(trainer, f"lottery.metrics names {', '.join(asked)}, but the module has no test_step or test data.")
 
@@ -74,14 +73,15 @@ class Recorder:
         if self._test_loop is not None and (tested := self._test_loop.run(trainer)) is not None:
             logged["test"] = tested
         self._evaluated |= set().union(*logged.values())
-        own = [self._number(name, logged.get(_kind(name), {})) for name in METRICS[1:]]
-        known = dict(zip(METRICS[1:], mean_over_processes(trainer, own), strict=True))
+        fields = self._metrics.fields
+        own = [self._number(name, logged.get(_kind(name), {})) for name in fields]
+        known = dict(zip(fields, mean_over_processes(trainer, own), strict=True))
         self._look_at(trainer, known, logged)
         step = fit.steps_done(trainer)
         if not self._told_of_nan and (odd := not_numbers(step, known)) is not None:
             self._told_of_nan = True
             _tell(trainer, odd)
-        self._curve.append(Evaluation(step, **known))
+        self._curve.append(Evaluation(step, **{fields[name]: value for name, value in known.items()}))
 
     def look_at_training(self, trainer: L.Trainer) -> None:
         """Check that `train_loss` is logged; call it after an epoch, whose end may log it.
@@ -97,12 +97,15 @@ class Recorder:
     def _look_at(
         self, trainer: L.Trainer, known: Mapping[str, float | None], logged: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
+        names, asked = self._metrics.names, self._metrics.asked
         for name, value in known.items():
-            check_accuracy(name, self._names[name], value)
+            if name in self._metrics.fractions:
+                check_fraction(name, names[name], value)
         for kind in sorted(logged.keys() - self._looked_at):  # in the same order on all processes
-            missing = {name: self._names[name] for name in known if _kind(name) == kind and known[name] is None}
-            names = set().union(*gathered(trainer, set(logged[kind]))) if missing else ()
-            words = check_logged(missing, names, self._asked, _WHERE[kind])
+            wanted = [name for name in known if _kind(name) == kind and name not in self._metrics.optional]
+            missing = {name: names[name] for name in wanted if known[name] is None}
+            there = set().union(*gathered(trainer, set(logged[kind]))) if missing else ()
+            words = check_logged(missing, there, asked, _WHERE[kind])
             if words is not None:
                 _tell(trainer, words)
             self._looked_at.add(kind)
@@ -133,8 +136,9 @@ class Recorder:
         return self._number(name, trainer.callback_metrics)
 
     def _number(self, name: str, logged: Mapping[str, Tensor]) -> float | None:
-        value = logged.get(self._names[name])
-        return None if value is None else number(name, self._names[name], value)
+        logged_as = self._metrics.names[name]
+        value = logged.get(logged_as)
+        return None if value is None else number(name, logged_as, value)
 
     def row(self, trainer: L.Trainer, network: TrainedNetwork, masks: Masks, first_step: int) -> Row:
         """Return the network's row of results.csv; `first_step` is the step it started at."""
@@ -160,6 +164,9 @@ class Recorder:
             early_stop_step=best.step if best else None,
             early_stop_val_loss=best.val_loss if best else None,
             early_stop_test_acc=best.test_acc if best else None,
+            val_score=last.val_score,
+            test_score=last.test_score,
+            early_stop_test_score=best.test_score if best else None,
         )
 
     def curve(self, network: TrainedNetwork) -> list[CurveRow]:

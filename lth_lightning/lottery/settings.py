@@ -1,12 +1,14 @@
 """Checks settings against each other, and lists those that a resumed run must share with its beginning."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.lottery.checkpoint import Words
+from lth_lightning.runs.score import Score
 from lth_lightning.trainer.restart import described
 
 if TYPE_CHECKING:
@@ -16,7 +18,22 @@ REWINDS = ("weights", "learning_rate", "nothing")
 DATA_ORDERS = ("fresh", "same")
 
 
-def check_choices(rewind: str, data_order: str, metrics: Mapping[str, str], known_metrics: Sequence[str]) -> None:
+def as_score(given: Score | dict[str, Any] | str | None) -> Score | None:
+    """Return a score that was given as such, by its settings, or by its name alone.
+
+    Raises:
+        SettingError: a setting is unknown, or its value out of range.
+    """
+    if given is None or isinstance(given, Score):
+        return given
+    settings = {"name": given} if isinstance(given, str) else dict(given)
+    known = [field.name for field in fields(Score)]
+    if odd := sorted(settings.keys() - set(known)):
+        raise unknown_name("lottery.score", odd[0], known)
+    return Score(**settings)
+
+
+def check_choices(rewind: str, data_order: str) -> None:
     """Refuse unknown names.
 
     Raises:
@@ -25,8 +42,6 @@ def check_choices(rewind: str, data_order: str, metrics: Mapping[str, str], know
     for setting, given, allowed in (("rewind", rewind, REWINDS), ("data_order", data_order, DATA_ORDERS)):
         if given not in allowed:
             raise unknown_name(f"lottery.{setting}", given, allowed)
-    if odd := sorted(metrics.keys() - set(known_metrics)):
-        raise unknown_name("lottery.metrics", odd[0], known_metrics)
 
 
 def check_transfer(transfer: str, on_mismatch: str) -> None:
@@ -75,7 +90,8 @@ def in_words(lottery: "LotteryTicket", seed: int, weights: Mapping[str, Tensor],
         "lottery.transfer": given.transfer if given else None,
         "lottery.on_mismatch": given.on_mismatch if given else None,
         "lottery.reinit": getattr(lottery.reinit, "__qualname__", lottery.reinit and type(lottery.reinit).__qualname__),
-        "lottery.metrics": lottery.metrics,
+        "lottery.metrics": lottery.metrics.names,
+        **({"lottery.score": lottery.score} if lottery.score else {}),
         "lottery.evaluate_test": lottery.evaluate_test,
         **{f"lottery.pruning.{name}": getattr(pruning, name) for name in ("rate", "rates", "densities")},
         **{f"lottery.pruning.{name}": getattr(pruning, name) for name in ("prune_from", "scope")},

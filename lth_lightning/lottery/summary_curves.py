@@ -7,18 +7,21 @@ import lightning as L
 from torch.utils.tensorboard import SummaryWriter
 
 from lth_lightning.runs.rows import Row
+from lth_lightning.runs.score import Score, known_score
 from lth_lightning.trainer.sub_runs import loggers_of
 
 
 class SummaryCurves:
-    """TensorBoard sub-runs with the round as step, one per variant: accuracy and early-stop step over rounds.
+    """TensorBoard sub-runs with the round as step, one per variant: score and early-stop step over rounds.
 
     Args:
         trainer: its first TensorBoardLogger sets the folder; without one nothing is written.
         past: rows that a resumed run has already written.
+        score: the run's score, if one is set.
     """
 
-    def __init__(self, trainer: L.Trainer, past: Sequence[Row]) -> None:
+    def __init__(self, trainer: L.Trainer, past: Sequence[Row], score: Score | None = None) -> None:
+        self._score = score
         loggers = loggers_of(trainer)
         self._folder = Path(loggers[0].log_dir) if loggers and trainer.is_global_zero else None
         self._past = list(past)  # a copy, as new rows are appended to the original
@@ -29,15 +32,17 @@ class SummaryCurves:
         """Add the points of a trained network. Only the first of several replicates is shown."""
         if (writer := self.of_variant(row.variant)) is None or row.replicate > 0:
             return
-        for tag, value in (
-            ("rounds/test_acc", row.test_acc),
-            ("rounds/val_acc", row.val_acc),
-            ("rounds/early_stop_step", row.early_stop_step),
-            ("rounds/early_stop_test_acc", row.early_stop_test_acc),
-            ("rounds/density", row.density),
-        ):
+        score = known_score([row], self._score)
+        val, test, at_stop = score.columns
+        for column, value in {
+            test: score.value(row, "test"),
+            val: score.value(row, "val"),
+            "early_stop_step": row.early_stop_step,
+            at_stop: score.value(row, "early_stop_test"),
+            "density": row.density,
+        }.items():
             if value is not None:
-                writer.add_scalar(tag, value, row.round)
+                writer.add_scalar(f"rounds/{column}", value, row.round)
         writer.flush()
 
     def of_variant(self, variant: str) -> SummaryWriter | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lth_lightning.report.reported import reported
 from lth_lightning.runs.rows import VARIANTS, Record, Row
 from lth_lightning.runs.run import Run
 
@@ -88,9 +89,10 @@ class PooledRuns:
         self.prunable = rows[0].prunable  # weights
         self.density, self.kept = densities(rows), {row.round: row.kept for row in rows}
         self.trained = self._curves(lambda row: row.kept)  # how many networks each variant and round has
-        self.accuracy = self._curves(lambda row: row.test_acc)  # on test data, at the end of training
+        self.reported = reported(runs)
+        self.scores = self._curves(self.reported.value)  # at the end of training
         self.early_stop = self._curves(lambda row: row.early_stop_step)
-        self.dense_accuracy, self.dense_stop = self._of_dense(self.accuracy), self._of_dense(self.early_stop)
+        self.dense_score, self.dense_stop = self._of_dense(self.scores), self._of_dense(self.early_stop)
 
     def _curves(self, figure: Callable[[Row], float | None]) -> dict[str, Curve]:
         """Apply `by_round` to each variant for which `figure` is known, in the order of `VARIANTS`."""

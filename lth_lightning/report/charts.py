@@ -11,9 +11,11 @@ from typing import Literal, NamedTuple
 
 from lth_lightning.report.aggregate import Curve, PooledRuns, Spread, by_round, of_variant
 from lth_lightning.report.learning_curves import chosen_rounds
+from lth_lightning.report.reported import IN_WORDS, Reported
 from lth_lightning.report.wording import counted, named, short_names, weights
 from lth_lightning.runs.rows import VARIANTS, CurveRow
 from lth_lightning.runs.run import Run
+from lth_lightning.runs.score import ACCURACY, LOSS, Score
 
 Line = Literal["-", "--", ":"] | tuple[float, tuple[float, ...]]
 
@@ -52,7 +54,8 @@ class Axis:
     falls: bool = False  # values decrease to the right
     zero: bool = False  # starts at 0
     whole: bool = False  # ticks at whole numbers only
-    key: str = ""  # for learning curves: the column of their files
+    key: str = ""  # for learning curves: the attribute of `CurveRow` that holds it
+    low: bool = False  # whether less is better
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,32 @@ class Chart:
 
 
 DENSITY = Axis("weights kept (%, log scale)", "percent", log=True, falls=True)
-ACCURACY = Axis("test accuracy at the end of training (%)", "percent")
 STOP = Axis("early stop (step of lowest validation loss)", "steps", zero=True)
 LAYER = Axis("weights kept in the layer (%, log scale)", "percent", log=True)
-MEASURES = (
-    Axis("test accuracy", "percent", key="test_acc"),
-    Axis("validation accuracy", "percent", key="val_acc"),
-    Axis("test loss", key="test_loss"),
-    Axis("validation loss", key="val_loss"),
-)
+
+
+def score_axis(reported: Reported) -> Axis:
+    """The axis of scores at the end of training."""
+    score = reported.score
+    in_percent = " (%)" if score.is_fraction else ""
+    label = f"{reported.label} at the end of training{in_percent}"
+    return Axis(label, _unit(score), low=score.mode == "min")
+
+
+def measures_of(score: Score) -> list[Axis]:
+    """What learning curves can show: the score first, then accuracy and loss, on test data and on validation data."""
+    found: dict[str, Score] = {}
+    for one in (score, ACCURACY, LOSS):
+        found.setdefault(one.key, one)
+    return [
+        Axis(f"{words} {one.label}", _unit(one), key=one.attribute(data), low=one.mode == "min")
+        for one in found.values()
+        for data, words in IN_WORDS.items()
+    ]
+
+
+def _unit(score: Score) -> str:
+    return "percent" if score.is_fraction else "number"
 
 
 def charts_of(experiment: PooledRuns, wanted: Sequence[float] | None = None) -> dict[str, Chart]:
@@ -143,7 +163,9 @@ def charts_of(experiment: PooledRuns, wanted: Sequence[float] | None = None) -> 
         SettingError: no round is near one of `wanted`.
     """
     found = {
-        "accuracy": _over_density(experiment, experiment.accuracy, experiment.dense_accuracy, ACCURACY),
+        experiment.reported.file: _over_density(
+            experiment, experiment.scores, experiment.dense_score, score_axis(experiment.reported)
+        ),
         "early_stop": _over_density(experiment, experiment.early_stop, experiment.dense_stop, STOP),
         "curves": _learning_curves(experiment, wanted),
         "layers": _layers(experiment),
@@ -207,18 +229,18 @@ def in_order(place: int, of: int) -> Style:
 
 
 def comparison_chart(experiments: Sequence[PooledRuns]) -> Chart | None:
-    """Test accuracy over density of several experiments: colour and marker by experiment, line by kind of network.
+    """The score over density of several experiments: colour and marker by experiment, line by kind of network.
 
-    None if no test accuracy is known.
+    None if no score is known.
     """
     kinds = {kind: STYLES[kind] for kind in ("ticket", "random_reinit")} | {"dense network": Style(line=":")}
     legend, series, first = [], [], 0
     for place, one in enumerate(experiments):
-        found = {kind: curve for kind, curve in one.accuracy.items() if kind in kinds}
+        found = {kind: curve for kind, curve in one.scores.items() if kind in kinds}
         for kind, curve in found.items():
             series.append(Series((place, list(kinds).index(kind)), _points(one, curve), first_run=first))
-        if one.dense_accuracy:
-            series.append(Series((place, 2), level=one.dense_accuracy, first_run=first))
+        if one.dense_score:
+            series.append(Series((place, 2), level=one.dense_score, first_run=first))
         n = counted(value.n for value in found["ticket"].values()) if "ticket" in found else "n = 0"
         style = Style(COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)])
         legend.append(Entry(f"{one.label} ({n})", style))
@@ -226,7 +248,8 @@ def comparison_chart(experiments: Sequence[PooledRuns]) -> Chart | None:
     if not any(one.points for one in series):
         return None
     lines = [Entry(named(kind), Style(line=style.line)) for kind, style in kinds.items()]
-    return Chart(_names(chain(*(one.runs for one in experiments))), DENSITY, ACCURACY, [legend, lines], series)
+    names, axis = _names(chain(*(one.runs for one in experiments))), score_axis(experiments[0].reported)
+    return Chart(names, DENSITY, axis, [legend, lines], series)
 
 
 def _learning_curves(experiment: PooledRuns, wanted: Sequence[float] | None) -> Chart | None:
@@ -236,7 +259,8 @@ def _learning_curves(experiment: PooledRuns, wanted: Sequence[float] | None) -> 
         for point in run.curves:
             found.setdefault((place, point.round, point.variant, point.replicate), []).append(point)
     points = list(chain(*found.values()))
-    measures = [axis for axis in MEASURES if any(getattr(point, axis.key) is not None for point in points)]
+    known = measures_of(experiment.reported.score)
+    measures = [axis for axis in known if any(getattr(point, axis.key) is not None for point in points)]
     if not measures:
         return None
     rounds = sorted({point.round for point in points})

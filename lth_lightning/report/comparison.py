@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from itertools import combinations
 from typing import Any
 
 from lth_lightning.errors import SettingError, likeness
 from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.comparable import all_settings, brief, check_comparable, compared, key
-from lth_lightning.report.statistics import Statistic, statistics
+from lth_lightning.report.reported import reported
+from lth_lightning.report.statistics import statistic_columns, statistics
 from lth_lightning.runs.rows import as_csv
 from lth_lightning.runs.run import Run, lookup, short
 from lth_lightning.runs.settings import differences
@@ -38,6 +39,7 @@ def experiments_of(runs: Sequence[Run], keys: Sequence[str]) -> list[PooledRuns]
         raise SettingError(f"--compare: all runs have the same {same}; there is nothing to compare.")
     for members in groups:
         check_comparable(members, among=runs, compared_by=keys)
+    reported(runs)  # refuses different scores
     labels = _labels([_values(members[0], runs, keys) for members in groups], keys)
     _check_nothing_else_differs([members[0] for members in groups], runs, keys, labels)
     return [
@@ -175,7 +177,7 @@ def _label(name: str, value: Any) -> str:
 
 def comparison_csv(experiments: Sequence[PooledRuns], keys: Sequence[str]) -> bytes:
     """The CSV with a `Statistic` per experiment, round and variant, after the experiment's label and settings."""
-    columns = ["group", *keys, *(field.name for field in fields(Statistic))]
+    columns = ["group", *keys, *statistic_columns(experiments[0])]
     rows = [
         (one.label, *map(_as_field, one.values), *astuple(statistic))
         for one in experiments

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from lth_lightning.report import charts
 from lth_lightning.report.aggregate import Curve, Spread, by_round
 from lth_lightning.report.charts import Chart, Series, Style, in_order, layer_style
 from lth_lightning.report.wording import counted
@@ -24,7 +25,7 @@ LEGEND_WIDTH, HANDLE_WIDTH = 115, 9  # in characters
 
 
 def figure_of(name: str, chart: Chart, title: str) -> Figure | None:
-    """Draw a chart from `charts_of`, or the `comparison_chart`; None if it shows only losses."""
+    """Draw a chart from `charts_of`, or the `comparison_chart`; None if it has nothing to show."""
     draw = {"curves": _learning_curves, "layers": _layers, "comparison": _comparison}
     return draw.get(name, _over_density)(chart, title)
 
@@ -54,7 +55,7 @@ def _over_density(chart: Chart, title: str) -> Figure:
         axes.set_ylim(bottom=0)
     else:
         framed = [series for series in chart.series if not series.may_leave and series.points] or chart.series
-        axes.set_ylim(*_padded([value.low for value in _values(framed)], _values(chart.series)))
+        axes.set_ylim(*_padded(chart.y, _values(framed), _values(chart.series)))
     return figure
 
 
@@ -118,20 +119,20 @@ def _close(one: Series, other: Series) -> bool:
 
 
 def _learning_curves(chart: Chart, title: str) -> Figure | None:
-    """Accuracy over the steps of a round: the dense network, tickets at a few densities, their random reinits dashed.
+    """The score over the steps of a round: the dense network, tickets at a few densities, their random reinits dashed.
 
     As in figure 3 of Frankle & Carbin 2019 (arXiv:1803.03635). Means over runs and replicates, at the steps that all
-    have. The vertical axis starts at the lower of two accuracies: the slowest ticket's after a tenth of its steps (all
+    have. The vertical axis starts at the worse of two scores: the slowest ticket's after a tenth of its steps (all
     rise alike before), and the worst network's at the end.
     """
     entries = chart.legend[0]
-    least: list[float] = []
+    framed: list[Spread] = []
     values: list[Spread] = []
     chosen = [place for place, entry in enumerate(entries) if entry.on and (entry.density or 1) < 1]
     dense = [place for place, entry in enumerate(entries) if entry.density == 1]
     figure, axes = _frame(chart, title, width=7)
     for kind, variant in enumerate(chart.legend[1]):
-        for place in [*dense, *chosen] if variant.on and chart.y.unit == "percent" else []:
+        for place in [*dense, *chosen] if variant.on else []:
             if not (curve := _over_steps(chart, (place, kind))):
                 continue
             style, label = Style("black", ""), entries[place].label if variant.frames else variant.label
@@ -144,11 +145,11 @@ def _learning_curves(chart: Chart, title: str) -> Figure | None:
             )  # fmt: skip
             values += curve.values()
             last = max(curve)
-            least += [v.low for step, v in curve.items() if step == last or (variant.frames and step >= 0.1 * last)]
+            framed += [v for step, v in curve.items() if step == last or (variant.frames and step >= 0.1 * last)]
     if not values:
         return None
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_ylim(*_padded(least, values))
+    axes.set_ylim(*_padded(chart.y, framed, values))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.5)
     return figure
 
@@ -172,8 +173,10 @@ def _frame(chart: Chart, title: str, width: float) -> tuple[Figure, Axes]:
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(chart.x.label)
-    axes.set_ylabel(f"{chart.y.label} (%)" if chart.y.key else chart.y.label.replace(" at the end of training", ""))
-    axes.yaxis.set_major_formatter(_as_percent if chart.y.unit == "percent" else StrMethodFormatter("{x:,.0f}"))
+    unit = " (%)" if chart.y.key and chart.y.unit == "percent" else ""
+    axes.set_ylabel(chart.y.label.replace(" at the end of training", "") + unit)
+    text = {"steps": "{x:,.0f}", "number": "{x:g}"}.get(chart.y.unit, "")
+    axes.yaxis.set_major_formatter(StrMethodFormatter(text) if text else _as_percent)
     return figure, axes
 
 
@@ -208,8 +211,12 @@ def _values(series: Iterable[Series]) -> list[Spread]:
     return [point.value for one in series for point in one.points]
 
 
-def _padded(least: Iterable[float], values: Iterable[Spread]) -> tuple[float, float]:
-    lowest, highest = min(least), max(value.high for value in values)
+def _padded(axis: charts.Axis, framed: Iterable[Spread], values: Iterable[Spread]) -> tuple[float, float]:
+    """The vertical range: from the worst of `framed` to the best of all `values`."""
+    if axis.low:
+        lowest, highest = min(value.low for value in values), max(value.high for value in framed)
+    else:
+        lowest, highest = min(value.low for value in framed), max(value.high for value in values)
     margin = 0.05 * (highest - lowest) or 0.01
     return lowest - margin, highest + margin
 

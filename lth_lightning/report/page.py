@@ -14,12 +14,13 @@ from importlib import resources
 from typing import Any
 
 from lth_lightning.report.aggregate import PooledRuns, Spread
-from lth_lightning.report.charts import MEASURES, Chart, Entry, Line, Series, charts_of
+from lth_lightning.report.charts import Axis, Chart, Entry, Line, Series, charts_of
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.prunable_share import prunable_facts
+from lth_lightning.report.reported import Reported
 from lth_lightning.report.tables import (
-    ACCURACIES,
-    PAIRED,
+    about_pairs,
+    about_results,
     comparison_table,
     networks_table,
     paired_table,
@@ -38,12 +39,13 @@ SOONER = "The step of the lowest validation loss: the lower, the sooner the netw
 POOLED = "Of several networks the mean, a band from least to greatest, and each network as a thin line."
 WORDS = {
     "accuracy": ("Accuracy over density", BANDS),
+    "score": ("{Score} over density", BANDS),
     "early_stop": ("Early stop over density", f"{SOONER} {BANDS}"),
     "curves": ("Learning curves", POOLED),
     "layers": ("Layers", "What pruning leaves of each layer of the ticket."),
-    "comparison": ("Accuracy over density, side by side", BANDS),
+    "comparison": ("{Score} over density, side by side", BANDS),
 }
-"""Titles and captions of the charts, by their names."""
+"""Titles and captions of the charts, by their names; `{Score}` is the score in words."""
 POINTS = 200
 """The most points that the page holds of a learning curve: a screen cannot resolve more."""
 FEWEST = 30
@@ -57,24 +59,27 @@ Part = str | tuple[str, Chart]
 
 def experiment_page(experiment: PooledRuns, charts: Mapping[str, Chart], title: str) -> bytes:
     """Render the page of one experiment, with its charts from `charts_of`."""
-    return _page(title, list(_experiment(experiment, charts)))
+    return _page(title, list(_experiment(experiment, charts)), experiment.reported)
 
 
 def comparison_page(experiments: Sequence[PooledRuns], comparison: Chart | None, title: str) -> bytes:
     """Render the page of several experiments: first the comparison, with the `comparison_chart`, then each one."""
     parts: list[Part] = [_listed({f"{one.label} (n = {len(one.runs)})": summary(one) for one in experiments})]
     parts += [("comparison", comparison)] if comparison else []
-    parts += [comparison_table(experiments).html("Side by side"), _paragraph(PAIRED, "note")]
+    reported = experiments[0].reported
+    parts += [comparison_table(experiments).html("Side by side"), _paragraph(about_pairs(reported), "note")]
     for one in experiments:
         parts += [f"<h2>{escape(one.label)}</h2>", *_experiment(one, charts_of(one))]
-    return _page(title, parts)
+    return _page(title, parts, reported)
 
 
-def _page(title: str, parts: Sequence[Part]) -> bytes:
+def _page(title: str, parts: Sequence[Part], reported: Reported) -> bytes:
+    label = reported.score.label
+    words = {name: (text.format(Score=label[0].upper() + label[1:]), about) for name, (text, about) in WORDS.items()}
     charts = [part for part in parts if not isinstance(part, str)]
     points, numbers = points_a_curve([chart for _, chart in charts]), iter(range(len(charts)))
-    body = [part if isinstance(part, str) else _figure(next(numbers), *WORDS[part[0]]) for part in parts]
-    drawn = [{**as_json(chart, points), "title": WORDS[name][0]} for name, chart in charts]
+    body = [part if isinstance(part, str) else _figure(next(numbers), *words[part[0]]) for part in parts]
+    drawn = [{**as_json(chart, points), "title": words[name][0]} for name, chart in charts]
     filled = {
         "title": escape(title),
         "body": "\n".join([*([_paragraph(HINT, "note")] if charts else []), *body]),
@@ -98,11 +103,12 @@ def _experiment(experiment: PooledRuns, charts: Mapping[str, Chart]) -> Iterator
     yield _paragraph(summary(experiment), "conclusion")
     yield from charts.items()
     yield results_table(experiment).html("Results by round")
-    yield _paragraph(ACCURACIES, "note")
+    yield _paragraph(about_results(experiment.reported), "note")
     if pairs := paired_table(experiment):
         yield pairs.html("Differences and speed-ups, paired by run")
-        yield _paragraph(PAIRED, "note")
-    yield _folded("Every trained network", networks_table(experiment.runs).html("Every trained network"))
+        yield _paragraph(about_pairs(experiment.reported), "note")
+    networks = networks_table(experiment.runs, experiment.reported.score)
+    yield _folded("Every trained network", networks.html("Every trained network"))
     if any(run.settings for run in experiment.runs):
         yield _folded("Settings", settings_table(experiment.runs).html("Settings", "text"))
 
@@ -142,7 +148,7 @@ def as_json(chart: Chart, points: int = POINTS) -> dict[str, Any]:
     steps: dict[tuple[int, ...], int] = {}
     networks = []
     for network in chart.networks:
-        kept = thinned(network.curve, points)
+        kept = thinned(network.curve, chart.measures, points)
         place = steps.setdefault(tuple(point.step for point in kept), len(steps))
         values = {axis.key: [_brief(getattr(point, axis.key)) for point in kept] for axis in chart.measures}
         who = {"keys": network.keys, "run": network.run, "replicate": network.replicate}
@@ -198,7 +204,7 @@ def points_a_curve(charts: Iterable[Chart]) -> int:
     return min(POINTS, max(FEWEST, ALL_POINTS // max(1, sum(len(chart.networks) for chart in charts))))
 
 
-def thinned(curve: Sequence[CurveRow], most: int = POINTS) -> list[CurveRow]:
+def thinned(curve: Sequence[CurveRow], measures: Sequence[Axis], most: int = POINTS) -> list[CurveRow]:
     """Keep at most `most` points of a learning curve: evenly spaced ones, the first, the last, each measure's best.
 
     The evenly spaced points have the same positions in curves of equal length, so that they can be pooled.
@@ -206,10 +212,10 @@ def thinned(curve: Sequence[CurveRow], most: int = POINTS) -> list[CurveRow]:
     if len(curve) <= most:
         return list(curve)
     best = set()
-    for name in (axis.key for axis in MEASURES):
-        sign = 1 if name.endswith("loss") else -1
-        values = [(getattr(point, name), place) for place, point in enumerate(curve)]
+    for axis in measures:
+        sign = 1 if axis.low else -1
+        values = [(getattr(point, axis.key), place) for place, point in enumerate(curve)]
         known = [(sign * value, place) for value, place in values if value is not None and math.isfinite(value)]
         best |= {min(known)[1]} if known else set()
-    apart = math.ceil((len(curve) - 1) / (most - len(MEASURES) - 1))
+    apart = math.ceil((len(curve) - 1) / (most - len(measures) - 1))
     return [curve[place] for place in sorted({*range(0, len(curve), apart), len(curve) - 1, *best})]

@@ -6,16 +6,14 @@ Replicates of a control are first averaged within their run, so that n counts ru
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lth_lightning.report.aggregate import Curve, PooledRuns, Spread
 from lth_lightning.runs.rows import VARIANTS
+from lth_lightning.runs.score import Score
 
 CONFIDENCE = 0.95
-
-MATCH_TOLERANCE = 0.005
-"""A network matches the dense one when its mean test accuracy is at most this much lower: half a point."""
 
 DENSE = "dense"
 """The dense network of a run, as a control for the pruned networks of every round."""
@@ -56,10 +54,10 @@ def difference(values: Sequence[float]) -> Difference:
 
 
 def paired_differences(experiment: PooledRuns, variant: str, control: str) -> dict[int, Difference]:
-    """Test accuracy of `variant` minus that of `control` (a variant, or `DENSE`) at the end of training, by round."""
-    ours = experiment.accuracy.get(variant, {})
-    dense = _in_every_round(experiment, experiment.dense_accuracy)
-    theirs = dense if control == DENSE else experiment.accuracy.get(control, {})
+    """The score of `variant` minus that of `control` (a variant, or `DENSE`) at the end of training, by round."""
+    ours = experiment.scores.get(variant, {})
+    dense = _in_every_round(experiment, experiment.dense_score)
+    theirs = dense if control == DENSE else experiment.scores.get(control, {})
     return {number: difference([one - other for one, other in found]) for number, found in _pairs(ours, theirs)}
 
 
@@ -96,43 +94,44 @@ def geometric_spread(values: Sequence[float]) -> Spread:
     return Spread(mean, min(values), max(values), len(values))
 
 
-def matches(accuracy: float, dense: float) -> bool:
-    """Whether a mean test accuracy is at most `MATCH_TOLERANCE` below the dense network's."""
-    return accuracy >= dense - MATCH_TOLERANCE - 1e-9  # 1e-9: in floats 0.5047 - 0.005 > 0.4997
-
-
-def smallest_match(curve: Mapping[int, Spread], density: Mapping[int, float], dense: Spread) -> float | None:
+def smallest_match(
+    score: Score, curve: Mapping[int, Spread], density: Mapping[int, float], dense: Spread
+) -> float | None:
     """The smallest density at which a variant matches the dense network, even if it missed at a larger one.
 
     Args:
-        curve: the variant's test accuracy by round.
+        score: the score, which says what matches.
+        curve: the variant's scores by round.
         density: the density by round.
-        dense: the dense network's test accuracy.
+        dense: the dense network's score.
 
     Returns:
         The density, or None if it matches at none.
     """
-    return min((density[number] for number, value in curve.items() if matches(value.mean, dense.mean)), default=None)
+    matching = (density[number] for number, value in curve.items() if score.matches(value.mean, dense.mean))
+    return min(matching, default=None)
 
 
 @dataclass(frozen=True)
 class Statistic:
     """One variant in one round over all runs, a line of statistics.csv. An empty field means not known.
 
-    Accuracies and their differences are fractions (0.01 is a point). `_min` and `_max` are the least and the greatest,
-    `_low95` and `_high95` the ends of the 95 % interval. `n` counts networks, `…_n` runs.
+    `score` is the runs' score, and its columns are named after it (`test_acc`, `test_acc_min`). Accuracies and their
+    differences are fractions (0.01 is a point). `_min` and `_max` are the least and the greatest, `_low95` and
+    `_high95` the ends of the 95 % interval. `n` counts networks, `…_n` runs.
     `ticket_minus_variant` is the paired difference between the ticket and this control, `variant_minus_dense` between
     this network and the dense one. `speedup` is the geometric mean of the dense network's early-stop step divided by
-    this one's. `matches_dense` is whether the mean test accuracy is at most half a point below the dense network's.
+    this one's. `matches_dense` is whether the mean is at most `Score.allowance` worse than the dense network's: for an
+    accuracy half a point.
     """
 
     round: int
     density: float
     variant: str
     n: int
-    test_acc: float | None
-    test_acc_min: float | None
-    test_acc_max: float | None
+    score: float | None
+    score_min: float | None
+    score_max: float | None
     early_stop_step: float | None
     early_stop_step_min: float | None
     early_stop_step_max: float | None
@@ -151,20 +150,26 @@ class Statistic:
     matches_dense: bool | None
 
 
+def statistic_columns(experiment: PooledRuns) -> list[str]:
+    """The columns of statistics.csv: the fields of `Statistic`, with the score's name."""
+    column = experiment.reported.column
+    return [field.name.replace("score", column) for field in fields(Statistic)]
+
+
 def statistics(experiment: PooledRuns) -> list[Statistic]:
     """Compute a `Statistic` for each trained round and variant, in order."""
-    dense, found = experiment.dense_accuracy, []
+    dense, found, matches = experiment.dense_score, [], experiment.reported.score.matches
     for variant, trained in experiment.trained.items():
-        accuracy, stop = experiment.accuracy.get(variant, {}), experiment.early_stop.get(variant, {})
+        scores, stop = experiment.scores.get(variant, {}), experiment.early_stop.get(variant, {})
         over_control = paired_differences(experiment, "ticket", variant) if variant != "ticket" else {}
         over_dense, speed_up = paired_differences(experiment, variant, DENSE), speed_ups(experiment, variant)
         for number, networks in trained.items():
             found.append(
                 Statistic(
                     number, experiment.density[number], variant, networks.n,
-                    *_ends(accuracy.get(number)), *_ends(stop.get(number)),
+                    *_ends(scores.get(number)), *_ends(stop.get(number)),
                     *_all(over_control.get(number)), *_all(over_dense.get(number)), *_all(speed_up.get(number)),
-                    matches(accuracy[number].mean, dense.mean) if dense and number in accuracy else None,
+                    matches(scores[number].mean, dense.mean) if dense and number in scores else None,
                 )
             )  # fmt: skip
     return sorted(found, key=lambda one: (one.round, VARIANTS.index(one.variant)))

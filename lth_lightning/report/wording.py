@@ -27,14 +27,3 @@ def counted(counts: Iterable[int]) -> str:
     """How many networks or runs the figures cover: "n = 3", or "n = 1 to 3" if that varies."""
     found = set(counts)
     return "n = " + " to ".join(map(str, sorted({min(found), max(found)})))
-
-
-def percent(fraction: float) -> str:
-    """An accuracy as printed in tables and sentences: 0.9751 is 97.5."""
-    return f"{100 * fraction:.1f}"
-
-
-def points(fraction: float) -> str:
-    """A difference of accuracies with its sign: 0.012 is +1.2; a difference that rounds to 0 has none."""
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

@@ -6,7 +6,7 @@ in text for readers; rows hold fractions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,9 @@ from lth_lightning.report.comparison import comparison_csv
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.page import comparison_page, experiment_page
 from lth_lightning.report.prunable_share import prunable_facts
-from lth_lightning.report.statistics import Statistic, statistics
-from lth_lightning.report.tables import ACCURACIES, PAIRED, comparison_table, paired_table, results_table
+from lth_lightning.report.reported import Reported
+from lth_lightning.report.statistics import statistic_columns, statistics
+from lth_lightning.report.tables import about_pairs, about_results, comparison_table, paired_table, results_table
 from lth_lightning.runs.rows import as_csv
 from lth_lightning.runs.run import Run, facts, title_of
 
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
     from lth_lightning.report.pictures import Picture
 
 CAPTIONS = {
-    "accuracy": "Test accuracy at the end of training. Band: least to greatest of n networks.",
+    "accuracy": "{score} at the end of training. Band: least to greatest of n networks.",
+    "score": "{score} at the end of training. Band: least to greatest of n networks.",
     "early_stop": "The step of the lowest validation loss: the lower, the sooner the network has learned.",
     "curves": "Learning curves: mean, and band from least to greatest, of n networks.",
     "layers": "What pruning leaves of each layer of the ticket.",
     "looks": "What the ticket looks at: how many of the first layer's weights each pixel keeps, round by round.",
-    "comparison": "Test accuracy at the end of training. Band: least to greatest of n networks.",
+    "comparison": "{score} at the end of training. Band: least to greatest of n networks.",
 }
+"""Captions of the figures; `{score}` is the reported score, in words."""
 
 
 # ------------------------------------------------------------------------------------- one experiment
@@ -95,8 +98,14 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
     experiment = PooledRuns(runs)
     charts = charts_of(experiment, densities)
     shown = figures_of(experiment, charts)
-    parts = [f"# {title_of(runs)}", _facts(runs), summary(experiment), *_shown(shown), *_tables(experiment)]
-    columns = [field.name for field in fields(Statistic)]
+    parts = [
+        f"# {title_of(runs)}",
+        _facts(runs),
+        summary(experiment),
+        *_shown(shown, experiment.reported),
+        *_tables(experiment),
+    ]
+    columns = statistic_columns(experiment)
     texts = {
         "report.md": _text(parts),
         "report.html": experiment_page(experiment, charts, title_of(runs)),
@@ -112,11 +121,15 @@ def _facts(runs: Sequence[Run]) -> str:
 
 def _tables(experiment: PooledRuns) -> list[str]:
     pairs = paired_table(experiment)
-    return [ACCURACIES, results_table(experiment).markdown(), *([PAIRED, pairs.markdown()] if pairs else [])]
+    about = about_results(experiment.reported)
+    paired = [about_pairs(experiment.reported), pairs.markdown()] if pairs else []
+    return [about, results_table(experiment).markdown(), *paired]
 
 
-def _shown(names: Mapping[str, object]) -> list[str]:
-    return [f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in names]
+def _shown(names: Mapping[str, object], reported: Reported) -> list[str]:
+    label = reported.label[0].upper() + reported.label[1:]
+    captions = {name: CAPTIONS[name].format(score=label) for name in names}
+    return [f"![{caption}](figures/{name}.png)\n\n*{caption}*" for name, caption in captions.items()]
 
 
 def _text(parts: Sequence[str]) -> bytes:
@@ -159,7 +172,13 @@ def write_comparison(experiments: Sequence[PooledRuns], keys: Sequence[str], out
     figure = figure_of("comparison", chart, title) if chart else None
     shown = {"comparison": figure} if figure else {}
     conclusions = [f"- **{one.label}** (n = {len(one.runs)}): {summary(one)}" for one in experiments]
-    parts = [f"# {title}", "\n".join(conclusions), *_shown(shown), comparison_table(experiments).markdown(), PAIRED]
+    parts = [
+        f"# {title}",
+        "\n".join(conclusions),
+        *_shown(shown, experiments[0].reported),
+        comparison_table(experiments).markdown(),
+        about_pairs(experiments[0].reported),
+    ]
     for one in experiments:
         parts += [f"## {one.label}", _facts(one.runs), summary(one), *_tables(one)]
     texts = {

@@ -8,11 +8,12 @@ from lth_lightning.errors import SettingError
 from lth_lightning.files import cannot_write, check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.runs.lock import FolderLock
 
-CONFIG, RESULTS, LAYERS, ENVIRONMENT, CURVES, TICKETS, CHECKPOINT, FIGURES = (
+CONFIG, RESULTS, LAYERS, ENVIRONMENT, SCORE, CURVES, TICKETS, CHECKPOINT, FIGURES = (
     "config.yaml",
     "results.csv",
     "layers.csv",
     "environment.json",
+    "score.json",
     "curves",
     "tickets",
     "checkpoints/last.ckpt",
@@ -32,6 +33,7 @@ class RunFolder:
         self.results = path / RESULTS
         self.layers = path / LAYERS
         self.environment = path / ENVIRONMENT
+        self.score = path / SCORE
         self.curves = path / CURVES
         self.tickets = path / TICKETS
         self.checkpoint = path / CHECKPOINT

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -15,12 +15,17 @@ from lth_lightning.files import replace_file
 VARIANTS = ("ticket", "random_reinit", "random_mask", "pruned_only")
 """The variants of a network, in the order in which tables and figures show them."""
 
+OWN_SCORE = "_score"
+"""How the fields end that hold a score of the user's own; their columns are named after it: `val_f1`."""
+
 
 @dataclass(frozen=True)
 class Row:
     """A trained network, a line of results.csv. `None` means not known (an empty field in the file).
 
-    Accuracies and `density` are fractions; `early_stop_*` come from the evaluation that `early_stop` picks.
+    Accuracies and `density` are fractions; `early_stop_*` come from the evaluation that `early_stop` picks. `*_score`
+    are the values of `LotteryTicket(score=...)`, unless that is accuracy or loss; the file has their columns
+    (`val_f1`, `test_f1`, `early_stop_test_f1`) only then.
     """
 
     round: int
@@ -39,6 +44,9 @@ class Row:
     early_stop_step: int | None
     early_stop_val_loss: float | None
     early_stop_test_acc: float | None
+    val_score: float | None = None
+    test_score: float | None = None
+    early_stop_test_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class CurveRow:
     val_acc: float | None
     test_loss: float | None
     test_acc: float | None
+    val_score: float | None = None
+    test_score: float | None = None
 
 
 Record = TypeVar("Record", Row, LayerRow, CurveRow)
@@ -79,9 +89,12 @@ def in_order(rows: Iterable[Record]) -> list[Record]:
 # ------------------------------------------------------------------------------------- files
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Replace results.csv as a whole; floats are written so that `read_rows` returns equal ones."""
-    _write(path, Row, rows)
+def write_rows(path: Path, rows: Sequence[Row], score: str | None = None) -> None:
+    """Replace results.csv as a whole; floats are written so that `read_rows` returns equal ones.
+
+    `score` is the part of a column's name that stands for a score of the user's own: `f1` for `val_f1`.
+    """
+    _write(path, Row, rows, score)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -103,9 +116,10 @@ def read_layers(path: Path) -> list[LayerRow]:
     return _read(path, LayerRow)
 
 
-def write_curve(path: Path, rows: Sequence[CurveRow]) -> None:
-    """Write a network's learning curve to a file of its own, so that no file grows with the rounds."""
-    _write(path, CurveRow, rows)
+def write_curve(path: Path, rows: Sequence[CurveRow], score: str | None = None) -> None:
+    """Write a network's learning curve to a file of its own, so that no file grows with the rounds; `score` as in
+    `write_rows`."""
+    _write(path, CurveRow, rows, score)
 
 
 def read_curves(folder: Path) -> list[CurveRow]:
@@ -114,8 +128,18 @@ def read_curves(folder: Path) -> list[CurveRow]:
     return in_order(row for path in sorted(folder.glob("*.csv")) for row in _read(path, CurveRow))
 
 
-def _write(path: Path, kind: type[Record], rows: Sequence[Record]) -> None:
-    replace_file(path, as_csv([field.name for field in fields(kind)], map(astuple, rows)))
+def _write(path: Path, kind: type[Record], rows: Sequence[Record], score: str | None = None) -> None:
+    columns = _columns(kind, score)
+    replace_file(path, as_csv(list(columns.values()), ([getattr(row, name) for name in columns] for row in rows)))
+
+
+def _columns(kind: type[Record], score: str | None) -> dict[str, str]:
+    """The columns of a file by the names of their fields."""
+    return {
+        field.name: field.name.replace(OWN_SCORE, f"_{score}")
+        for field in fields(kind)
+        if score is not None or not field.name.endswith(OWN_SCORE)
+    }
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
@@ -141,8 +165,15 @@ def _read(path: Path, kind: type[Record]) -> list[Record]:
         raise SettingError(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SettingError(f"{path} is not a CSV file: {error}") from error
-    _check_header(path, header, [field.name for field in fields(kind)])
-    return [_parsed(path, number, line, kind) for number, line in enumerate(lines, start=2)]
+    columns = _columns(kind, _own_score(header, kind))
+    _check_header(path, header, list(columns.values()))
+    return [_parsed(path, number, line, kind, list(columns)) for number, line in enumerate(lines, start=2)]
+
+
+def _own_score(header: Sequence[str], kind: type[Record]) -> str | None:
+    """The score of the user's own that a file has columns of; None if it has no more columns than any file."""
+    more = header[len(_columns(kind, None)) :]
+    return more[0].removeprefix("val_") if more and more[0].startswith("val_") else None
 
 
 def _check_header(path: Path, given: list[str], expected: list[str]) -> None:
@@ -154,8 +185,9 @@ def _check_header(path: Path, given: list[str], expected: list[str]) -> None:
             )
 
 
-def _parsed(path: Path, number: int, line: list[str], kind: type[Record]) -> Record:
-    types = get_type_hints(kind)
+def _parsed(path: Path, number: int, line: list[str], kind: type[Record], names: Sequence[str]) -> Record:
+    known = get_type_hints(kind)
+    types = {name: known[name] for name in names}
     if len(line) != len(types):
         raise SettingError(f"{path} line {number}: must have {len(types)} fields, got {len(line)}.")
     values: dict[str, Any] = {}
@@ -181,13 +213,15 @@ def _value(text: str, allowed: Any) -> object:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and accuracy after `step` optimizer steps of the round, on validation and test data."""
+    """Loss, accuracy and own score after `step` optimizer steps of the round, on validation and test data."""
 
     step: int
     val_loss: float | None
     val_acc: float | None
     test_loss: float | None
     test_acc: float | None
+    val_score: float | None = None
+    test_score: float | None = None
 
 
 def early_stop(curve: Sequence[Evaluation]) -> Evaluation | None:

@@ -11,8 +11,9 @@ import yaml
 from lth_lightning.errors import SettingError
 from lth_lightning.runs.class_paths import named_as_today
 from lth_lightning.runs.environment import Stretch, described, read_environment
-from lth_lightning.runs.folder import ENVIRONMENT
+from lth_lightning.runs.folder import ENVIRONMENT, SCORE
 from lth_lightning.runs.rows import CurveRow, LayerRow, Row, in_order, read_curves, read_layers, read_rows
+from lth_lightning.runs.score import Score, known_score, read_score
 
 Settings = dict[str, Any]
 """The content of a config.yaml. If the run trains another run's tickets, `tickets` holds that run's, if known."""
@@ -38,10 +39,11 @@ class Run:
     curves: list[CurveRow] = field(default_factory=list)
     settings: Settings = field(default_factory=dict)
     environment: list[Stretch] = field(default_factory=list)
+    given_score: Score | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Run":
-        """Read a run folder; layers.csv, curves/, config.yaml and environment.json may be missing.
+        """Read a run folder; all files but results.csv may be missing.
 
         Raises:
             SettingError: results.csv is missing or has no rows, or a file cannot be read.
@@ -62,7 +64,13 @@ class Run:
             read_curves(path / "curves"),
             _read_settings(config) if config.is_file() else {},
             read_environment(path / ENVIRONMENT),
+            read_score(path / SCORE),
         )
+
+    @property
+    def score(self) -> Score:
+        """The score that the run is judged by: the one that was set, else accuracy, or the loss without accuracies."""
+        return known_score(self.rows, self.given_score)
 
     @property
     def name(self) -> str:

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import tomllib
+from inspect import signature
 from pathlib import Path
 
+import lightning as L
 import pytest
 from conftest import HANGS
 
 import lth_lightning
+from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning
 from lth_lightning.cli.arguments import Named, completed, named_parts, program, shipped_configs
+from lth_lightning.cli.known_settings import check_names, known_settings
 from lth_lightning.errors import SettingError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -99,6 +103,50 @@ def test_the_console_command_runs_main() -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_the_settings_read_from_source_are_those_of_the_classes() -> None:
+    classes = {"lottery": LotteryTicket, "lottery.pruning": Pruning, "data": ImageDataModule, "model": ImageClassifier}
+    expected = {f"{prefix}.{name}" for prefix, made in classes.items() for name in signature(made).parameters}
+    expected |= {f"trainer.{name}" for name in signature(L.Trainer.__init__).parameters if name != "self"}
+    assert {name for name in known_settings() if "." in name} == expected - {"lottery.pruning"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--lottery.pruning.rate=0.1", "--model.net.hidden", "[9]", "--lottery.controls+=random_mask", "-h", "--help"],
+        ["--trainer.callbacks.monitor=x", "--lottery.pruning.criterion.help", "--trainer", "trainer.yaml", "--quiet"],
+        ["--model", "my.Module", "--model.anything", "1", "--optimizer.lr", "1", "--data.batch_size", "3"],
+        ["--print_config", "--seed_everything", "3", "--run_dir=x", "--ckpt_path", "last", "--weights_only=true"],
+    ],
+)
+def test_settings_that_exist_are_let_through(args: list[str]) -> None:
+    check_names(args, named_parts(args))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lottery.scope", "global"], "--lottery.scope is not a setting. Did you mean --lottery.pruning.scope?"),
+        (
+            ["--lottery.pruning.scop=global"],
+            "--lottery.pruning.scop is not a setting. Did you mean --lottery.pruning.sc",
+        ),
+        (
+            ["--model", "my.Module", "--data.batchsize", "1"],
+            "--data.batchsize is not a setting. Did you mean --data.bat",
+        ),
+        (
+            ["--trainer.accelerater", "cpu"],
+            "--trainer.accelerater is not a setting. Did you mean --trainer.accelerator?",
+        ),
+    ],
+)
+def test_other_settings_are_refused_at_once(args: list[str], message: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        check_names(args, named_parts(args))
+    assert str(refused.value).startswith(message)
+
+
 def python(*args: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, timeout=HANGS)
 
@@ -108,8 +156,9 @@ def test_help_and_mistakes_load_neither_torch_nor_lightning(tmp_path: Path) -> N
 import sys
 from lth_lightning.cli.main import main
 assert main(["--help"]) == main(["--version"]) == 0
+assert main(["fit", "--lottery.scope", "global"]) == 2
 assert main([]) == main(["fti"]) == main(["fit", "--config", {str(tmp_path / "none.yaml")!r}]) == 2
-assert not {{"torch", "lightning", "yaml"}} & set(sys.modules)
+assert not {{"torch", "lightning"}} & set(sys.modules)
 """
     assert python("-c", program).returncode == 0
     version = python("-m", "lth_lightning", "--version")

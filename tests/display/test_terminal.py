@@ -18,6 +18,7 @@ from lth_lightning.display.pace import Pace
 from lth_lightning.display.terminal import Glimpse, NetworkLines, drawn, duration
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.runs.rows import Evaluation, Row
+from lth_lightning.runs.score import ACCURACY
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = [
@@ -107,6 +108,7 @@ NOW = Glimpse(
     epoch=11,
     loss=0.07123,
     evaluation=Evaluation(12_000, 0.2, 0.97, None, None),
+    score=ACCURACY,
     steps_per_second=1214.3,
     done=0.25,
     seconds_left=3725,

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics import Accuracy
 
 from lth_lightning import SettingError
-from lth_lightning.lottery.metrics import check_accuracy, check_logged, number
+from lth_lightning.lottery.metrics import check_fraction, check_logged, number
 from lth_lightning.runs.rows import read_curves
 
 
@@ -180,8 +180,7 @@ def test_an_accuracy_is_a_fraction(tmp_path: Path, value: Any, words: str) -> No
 
 def test_rounding_makes_no_percentage() -> None:
     for value in (0.0, 1.0, 1.0000001, -1e-7, math.nan, None):
-        check_accuracy("val_acc", "acc", value)
-    check_accuracy("val_loss", "ce", 412.0)
+        check_fraction("val_acc", "acc", value)
 
 
 def test_a_metric_is_one_real_number() -> None:
@@ -202,8 +201,8 @@ def test_values_that_are_not_finite_are_told_of_and_do_not_stop_a_run(
 
 
 def test_what_is_not_logged_is_said_in_few_words() -> None:
-    assert check_logged({}, ["a"], ["val_loss"], "x") is None
-    words = check_logged({"val_acc": "val_acc"}, ["acc/dataloader_idx_0", "val_acc/dataloader_idx_0"], [], "x")
+    assert check_logged({}, ["a"], {"val_loss": "lottery.metrics"}, "x") is None
+    words = check_logged({"val_acc": "val_acc"}, ["acc/dataloader_idx_0", "val_acc/dataloader_idx_0"], {}, "x")
     assert words is not None and words.endswith("by its whole name, e.g. 'val_acc/dataloader_idx_0'.")
 
 

@@ -11,12 +11,15 @@ import pytest
 import yaml
 
 from lth_lightning.report.aggregate import PooledRuns
-from lth_lightning.report.charts import STYLES, charts_of, comparison_chart
+from lth_lightning.report.charts import STYLES, charts_of, comparison_chart, measures_of
 from lth_lightning.report.command import main
 from lth_lightning.report.page import as_json, comparison_page, experiment_page, points_a_curve, thinned
 from lth_lightning.report.tables import networks_table, settings_table
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_rows
 from lth_lightning.runs.run import Run
+from lth_lightning.runs.score import ACCURACY
+
+MEASURES = measures_of(ACCURACY)
 
 HOSTILE = "</script><b onload=alert(1)>&amp;{{charts}}"
 VOID = {"meta", "link", "br", "img", "input", "!doctype"}
@@ -157,7 +160,7 @@ def test_what_is_not_known_or_no_number_is_left_out() -> None:
     assert [measure["key"] for measure in chart["measures"]] == ["val_acc", "test_loss", "val_loss"]
     assert set(chart["networks"][0]["test_loss"]) == {None}
     assert len(Parsed(page_of(broken)).charts) == 3
-    bare = Run(Path("bare"), [network(0, "ticket", None)])
+    bare = Run(Path("bare"), [replace(network(0, "ticket", None), val_acc=None, val_loss=None, test_loss=None)])
     assert list(charts_of(PooledRuns([bare]))) == ["early_stop"]
     Parsed(page_of(bare))
 
@@ -184,11 +187,12 @@ def test_thinned_curves_keep_ends_and_the_best_of_each_measure(length: int) -> N
     curve[77], curve[83] = replace(curve[77], val_loss=0.1), replace(curve[83], test_acc=0.9)
     curve[91], curve[97] = replace(curve[91], val_acc=0.9), replace(curve[97], test_loss=0.1)
     curve[0] = replace(curve[0], val_loss=float("nan"))  # least of nothing
-    kept = [point.step for point in thinned(curve)]
+    kept = [point.step for point in thinned(curve, MEASURES)]
     assert len(kept) <= 200
     assert kept == sorted(set(kept))
     assert {0, 77, 83, 91, 97, length - 1} <= set(kept)
-    even = [point.step for point in thinned([CurveRow(1, "ticket", 0, n, 1.0, 0.5, 1.0, 0.5) for n in range(length)])]
+    flat = [CurveRow(1, "ticket", 0, n, 1.0, 0.5, 1.0, 0.5) for n in range(length)]
+    even = [point.step for point in thinned(flat, MEASURES)]
     assert set(kept) - set(even) <= {77, 83, 91, 97}  # the others stand where those of every curve stand
 
 
@@ -232,7 +236,7 @@ def test_tables_name_every_network_and_setting() -> None:
         ),
         run_of(0.0, "two", seed_everything=2),
     ]
-    lines = [[cell.text for cell in line] for line in networks_table(runs).lines]
+    lines = [[cell.text for cell in line] for line in networks_table(runs, ACCURACY).lines]
     assert len(lines) == 14
     assert lines[3] == ["one", "1", "random reinit", "1", "50.00", "512", "400", "90.0", "82.0", "101", "90.0"]
     assert [[cell.text for cell in line] for line in settings_table(runs).lines] == [

@@ -20,6 +20,7 @@ from lth_lightning.report.statistics import (
 )
 from lth_lightning.runs.rows import Row
 from lth_lightning.runs.run import Run
+from lth_lightning.runs.score import ACCURACY
 
 
 def net(
@@ -118,9 +119,9 @@ def test_speed_up_is_the_geometric_mean_of_ratios_within_runs() -> None:
 def test_smallest_match_is_half_a_point_below_at_most() -> None:
     curve = {1: Spread(0.99, 0, 1, 1), 2: Spread(0.9, 0, 1, 1), 3: Spread(0.4997, 0, 1, 1)}
     density = {1: 0.5, 2: 0.25, 3: 0.125}
-    assert smallest_match(curve, density, Spread(0.5047, 0, 1, 1)) == 0.125  # exactly half a point
-    assert smallest_match(curve, density, Spread(0.5048, 0, 1, 1)) == 0.25
-    assert smallest_match(curve, density, Spread(0.996, 0, 1, 1)) is None
+    assert smallest_match(ACCURACY, curve, density, Spread(0.5047, 0, 1, 1)) == 0.125  # exactly half a point
+    assert smallest_match(ACCURACY, curve, density, Spread(0.5048, 0, 1, 1)) == 0.25
+    assert smallest_match(ACCURACY, curve, density, Spread(0.996, 0, 1, 1)) is None
 
 
 def test_statistics_have_a_line_a_round_and_variant_and_leave_empty_what_is_not_known() -> None:
@@ -131,7 +132,7 @@ def test_statistics_have_a_line_a_round_and_variant_and_leave_empty_what_is_not_
         (1, "ticket", 0.5, 2),
         (1, "random_reinit", 0.5, 2),
     ]
-    assert (ticket.test_acc, ticket.test_acc_min, ticket.test_acc_max) == pytest.approx((0.92, 0.91, 0.93))
+    assert (ticket.score, ticket.score_min, ticket.score_max) == pytest.approx((0.92, 0.91, 0.93))
     assert ticket.ticket_minus_variant is None and dense.variant_minus_dense is None
     assert reinit.ticket_minus_variant == pytest.approx(0.03)
     assert reinit.variant_minus_dense == pytest.approx(-0.02)

@@ -23,10 +23,10 @@ from lth_lightning.report.command import main
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.figures import figure_of, image_bytes, weight_count
 from lth_lightning.report.tables import paired_table, results_table
-from lth_lightning.report.wording import points
 from lth_lightning.report.writer import write_report
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_layers, write_rows
 from lth_lightning.runs.run import Run
+from lth_lightning.runs.score import ACCURACY
 
 SHORT = {"T": "ticket", "R": "random_reinit", "M": "random_mask", "P": "pruned_only"}
 
@@ -176,7 +176,8 @@ def test_summary_compares_where_the_ticket_still_matches_and_a_control_was_train
         (rows_of(T=[None, 0.97, 0.9], R=[None, 0.9, 0.8]), "At 25 % of the weights"),
         (rows_of(T=[None, 0.97, 0.9], R=[None, 0.9, 0.8]), "No dense network was trained"),
         (rows_of(T=[0.97]), "nothing to conclude"),
-        ([row(0, "ticket", None), row(1, "ticket", None)], "nothing to conclude"),
+        ([row(0, "ticket", None), row(1, "ticket", None)], "90.0 % validation accuracy (n = 1); the dense network"),
+        ([row(0, "ticket", None), row(1, "ticket", None)], "No test data were evaluated"),
     ],
 )
 def test_summary_is_honest_in_either_direction(rows: list[Row], said: str) -> None:
@@ -229,7 +230,7 @@ def test_paired_table_of_one_run_has_differences_without_intervals() -> None:
 
 def test_paired_markdown_has_the_ends_of_intervals() -> None:
     assert (found := paired_table(experiment(*THREE))) and "| +2.0 (−0.5 to +4.5, n = 3) |" in found.markdown()
-    assert [points(x) for x in (0.0123, -0.0123, 0.0004, -0.0004)] == ["+1.2", "−1.2", "0.0", "0.0"]
+    assert [ACCURACY.gap(x) for x in (0.0123, -0.0123, 0.0004, -0.0004)] == ["+1.2", "−1.2", "0.0", "0.0"]
 
 
 def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
@@ -349,7 +350,8 @@ def test_learning_curves_fall_back_to_validation_and_are_left_out_where_there_ar
     assert drawn.axes[0].get_ylabel() == "validation accuracy (%)"
     assert "curves" not in charts_of(experiment(USUAL))
     losses = [replace(point, val_acc=None, test_acc=None) for point in curve_rows(USUAL)]
-    assert figure_of("curves", charts_of(experiment(USUAL, curves=losses))["curves"], "title") is None
+    drawn = figure("curves", experiment(USUAL, curves=losses))
+    assert drawn.axes[0].get_ylabel() == "test loss"
 
 
 def test_a_density_that_no_round_is_near_is_refused(tmp_path: Path) -> None:
