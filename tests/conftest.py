@@ -1,10 +1,12 @@
 """Small real experiments that the tests share: Digits, seconds long, on one thread."""
 
+import base64
 import csv
+import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,12 @@ hypothesis_settings.load_profile("calm")
 HANGS = 600
 """Seconds after which a process counts as hanging: against that alone, as a busy machine may take its time."""
 
+THOROUGH = "LTH_THOROUGH" in os.environ
+"""Whether every combination is tested, as once a week; the usual run takes one of each kind, to stay short."""
+
+weekly = pytest.mark.skipif(not THOROUGH, reason="weekly run: LTH_THOROUGH=1")
+"""Marks what only tests more combinations of something that the usual run tests too."""
+
 DIGITS = {"input_shape": (1, 8, 8), "num_classes": 10}
 
 
@@ -58,6 +66,24 @@ def _one_thread_and_a_seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Syncing is for power cuts, which no test can stage. A killed process keeps what it has written."""
     monkeypatch.setattr("os.fsync", lambda file: None)
+
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def draw_plainly(patch: pytest.MonkeyPatch) -> None:
+    """Replace the figures in files by a pixel: drawing them takes half the time of a small run."""
+    patch.setattr("lth_lightning.report.figures.image_bytes", lambda figure, kind: PIXEL)
+
+
+@pytest.fixture(scope="module")
+def plain_figures() -> Iterator[None]:
+    """For modules that look at no figure; those in tests/report and tests/display do."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_plainly(patch)
+        yield
 
 
 class ForeignModule(L.LightningModule):
@@ -168,6 +194,13 @@ def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
 
     run.val_loss = settings.get("metrics", {}).get("val_loss", "val_loss")  # type: ignore[attr-defined]
     return run
+
+
+def of_experiments(usual: Collection[tuple[Any, ...]], **values: Collection[Any]) -> pytest.MarkDecorator:
+    """Parametrize a test by `experiment` and more: each combination, but for those in `usual` once a week."""
+    cases = itertools.product(ARCHITECTURES, *values.values())
+    params = [pytest.param(*case, id="-".join(map(str, case)), marks=() if case in usual else weekly) for case in cases]
+    return pytest.mark.parametrize(("experiment", *values), params, indirect=["experiment"])
 
 
 class Witness(L.Callback):

@@ -91,9 +91,6 @@ TENSORBOARD = "tensorboard"
 # The names of the argument for pretrained weights in torchvision, timm and others.
 PRETRAINED = ("weights", "pretrained", "weights_backbone", "pretrained_backbone", "checkpoint_path")
 
-# With more than 40 sub-runs TensorBoard opens this page with none selected. It also smooths curves over rounds.
-OVER_ROUNDS = "http://localhost:6006/#custom_scalars&regexInput=all%20rounds&_smoothingWeight=0"
-
 
 def is_quiet(settings: Namespace) -> bool:
     """Whether to print only the essentials: `--quiet`, or no progress display."""
@@ -615,4 +612,3 @@ class LotteryCLI(LightningCLI):
             console.print(f"Report, for a browser: {run_dir / 'report.html'}", soft_wrap=True)
         if (run_dir / TENSORBOARD).is_dir() and not self._quiet:
             console.print(f"Learning curves: tensorboard --logdir {run_dir / TENSORBOARD}", soft_wrap=True)
-            console.print(f"Over all rounds: {OVER_ROUNDS}", soft_wrap=True)

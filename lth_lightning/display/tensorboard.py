@@ -2,17 +2,18 @@
 
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import Summary, custom_scalars, hparams
+from torch.utils.tensorboard.summary import Summary, hparams
 
 from lth_lightning.errors import SettingError
 from lth_lightning.lottery.callback import LotteryTicket
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.lottery.provenance import architecture, data_name
+from lth_lightning.lottery.summary_curves import WEIGHTS
 from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.charts import charts_of
 from lth_lightning.report.conclusion import summary
@@ -21,8 +22,8 @@ from lth_lightning.report.writer import figures_of
 from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
 from lth_lightning.runs.run import Run
-from lth_lightning.runs.score import Score, known_score
-from lth_lightning.trainer.sub_runs import is_resumed, network_writer
+from lth_lightning.trainer import fit
+from lth_lightning.trainer.sub_runs import network_writer
 
 BINS = 60  # of a histogram; TensorBoard shows 30
 DRAWING_SHARE = 1 / 30  # of the fit's time, at most
@@ -32,8 +33,8 @@ FIRST_DRAWING = 3.0  # seconds, including the import of matplotlib
 class LotteryBoard(L.Callback):
     """Fills the pages of TensorBoard beyond the curves of `LotteryTicket`: `callbacks=[lottery, LotteryBoard()]`.
 
-    - custom scalars: score, early stop and the layers' densities over rounds;
-    - hparams: a row per network, with the last values of its curves;
+    - time series: the report's figures, and a point per round for the density of each layer;
+    - hparams: a row per round, with the last values of its networks' curves;
     - histograms: each layer's surviving weights at the end of training, over rounds;
     - images: the report's figures, at the end of a round, as long as drawing takes at most 1/30 of the time;
     - text: settings, results and a conclusion.
@@ -59,20 +60,20 @@ class LotteryBoard(L.Callback):
         self._lottery, plan = lottery, lottery.plan
         # Text and figures over all rounds use the round as step. An incomplete round is written again.
         self._void_from = plan[min(len(lottery.results), len(plan) - 1)].round
-        self._settings_missing = self._charts_missing = self._void_from == plan[0].round
+        self._settings_missing = self._void_from == plan[0].round
         self._told_rows = self._drawn_rows = 0
         self._drawn_at, self._drawing_took = time.monotonic(), FIRST_DRAWING
 
     def on_network_start(
         self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
     ) -> None:
-        """Start the network's row of hyperparameters."""
-        if (writer := network_writer(trainer)) is None or is_resumed(trainer):  # resumed: it has its row
+        """Start the round's row of hyperparameters."""
+        begun = fit.steps_done(trainer) != self._lottery.experiment.first_step(network)
+        done = {row.round for row in self._lottery.results}
+        if (writer := network_writer(trainer)) is None or begun or network.round in done:
             return
         facts = {
             "round": network.round,
-            "variant": network.variant,
-            "replicate": network.replicate + 1,
             "density": density,
             "seed": self._lottery.seed_in_use,
             "network": architecture(module),
@@ -86,14 +87,14 @@ class LotteryBoard(L.Callback):
 
     def on_network_end(self, trainer: L.Trainer, module: L.LightningModule, row: Row) -> None:
         """Add the network's histograms, and at the end of a round the results of all rounds."""
-        if (writer := network_writer(trainer)) is not None:
-            _, _, end = hparams({}, {})
-            _add(writer, end)
         if row.replicate == 0:  # of several replicates only the first
-            self._add_weights(module, row)
+            self._add_weights(trainer, row)
         lottery = self._lottery
         done = len(lottery.results)
         if done == len(lottery.plan) or lottery.plan[done].round != row.round:
+            if (writer := network_writer(trainer)) is not None:
+                _, _, end = hparams({}, {})
+                _add(writer, end)
             self._tell_results()
             if time.monotonic() - self._drawn_at > self._drawing_took / DRAWING_SHARE:
                 self._draw()
@@ -130,31 +131,27 @@ class LotteryBoard(L.Callback):
         self._settings_missing = False
 
     def _tell_results(self) -> None:
-        """Write the results table and its conclusion; the first time, also the layout of the custom-scalars page."""
+        """Write the results table and its conclusion."""
         if (writer := self._writer()) is None:
             return
         rows = in_order(self._lottery.results)
-        if self._charts_missing:
-            score = known_score(rows, self._lottery.score)
-            _add(writer, custom_scalars(layout(rows, score)), self._lottery.plan[0].round)
-            self._charts_missing = False
         experiment = PooledRuns([Run(self._lottery.folder.path, rows, given_score=self._lottery.score)])
         writer.add_text("results", f"{summary(experiment)}\n\n{results_table(experiment).markdown()}", rows[-1].round)
         writer.flush()
         self._told_rows = len(rows)
 
-    def _add_weights(self, module: L.LightningModule, row: Row) -> None:
+    def _add_weights(self, trainer: L.Trainer, row: Row) -> None:
         """Write each layer's surviving weights, and for a ticket its density."""
-        curves, masks = self._lottery.summary, self._lottery.masks_in_force
-        writer = curves.of_variant(row.variant) if curves else None
-        if writer is None:
+        masks, writer, of_round = self._lottery.masks_in_force, self._writer(), network_writer(trainer)
+        if writer is None or of_round is None:
             return
         for name, weight in self._lottery.experiment.weights.items():
             survivors = weight.detach()[masks[name].to(weight.device)]
             if len(survivors):  # pruning may remove a layer's last weight
-                writer.add_histogram(f"surviving weights/{name}", survivors.float().cpu().numpy(), row.round, bins=BINS)
+                values = survivors.float().cpu().numpy()
+                writer.add_histogram(f"{WEIGHTS}/{name}/{row.variant}", values, row.round, bins=BINS)
             if row.variant == "ticket":
-                writer.add_scalar(f"layers/{name}", len(survivors) / weight.numel(), row.round)
+                of_round.add_scalar(f"layers/{name}/ticket", len(survivors) / weight.numel(), row.round)
         writer.flush()
 
     def _draw(self) -> None:
@@ -191,19 +188,6 @@ class LotteryBoard(L.Callback):
         """Close the writers that `show` opened after the fit."""
         if self._lottery.summary is not None:
             self._lottery.summary.close()
-
-
-def layout(rows: Sequence[Row], score: Score) -> dict[str, dict[str, tuple[str, list[str]]]]:
-    """The layout of the custom-scalars page for torch's `custom_scalars`; charts without points are left out."""
-    val, test, _ = score.columns
-    figures = {
-        f"test {score.label} at the end of training, by round": (test, score.value(rows[0], "test")),
-        f"validation {score.label} at the end of training, by round": (val, score.value(rows[0], "val")),
-        "early stop (step of the lowest validation loss), by round": ("early_stop_step", rows[0].early_stop_step),
-    }
-    shown = {title: f"rounds/{column}" for title, (column, value) in figures.items() if value is not None}
-    layers = {"density of each layer of the ticket, by round": "layers/.*"}
-    return {"all rounds": {title: ("Multiline", [f"^{tag}$"]) for title, tag in {**shown, **layers}.items()}}
 
 
 def image(tag: str, png: bytes) -> Summary:

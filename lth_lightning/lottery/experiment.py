@@ -303,8 +303,7 @@ class Experiment:
             self.fresh.rates.note(trainer)
         if lineage.rates is not None:
             self.fresh.rates.hold(trainer, lineage.rates)
-        step, title = fit.steps_done(trainer), network.title(density(self.masks))
-        sub_runs.enter_sub_run(trainer, title, 0 if step == self.first_step(network) else step)
+        self._enter_sub_run(fit.steps_done(trainer), network)
         if not self._told_of_run:
             self._tell_share()
         self._announce("on_network_start", network, density(self.masks))
@@ -313,6 +312,20 @@ class Experiment:
             if self.lottery.score is not None and trainer.is_global_zero:
                 write_score(self.folder.score, self.lottery.score)
             self._told_of_run = True
+
+    def _enter_sub_run(self, step: int, network: TrainedNetwork) -> None:
+        """Make loggers name what this network logs from now on."""
+        results, begun = self.progress.results, step != self.first_step(network)
+        of_round = [row for row in results if row.round == network.round]
+        place = sub_runs.Place(
+            network.round,
+            network.title(density(self.masks)).removesuffix(f" {network.name}"),
+            network.name,
+            sum(row.steps for row in results) - self.first_step(network),
+            not begun and not of_round,
+        )
+        done = {TrainedNetwork(row.round, row.variant, row.replicate).name for row in of_round}
+        sub_runs.enter_sub_run(self.trainer, place, step if begun else 0, done.__contains__)
 
     def _tell_share(self) -> None:
         """Print the share of the network that densities refer to, above our display or as Lightning prints."""
@@ -341,7 +354,7 @@ class Experiment:
             curve = self.folder.curve(network.round, network.variant, network.replicate)
             write_curve(curve, self.recorder.curve(network), own)
         assert self.summary is not None
-        self.summary.add(row)
+        self.summary.add(trainer, network.name, row)
         self._announce("on_network_end", row)
         progress.position += 1
         progress.begun = False

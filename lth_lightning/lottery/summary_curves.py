@@ -1,4 +1,4 @@
-"""TensorBoard's curves over rounds: accuracy, early stop and density, with the round as step."""
+"""What TensorBoard shows over rounds, with the round as step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lth_lightning.runs.rows import Row
 from lth_lightning.runs.score import Score, known_score
-from lth_lightning.trainer.sub_runs import loggers_of
+from lth_lightning.trainer.sub_runs import loggers_of, network_writer, remove_void_points
+
+WEIGHTS = "surviving weights"
+"""The first part of the histograms' tags; the last part is the variant."""
 
 
 class SummaryCurves:
-    """TensorBoard sub-runs with the round as step, one per variant: score and early-stop step over rounds.
+    """A point per network for score and early-stop step, and a sub-run `all rounds` for what belongs to no round.
+
+    The points stand in the sub-runs of their rounds, one in each. So TensorBoard draws points: a curve through them
+    would be smoothed, and show scores that nobody has measured.
 
     Args:
         trainer: its first TensorBoardLogger sets the folder; without one nothing is written.
@@ -23,14 +29,14 @@ class SummaryCurves:
     def __init__(self, trainer: L.Trainer, past: Sequence[Row], score: Score | None = None) -> None:
         self._score = score
         loggers = loggers_of(trainer)
-        self._folder = Path(loggers[0].log_dir) if loggers and trainer.is_global_zero else None
-        self._past = list(past)  # a copy, as new rows are appended to the original
-        self._writers: dict[str, SummaryWriter] = {}
-        self._begun: set[str] = set()
+        self._folder = Path(loggers[0].log_dir) / "all rounds" if loggers and trainer.is_global_zero else None
+        self._past = {(row.round, row.variant) for row in past}
+        self._writer: SummaryWriter | None = None
+        self._begun = False
 
-    def add(self, row: Row) -> None:
-        """Add the points of a trained network. Only the first of several replicates is shown."""
-        if (writer := self.of_variant(row.variant)) is None or row.replicate > 0:
+    def add(self, trainer: L.Trainer, name: str, row: Row) -> None:
+        """Add the points of the network that has just been trained; `name` is its name within the round."""
+        if (writer := network_writer(trainer)) is None:
             return
         score = known_score([row], self._score)
         val, test, at_stop = score.columns
@@ -42,35 +48,29 @@ class SummaryCurves:
             "density": row.density,
         }.items():
             if value is not None:
-                writer.add_scalar(f"rounds/{column}", value, row.round)
+                writer.add_scalar(f"rounds/{column}/{name}", value, row.round)
         writer.flush()
 
-    def of_variant(self, variant: str) -> SummaryWriter | None:
-        """Return the writer of a variant's sub-run; None if nothing is to be written."""
-        done = [row.round for row in self._past if row.variant == variant]
-        # A kill between a row and its checkpoint leaves a point that the resumed run writes again.
-        return self.writer(f"all rounds, {variant}", max(done, default=-1) + 1)
-
     def of_all(self, void_from: int) -> SummaryWriter | None:
-        """Return the writer of the sub-run for what belongs to no variant: figures, text."""
-        return self.writer("all rounds", void_from)
-
-    def writer(self, name: str, void_from: int) -> SummaryWriter | None:
-        """Return the writer of a sub-run, one per folder, as a second writer would purge what the first wrote.
+        """Return the writer of the sub-run for what belongs to no round: figures, text, histograms over rounds.
 
         Args:
-            name: the sub-run's folder.
-            void_from: points from this step on, left by a killed run, are void. This applies only the first time, as
-                later points are this fit's own.
+            void_from: what a killed run has left of this round and later ones is void, but for the histograms of
+                finished networks. This applies only the first time, as later points are this fit's own.
         """
-        if self._folder is not None and name not in self._writers:
-            purge = None if name in self._begun else void_from
-            self._writers[name] = SummaryWriter(str(self._folder / name), purge_step=purge)
-            self._begun.add(name)
-        return self._writers.get(name)
+        if self._folder is None:
+            return None
+        if self._writer is None:
+            if not self._begun:
+                remove_void_points(self._folder, lambda tag, at: at < void_from or self._is_past(tag, at))
+            self._writer, self._begun = SummaryWriter(str(self._folder)), True
+        return self._writer
+
+    def _is_past(self, tag: str, at: int) -> bool:
+        return tag.startswith(WEIGHTS) and (at, tag.rpartition("/")[2]) in self._past
 
     def close(self) -> None:
-        """Flush and close the files; a later call to `writer` opens a new one."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        """Flush and close the file; a later call to `of_all` opens a new one."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None

@@ -1,19 +1,42 @@
-"""TensorBoard sub-runs, one for each trained network, so that the rounds' learning curves share one chart."""
+"""What loggers are told of networks, so that each network's learning curve can be told apart.
 
+In TensorBoard each round is a sub-run, and the variant is a part of the tag: `val_acc/ticket`. So 20 rounds are 21
+sub-runs, which its pages show at first (of more than 40 they show none), and a variant's chart overlays the rounds.
+
+Other loggers have no sub-runs. They get `round_07/ticket/val_acc`, the round as a metric, and steps that go on from
+network to network, as Weights & Biases drops what goes back.
+"""
+
+import io
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from lth_lightning.files import failure_to_write
+from lth_lightning.files import failure_to_write, replace_file
 from lth_lightning.trainer import fit
+
+HPARAMS = "_hparams_/"  # a row of the hparams page: its start, and at the end of the round its end
+AT_THE_END = ("rounds/", "layers/")  # tags that are written when a network is finished, with the round as step
+
+
+class Place(NamedTuple):
+    """A network, as loggers name it."""
+
+    round: int
+    folder: str  # of TensorBoard's sub-run: `round 07 21.1%`
+    name: str  # within the round: `ticket`, `random_mask #2`
+    steps_before: int  # of all earlier networks
+    begins_round: bool  # whether it is the first of its round, at its start
 
 
 class SubRunLogger(TensorBoardLogger):
@@ -79,39 +102,93 @@ def network_writer(trainer: L.Trainer) -> SummaryWriter | None:
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-def is_resumed(trainer: L.Trainer) -> bool:
-    """Whether the run that is resumed here began the sub-run of the network in training."""
-    return any(logger._kwargs.get("purge_step") for logger in loggers_of(trainer))
-
-
-def enter_sub_run(trainer: L.Trainer, name: str, step: int) -> None:
-    """Make every TensorBoardLogger of the trainer write to the sub-run `name` from now on.
-
-    This works for any TensorBoardLogger, including subclasses.
+def enter_sub_run(trainer: L.Trainer, place: Place, step: int, done: Callable[[str], bool]) -> None:
+    """Make the trainer's loggers name the metrics of a network from now on. This works for any logger.
 
     Args:
         trainer: its loggers are changed in place.
-        name: the sub-run's folder, and its name in TensorBoard's legend.
-        step: the step that the network resumes from, 0 at its start; later points that a killed run has logged are
-            void.
+        place: the network.
+        step: the step that it resumes from, 0 at its start; later points that a killed run has logged are void.
+        done: whether a network of this round is finished, by its name.
     """
-    for logger in loggers_of(trainer):
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            _rename(logger, lambda name: f"round_{place.round:02d}/{_plain(place.name)}/{name}", place)
+            continue
+        _rename(logger, lambda name: f"{name}/{place.name}", None)
+        if logger._sub_dir == place.folder:
+            continue
         _close(logger)
-        logger._sub_dir = name
-        logger._kwargs["purge_step"] = step
+        logger._sub_dir = place.folder
         if isinstance(logger, SubRunLogger):
             logger._trainer = trainer
-            logger._kwargs["purge_step"] = step + 1 if step else 0  # a point at `step` is from before the resume
+        if trainer.is_global_zero:
+            own = step + 1 if isinstance(logger, SubRunLogger) and step else step  # where its next point will be
+
+            def kept(tag: str, at: int, until: int = own) -> bool:
+                if tag.startswith(HPARAMS):
+                    return not place.begins_round and not tag.endswith("session_end_info")
+                name = tag.rpartition("/")[2]
+                return done(name) or (name == place.name and at < until and not tag.startswith(AT_THE_END))
+
+            remove_void_points(Path(logger.log_dir), kept)
 
 
 def leave_sub_run(trainer: L.Trainer) -> None:
-    """Make the loggers write to their own folders again."""
-    for logger in loggers_of(trainer):
-        _close(logger)
-        logger._sub_dir = None
-        logger._kwargs.pop("purge_step", None)
-        if isinstance(logger, SubRunLogger):
-            logger._trainer = None
+    """Make the loggers name metrics as they come, in their own folders."""
+    for logger in trainer.loggers:
+        logger.__dict__.pop("log_metrics", None)
+        if isinstance(logger, TensorBoardLogger):
+            _close(logger)
+            logger._sub_dir = None
+            if isinstance(logger, SubRunLogger):
+                logger._trainer = None
+
+
+def _rename(logger: Logger, name_of: Callable[[str], str], place: Place | None) -> None:
+    """Make a logger log each metric under another name; with a `place`, at steps that go on over networks."""
+    log_metrics = type(logger).log_metrics.__get__(logger)
+
+    def renamed(metrics: Mapping[str, float], step: int | None = None) -> None:
+        named = {name_of(name): value for name, value in metrics.items() if name != "epoch"}
+        if place is None:
+            log_metrics(named, step)
+        else:
+            log_metrics({**named, "round": place.round}, step=None if step is None else place.steps_before + step)
+
+    logger.log_metrics = renamed  # type: ignore[method-assign]
+
+
+def _plain(name: str) -> str:
+    """A network's name in the letters that every logger allows: `random_mask_2`."""
+    return name.replace(" #", "_")
+
+
+def remove_void_points(folder: Path, kept: Callable[[str, int], bool]) -> None:
+    """Remove points from the event files of a sub-run that a killed process has left, and that will be written again.
+
+    TensorBoard's own way (`purge_step`) removes the points of all tags, but other networks of the round are finished.
+
+    Args:
+        folder: the sub-run's folder; it need not exist.
+        kept: whether to keep a point, by its tag and step.
+    """
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        events, void = [], False
+        for event in LegacyEventFileLoader(str(path)).Load():
+            values = [value for value in event.summary.value if kept(value.tag, event.step)]
+            void |= len(values) < len(event.summary.value)
+            if len(values) < len(event.summary.value):
+                del event.summary.value[:]
+                event.summary.value.extend(values)
+            if values or not event.HasField("summary"):
+                events.append(event)
+        if void:
+            rewritten = io.BytesIO()
+            writer = RecordWriter(rewritten)
+            for event in events:
+                writer.write(event.SerializeToString())
+            replace_file(path, rewritten.getvalue())
 
 
 def _close(logger: TensorBoardLogger) -> None:

@@ -133,10 +133,11 @@ def _lightnings_names(kind: type) -> frozenset[str]:
 def _differing(first: Contents, now: Contents) -> set[str]:
     """Return the paths that differ, except where a callback has only added to its lists and dicts, as those record."""
 
+    is_partial = TRUNCATED in first or TRUNCATED in now
+
     def counts(path: str) -> bool:
-        is_partial = TRUNCATED in first or TRUNCATED in now
         of_data = "[" in path or path.startswith(tuple(ADVICE))
-        if path == TRUNCATED or (is_partial and of_data and path not in first.keys() & now.keys()):
+        if path == TRUNCATED or (is_partial and of_data and not (path in first and path in now)):
             return False
         is_record = "[" in path and path not in first
         return not (path.startswith(CALLBACK) and (is_record or RECORDED.match(now.get(path, ""))))

@@ -17,7 +17,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from conftest import assert_same
+from conftest import assert_same, draw_plainly, weekly
 from dataset_files import accept_cifar10, write_cifar10, write_mnist
 
 from lth_lightning import LotteryTicket, Ticket, prunable_weights
@@ -177,6 +177,8 @@ PUBLISHED = {
 }
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+LIKE_ANOTHER = ("conv2_cifar10", "conv4_cifar10", "lenet300_fashion_mnist", "lenet5_fashion_mnist", "vgg19_cifar10")
+"""Configs that run as conv6, the LeNets on MNIST and resnet20 do."""
 
 
 @pytest.fixture(autouse=True)
@@ -401,9 +403,17 @@ def test_the_readme_translates_every_option() -> None:
 # ------------------------------------------------------------------------ what they do
 
 
-@every_config
-def test_rounds_run_and_leave_what_a_run_leaves(config: Path, data_dir: Path, run_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(one, marks=weekly if one.stem in LIKE_ANOTHER else ()) for one in CONFIGS],
+    ids=lambda config: config.stem,
+)
+def test_rounds_run_and_leave_what_a_run_leaves(
+    config: Path, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, last = PUBLISHED[config.stem], last_round(config)
+    if config.stem != "quickstart":
+        draw_plainly(monkeypatch)
     assert fit(config, run_dir, *shortened(config, data_dir)) == 0
 
     rows = read_rows(run_dir / "results.csv")
@@ -459,9 +469,12 @@ def test_the_tutorials_counts_of_pruned_weights() -> None:
     assert left == pytest.approx(1_965, abs=10)
 
 
-@pytest.mark.parametrize("stem", ["quickstart", "resnet20_cifar10"])
-def test_a_run_is_repeated_from_its_config_yaml(stem: str, data_dir: Path, run_dir: Path) -> None:
+@pytest.mark.parametrize("stem", [pytest.param("quickstart", marks=weekly), "resnet20_cifar10"])
+def test_a_run_is_repeated_from_its_config_yaml(
+    stem: str, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ResNet-20 draws all that can be drawn: order, crops, mirrors; and has batch norm, momentum and a schedule."""
+    draw_plainly(monkeypatch)
     config = next(config for config in CONFIGS if config.stem == stem)
     first, again = run_dir / "first", run_dir / "again"
     assert fit(config, first, *shortened(config, data_dir)) == 0

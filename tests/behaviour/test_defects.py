@@ -12,7 +12,19 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import Cut, Fit, assert_same, copies, digits, fit, make_trainer, mlp, resnet, train_by_hand
+from conftest import (
+    Cut,
+    Fit,
+    assert_same,
+    copies,
+    digits,
+    fit,
+    make_trainer,
+    mlp,
+    of_experiments,
+    resnet,
+    train_by_hand,
+)
 
 from lth_lightning import Criterion, Evidence, LotteryTicket, Pruning, Ticket
 from lth_lightning.pruning.masks import masked
@@ -81,16 +93,17 @@ def test_row_4_biases_and_normalisation_are_not_pruned(experiment: Experiment) -
             assert torch.equal(value, run.start(0)[name])
 
 
-@pytest.mark.parametrize(
-    "trainer",
-    [
-        {},
-        {"accumulate_grad_batches": 3},
-        {"gradient_clip_val": 0.05},
-        {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value", "accumulate_grad_batches": 2},
-        {"precision": "bf16-mixed"},
-    ],
-    ids=str,
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"accumulate_grad_batches": 3},
+    {"gradient_clip_val": 0.05},
+    {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value", "accumulate_grad_batches": 2},
+    {"precision": "bf16-mixed"},
+)
+
+
+@of_experiments(
+    [("mlp", WAYS[0]), ("mlp", WAYS[1]), ("mlp", WAYS[4]), ("resnet", WAYS[2]), ("foreign", WAYS[3])], trainer=WAYS
 )
 def test_row_5_pruned_weights_stay_0_through_everything(experiment: Experiment, trainer: dict[str, Any]) -> None:
     look = EachStep()

@@ -21,6 +21,7 @@ from conftest import (
     make_trainer,
     mlp,
     resnet,
+    weekly,
 )
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
@@ -77,7 +78,7 @@ def test_averaged_weights_begin_anew_each_round(tmp_path: Path, kind: str) -> No
     assert_same(copies(run.module), run.ticket(2).trained)
 
 
-@pytest.mark.parametrize("cut_at", [10, 17, 25])
+@pytest.mark.parametrize("cut_at", [pytest.param(10, marks=weekly), pytest.param(17, marks=weekly), 25])
 def test_averaged_weights_survive_a_resume(tmp_path: Path, cut_at: int) -> None:
     def run(folder: str, *more: L.Callback, **settings: Any) -> Fit:
         torch.manual_seed(0)
@@ -283,7 +284,9 @@ class Diverging(ForeignModule):
         return super().training_step(batch, batch_idx) * (self.value if self.left < 0 else 1.0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "value", [float("nan"), *(pytest.param(sign * float("inf"), marks=weekly) for sign in (1, -1))]
+)
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_tickets(tmp_path: Path, value: float) -> None:
     whole = fit(ForeignModule(), ForeignData(), tmp_path / "whole", metrics=FOREIGN_METRICS)
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
 """A run that is killed, at any moment and however often, ends as one that nobody has killed.
 
 Real processes with the real command line, really killed, and continued with the same command and `--ckpt_path last`.
-`LTH_KILLS=20 LTH_SEEDS=2 pytest -s tests/behaviour/test_kills.py` kills each experiment more often, and says how often.
-The usual run takes a part, so that the suite stays short; once a week the workflow of pre-releases takes more.
+`LTH_THOROUGH=1 LTH_KILLS=20 LTH_SEEDS=2 pytest -s tests/behaviour/test_kills.py` kills every experiment, each more
+often, and says how often.
 """
 
 import csv
@@ -23,16 +23,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HANGS
+from conftest import HANGS, THOROUGH, draw_plainly, weekly
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from lth_lightning.cli.main import main
 from lth_lightning.runs.lock import LOCK
 
-KILLS = int(os.environ.get("LTH_KILLS", "2"))  # at random moments, of each experiment and seed
+KILLS = int(os.environ.get("LTH_KILLS", "2" if THOROUGH else "1"))  # at random moments, of each experiment and seed
 SEEDS = int(os.environ.get("LTH_SEEDS", "1"))
-THOROUGH = "LTH_KILLS" in os.environ or "LTH_SEEDS" in os.environ
 
 
 class Dropping(nn.Module):
@@ -79,8 +78,8 @@ EXPERIMENTS = {
         model__optimizer=SGD,
         model__lr_scheduler='{"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}',
         data__augment="true",
-        lottery__rounds="2",
-        lottery__train_for="4ep",
+        lottery__rounds="1",
+        lottery__train_for="3ep",
         lottery__checkpoint_every_n_train_steps="2",
         lottery__rewind="learning_rate",
         lottery__controls="[random_reinit]",
@@ -111,6 +110,10 @@ EXPERIMENTS = {
         '"patience": 2}}]',
     ),
 }
+USUAL = "learning-rate rewinding, dropout, batch norm, augmented data"  # the one with every kind of state
+every_experiment = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == USUAL else weekly) for name in EXPERIMENTS]
+)
 ONE_EPOCH = command(
     model__net=f"{__name__}.Dropping",
     model__optimizer=ADAM,
@@ -224,6 +227,7 @@ def child(args: list[str], run: Path, log: Path, number: int, moment: Moment | N
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
+    draw_plainly(pytest.MonkeyPatch())
     # TensorBoard orders event files by the second of their start. A real process takes seconds to start, this one none.
     now = time.time
     time.time = lambda: now() + 60 * number
@@ -406,7 +410,7 @@ Count = Callable[[str, list[Experiment]], None]
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-@pytest.mark.parametrize("name", list(EXPERIMENTS)[: len(EXPERIMENTS) if THOROUGH else 2])
+@every_experiment
 def test_kills_at_random_moments_change_nothing(
     name: str, seed: int, reference: Of, count: Count, tmp_path: Path
 ) -> None:
@@ -444,21 +448,28 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@every_experiment
 def test_kills_before_within_and_after_each_kind_of_write_change_nothing(
     name: str, seed: int, reference: Of, count: Count, tmp_path: Path
 ) -> None:
-    """The moments are divided among the experiments, and of each operation one is taken; with 12 seeds each has all."""
+    """The moments are divided among the experiments, and of each operation one is taken; with 12 seeds each has all.
+
+    In the usual run its one experiment has a moment of each kind of file.
+    """
     whole, chance = reference(EXPERIMENTS[name]), random.Random(f"{name}, {seed}")
     operations = Counter(operation for _, operation in whole.operations)  # in the order of their first time
     assert {operation.file for operation in operations} >= WRITTEN
     turn = list(EXPERIMENTS).index(name) + seed
+    if THOROUGH:
+        divided = [part for i, part in enumerate(operations) if i % len(EXPERIMENTS) == turn % len(EXPERIMENTS)]
+    else:
+        of_files = [[one for one in operations if one.file == file] for file in sorted({o.file for o in operations})]
+        divided = [of_one[i % len(of_one)] for i, of_one in enumerate(of_files)]
+        divided.sort(key=list(operations).index)
     todo = []
-    for number, (operation, often) in enumerate(operations.items()):
-        if number % len(EXPERIMENTS) == turn % len(EXPERIMENTS):
-            ways = hows(operation, operations)
-            how = ways[(number // len(EXPERIMENTS) + turn) % len(ways)]
-            todo.append(Moment(operation, how, chance.randint(1 + often // 8, 1 + often // 3)))
+    for i, operation in enumerate(divided):
+        ways, often = hows(operation, operations), operations[operation]
+        todo.append(Moment(operation, ways[(i + turn) % len(ways)], chance.randint(1 + often // 8, 1 + often // 3)))
     done: list[Experiment] = []
     while todo:
         experiment = Experiment(EXPERIMENTS[name], tmp_path / str(len(done)))
@@ -476,7 +487,7 @@ def test_kills_before_within_and_after_each_kind_of_write_change_nothing(
     count(f"{name}, seed {seed}, before, within and after each kind of write", done)
 
 
-@pytest.mark.parametrize("every", ["null", "3"])
+@pytest.mark.parametrize("every", [pytest.param("null", marks=weekly), "3"])
 def test_kills_that_come_faster_than_epochs_change_nothing(
     every: str, reference: Of, count: Count, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Cut, assert_equal_runs, digits, fit, mlp
+from conftest import Cut, assert_equal_runs, digits, draw_plainly, fit, mlp
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -281,6 +281,7 @@ def test_on_the_command_line_it_stands_above_the_table_and_in_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    draw_plainly(monkeypatch)
     lottery = ["--lottery.train_for", "2it", "--lottery.rounds", "1"]
     assert main(["fit", "--data.dataset", "Digits", "--model.net", "MLP", *lottery, "--run_dir", "run"]) == 0
     first = capsys.readouterr().out.splitlines()[0]

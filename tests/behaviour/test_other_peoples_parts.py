@@ -91,39 +91,45 @@ def test_there_is_a_verdict_for_every_callback() -> None:
     assert VERDICTS.keys() == set(callbacks.__all__)
 
 
+def quick_run(folder: Path, *more: L.Callback, **trainer: bool) -> Any:
+    off = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    settings: dict[str, Any] = {"logger": CSVLogger(folder.parent), "log_every_n_steps": 1, **off, **trainer}
+    torch.manual_seed(0)
+    return fit(mlp(), digits(), folder, rounds=1, train_for="8it", trainer=settings, callbacks=more)
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without any callback of somebody else's."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("without") / "run"
+    quick_run(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", [name for name, (make, _) in VERDICTS.items() if make])
 @pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`")
 @pytest.mark.filterwarnings("ignore:.*fit.ckpt_path")  # OnExceptionCheckpoint looks for one of its own
 def test_a_callback_leaves_training_as_it_is_or_is_refused(
-    name: str, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+    name: str, without: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, verdict = VERDICTS[name]
     assert make is not None
     theirs = make(tmp_path)
-    shown = isinstance(theirs, callbacks.ProgressBar | callbacks.ModelSummary)
-    settings: dict[str, Any] = {
-        "logger": CSVLogger(tmp_path),
-        "log_every_n_steps": 1,
+    trainer = {
         "enable_progress_bar": isinstance(theirs, callbacks.ProgressBar),
-        "enable_model_summary": shown,
+        "enable_model_summary": isinstance(theirs, callbacks.ProgressBar | callbacks.ModelSummary),
         "enable_checkpointing": isinstance(theirs, callbacks.Checkpoint),
     }
-
-    def run(folder: str, *more: L.Callback) -> Any:
-        torch.manual_seed(0)
-        return fit(mlp(), digits(), tmp_path / folder, rounds=1, train_for="8it", trainer=settings, callbacks=more)
-
     if verdict is not ALONE:
         with pytest.raises(SettingError, match=f"trainer.callbacks: {name} .*{verdict.removeprefix(name + ' ')}"):
-            run("refused", theirs)
+            quick_run(tmp_path / "refused", theirs, **trainer)
         assert not (tmp_path / "refused").exists()
         return
-    run("with", theirs)
+    quick_run(tmp_path / "with", theirs, **trainer)
     assert not [record for record in caplog.records if record.name == "lth_lightning.trainer.watch"]
-    settings |= {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    run("without")
     for round in ("00", "01"):
-        ours, alone = (tmp_path / folder / f"tickets/round_{round}.safetensors" for folder in ("with", "without"))
+        ours, alone = (folder / f"tickets/round_{round}.safetensors" for folder in (tmp_path / "with", without))
         assert ours.read_bytes() == alone.read_bytes()
 
 

@@ -23,14 +23,17 @@ from conftest import (
     ARCHITECTURES,
     FOREIGN_METRICS,
     HANGS,
+    THOROUGH,
     ForeignData,
     ForeignModule,
     assert_same,
     copies,
     digits,
+    draw_plainly,
     make_trainer,
     mlp,
     resnet,
+    weekly,
 )
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
@@ -201,6 +204,7 @@ LAUNCHERS = {
     "trainer": [sys.executable, "train.py"],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"],
 }
+every_launcher = pytest.mark.parametrize("launcher", ["trainer", pytest.param("torchrun", marks=weekly)])
 
 
 def command_line(folder: Path, flags: list[str]) -> None:
@@ -209,12 +213,13 @@ def command_line(folder: Path, flags: list[str]) -> None:
     log = os.open(f"{folder}.{os.environ.get('RANK', os.environ.get('SLURM_PROCID'))}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    draw_plainly(pytest.MonkeyPatch())
     sys.exit(main([*flags, f"--run_dir={folder}"]))
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """Folder and output of one process's run, and of the same run on two, by the Trainer and by torchrun."""
+    """Folder and output of one process's run, and of the same run on two, by each launcher."""
     root = tmp_path_factory.mktemp("launched")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     environment.pop("PL_GLOBAL_SEED", None)
@@ -228,6 +233,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
             text=True,
         )
         for name, command in LAUNCHERS.items()
+        if THOROUGH or name == "trainer"  # which starts the second process itself
     }
     found = {}
     try:
@@ -269,12 +275,12 @@ def assert_same_experiment(one: Path, two: Path) -> None:
             assert torch.equal(mine.rewind_point[name][kept], yours.rewind_point[name][kept]), "bit for bit"
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@every_launcher
 def test_two_processes_give_the_results_of_one(launched: dict[str, tuple[Path, str]], launcher: str) -> None:
     assert_same_experiment(launched["one"][0], launched[launcher][0])
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@every_launcher
 def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], launcher: str) -> None:
     def files(folder: Path) -> Counter[str]:
         """Names without what differs in any two runs: time and process in those of TensorBoard."""
@@ -288,7 +294,7 @@ def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], la
 
     (one, out), (folder, their_out) = launched["one"], launched[launcher]
     assert files(folder) == files(one)
-    assert set(folder.parent.iterdir()) == {folder.parent / name for name in ("one", "one.0.log", *LAUNCHERS)}
+    assert set(folder.parent.iterdir()) == {folder.parent / name for name in (*launched, "one.0.log")}
     shown = lines(their_out)
     assert len(shown) == 4 and shown == lines(out)
     assert their_out.count("early stop  seconds") == 1
@@ -319,14 +325,15 @@ def test_tasks_of_slurm_are_processes_of_one_run(tmp_path: Path, launched: dict[
 
 
 @pytest.mark.parametrize(
-    ("kind", "rewind"), [("resnet", "weights"), ("resnet", "learning_rate"), ("foreign", "weights")]
+    ("kind", "rewind"),
+    [pytest.param("resnet", "weights", marks=weekly), ("resnet", "learning_rate"), ("foreign", "weights")],
 )
 def test_every_network_starts_and_ends_alike_on_all_processes(tmp_path: Path, kind: str, rewind: str) -> None:
     """Buffers included, whose running statistics follow each process's own batches, and figures, of which a foreign
     module logs each process's own. Without validation nothing else makes them alike."""
     quiet = {"trainer": {"limit_val_batches": 0}, "evaluate_test": False} if rewind == "learning_rate" else {}
-    first, second = run(tmp_path, kind=kind, rewind=rewind, rewind_to="4it", controls=CONTROLS, **quiet)
-    assert len(first.starts) == len(second.starts) == 9
+    first, second = run(tmp_path, kind=kind, rewind=rewind, rewind_to="4it", rounds=1, controls=CONTROLS, **quiet)
+    assert len(first.starts) == len(second.starts) == 5
     for ours, theirs in zip(first.starts + first.masks, second.starts + second.masks, strict=True):
         assert fingerprint(ours) == fingerprint(theirs)
     parameters = {name for name, _ in ARCHITECTURES[kind][0]().named_parameters()}
@@ -345,8 +352,8 @@ def test_processes_prune_by_the_same_batches_which_are_those_of_one_process(tmp_
 
 
 def test_controls_start_with_the_weights_and_masks_they_have_in_one_process(tmp_path: Path) -> None:
-    (one,) = run(tmp_path / "one", world_size=1, controls=CONTROLS)
-    two, _ = run(tmp_path / "two", controls=CONTROLS)
+    (one,) = run(tmp_path / "one", world_size=1, rounds=1, controls=CONTROLS)
+    two, _ = run(tmp_path / "two", rounds=1, controls=CONTROLS)
     variants = [row["variant"] for row in one.rows]
     assert set(variants) == {"ticket", *CONTROLS}
     assert_same(one.starts[0], two.starts[0])
@@ -359,7 +366,7 @@ def test_controls_start_with_the_weights_and_masks_they_have_in_one_process(tmp_
                 assert torch.equal(one.starts[i][name][kept], two.starts[i][name][kept])
 
 
-@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+@pytest.mark.parametrize("kind", [pytest.param("mlp", marks=weekly), "resnet"])
 def test_every_image_is_evaluated_once(tmp_path: Path, kind: str) -> None:
     """101 validation and 360 test images in batches of 50 and two processes, one of which has a batch more."""
     settings: dict[str, Any] = {"val_size": 101, "eval_batch_size": 50}
@@ -421,8 +428,8 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_pruned_weights_their_gradients_and_momentum_stay_0_on_all_processes(tmp_path: Path, way: str) -> None:
     """Before the processes' gradients are averaged, and after."""
-    for seen in run(tmp_path, kind="resnet", controls=["random_mask"], **WAYS[way]):
-        assert len(seen.norms) == 5 * 10
+    for seen in run(tmp_path, kind="resnet", rounds=1, controls=["random_mask"], evaluate_test=False, **WAYS[way]):
+        assert len(seen.norms) == 3 * 10
         assert seen.alive == 0
 
 
@@ -434,10 +441,13 @@ def test_clipping_sees_the_norm_that_one_process_sees(tmp_path: Path) -> None:
         assert [seen.norms[i] for i in (0, 10, 20)] == pytest.approx([one.norms[i] for i in (0, 10, 20)], rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "data_order"), [("mlp", "fresh"), ("foreign", "fresh"), ("foreign", "same")])
+@pytest.mark.parametrize(
+    ("kind", "data_order"), [("mlp", "fresh"), ("foreign", "fresh"), pytest.param("foreign", "same", marks=weekly)]
+)
 def test_a_rounds_networks_see_one_order_and_the_next_round_another(tmp_path: Path, kind: str, data_order: str) -> None:
     """Of our loader, and of the DistributedSampler that Lightning puts into a stock one."""
-    first, second = run(tmp_path, kind=kind, data_order=data_order, controls=["random_mask"], train_for="14it")
+    settings: dict[str, Any] = {"controls": ["random_mask"], "train_for": "14it", "evaluate_test": False}
+    first, second = run(tmp_path, kind=kind, data_order=data_order, **settings)
     for seen in (first, second):
         dense, ticket, control, next_ticket, next_control = map(tuple, seen.order)
         assert ticket == control
@@ -452,13 +462,16 @@ def test_a_rounds_networks_see_one_order_and_the_next_round_another(tmp_path: Pa
 # ------------------------------------------------------------------------ interruptions
 
 
-@pytest.mark.parametrize(("kind", "killed"), [("resnet", 1), ("foreign", 0)])
+@pytest.mark.parametrize(
+    ("kind", "killed", "every"),
+    [("foreign", 0, 2), *(pytest.param(*case, marks=weekly) for case in [("foreign", 0, None), ("resnet", 1, 2)])],
+)
 def test_a_run_whose_process_was_killed_ends_bit_for_bit_as_an_uninterrupted_one(
-    tmp_path: Path, kind: str, killed: int
+    tmp_path: Path, kind: str, killed: int, every: int | None
 ) -> None:
     """Killed in the first epoch of a network; the other process ends too, with an error."""
     settings: dict[str, Any] = {"kind": kind, "controls": ["random_mask"], "rewind_to": "5it", "train_for": "17it"}
-    settings["checkpoint_every_n_train_steps"] = 2 if killed else None  # inside an epoch, each with its own draws
+    settings |= {"rounds": 1, "checkpoint_every_n_train_steps": every}  # inside an epoch, each with its own draws
     whole = run(tmp_path / "whole", **settings)
     cut = tmp_path / "cut"
     cut.mkdir()
@@ -469,7 +482,7 @@ def test_a_run_whose_process_was_killed_ends_bit_for_bit_as_an_uninterrupted_one
     for name in ("results.csv", "layers.csv"):
         assert read(cut / name) == read(tmp_path / "whole" / name)
     tickets = sorted((cut / "tickets").iterdir())
-    assert len(tickets) == 3
+    assert len(tickets) == 2
     for ticket in tickets:
         assert ticket.read_bytes() == (tmp_path / "whole" / "tickets" / ticket.name).read_bytes()
     for ours, theirs in zip(whole, resumed, strict=True):
@@ -496,7 +509,11 @@ class Fails(Magnitude):
         return super().scores(evidence)
 
 
-@pytest.mark.parametrize("criterion", [ByRank(), Fails(0), Fails(1)], ids=["masks differ", "0 fails", "1 fails"])
+@pytest.mark.parametrize(
+    "criterion",
+    [ByRank(), Fails(0), pytest.param(Fails(1), marks=weekly)],
+    ids=["masks differ", "0 fails", "1 fails"],
+)
 def test_what_fails_on_one_process_ends_all(tmp_path: Path, criterion: Magnitude) -> None:
     settings = {"pruning": Pruning(criterion=criterion)}
     assert end(start(_fail, tmp_path, settings)) == [1, 1]

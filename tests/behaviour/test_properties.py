@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import THOROUGH
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 def examples(count: int) -> settings:
-    return settings(max_examples=count)
+    """A third of `count` in the usual run."""
+    return settings(max_examples=count if THOROUGH else count // 3)
 
 
 @pytest.fixture(scope="module")
@@ -653,6 +655,13 @@ def test_generators_go_on_from_where_they_were_kept(folder: Path, seed: int, use
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     restore_generators(torch.load(folder / "moment.ckpt", weights_only=True))
     assert [USES[name]() for name in [*USES, *USES]] == expected
+
+
+def test_generators_that_an_earlier_version_kept_go_on_too() -> None:
+    kept = {**generators(), "python": random.getstate()}
+    expected = random.random()
+    restore_generators(kept)
+    assert random.random() == expected
 
 
 # ------------------------------------------------------------------------------------- loaders

@@ -27,7 +27,10 @@ from lth_lightning.runs.settings import MAY_DIFFER, check_same
 from lth_lightning.tickets.ticket import Ticket
 
 # Lightning 2.6 calls jsonargparse by a name that 4.49 has made old; Python shows that to no user.
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.usefixtures("plain_figures"),
+]
 
 REPOSITORY = Path(__file__).parents[2]
 FIT = [

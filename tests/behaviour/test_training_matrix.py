@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Fit, assert_same, digits, fit, make_trainer
+from conftest import Fit, assert_same, digits, fit, make_trainer, weekly
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop, lr_scheduler
@@ -291,6 +291,14 @@ SETUPS = {
 }
 
 
+LIKE_ANOTHER = (
+    *("16-mixed, overflow, fused", "accumulate 3", "clip norm, accumulate 3", "clip value, accumulate 2"),
+    *("adam, fused", "adam, foreach", "sgd", "sgd, momentum, nesterov", "adamw", "step", "step, every second"),
+    *("one cycle", "plateau", "warm-up", "compiled, aot autograd", "64-true"),
+)
+"""Setups that differ from another in a number, or in an implementation that torch promises to be equal."""
+
+
 # ------------------------------------------------------------------------ what is looked at
 
 
@@ -430,6 +438,7 @@ def run_lottery(setup: Setup, folder: Path, *callbacks: L.Callback) -> tuple[Fit
         callbacks=(*callbacks, watch),
         train_for=setup.train_for,
         controls=controls,
+        evaluate_test=False,
         seed=SEED,
     )
     return run, watch
@@ -438,7 +447,7 @@ def run_lottery(setup: Setup, folder: Path, *callbacks: L.Callback) -> tuple[Fit
 # ------------------------------------------------------------------------ what must be true
 
 
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=weekly if one in LIKE_ANOTHER else ()) for one in SETUPS])
 def test_every_network_equals_its_training_alone_and_what_is_pruned_stays_0(tmp_path: Path, name: str) -> None:
     setup = SETUPS[name]
     if not setup.available:

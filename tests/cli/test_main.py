@@ -24,7 +24,10 @@ from lth_lightning.cli.run_dir import Reservation
 from lth_lightning.errors import SettingError, unknown_name
 
 # Lightning 2.6 calls jsonargparse by a name that 4.49 has made old; Python shows that to no user.
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.usefixtures("plain_figures"),
+]
 
 REPOSITORY = Path(__file__).parents[2]
 QUICKSTART = ["fit", "--config", str(REPOSITORY / "configs/quickstart.yaml")]
@@ -637,7 +640,10 @@ def test_tickets_that_a_run_was_given_may_be_gone_when_it_is_tested(crowded: Pat
 
 
 def test_a_network_of_torchvisions_takes_its_classes_from_the_data(folder: Path) -> None:
-    own = ["--model.net", "torchvision.models.resnet18", "--data.dataset", "my_module.Colours", "--data.val_size", "4"]
+    own = [
+        *("--model.net", "torchvision.models.squeezenet1_1"),  # the smallest
+        *("--data.dataset", "my_module.Colours", "--data.val_size", "4"),
+    ]
     assert main([*SHORT, *own, "--data.batch_size", "8", "--trainer.enable_progress_bar", "false"]) == 0
     config = yaml.safe_load((folder / "runs/quickstart/0/config.yaml").read_text())
     assert config["model"]["net"]["init_args"]["num_classes"] == 4

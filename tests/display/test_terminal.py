@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import yaml
-from conftest import Cut, Fit, digits, fit, mlp
+from conftest import Cut, Fit, digits, draw_plainly, fit, mlp
 from rich.console import Console
 
 from lth_lightning import LotteryProgress, SettingError
@@ -272,6 +272,7 @@ def test_quiet_is_a_plain_line_a_network_and_where_results_lie_and_no_setting_of
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    draw_plainly(monkeypatch)
     assert main([*SHORT, "--run_dir", "run", "--quiet", "--trainer.enable_model_summary", "true"]) == 0
     out, err = capsys.readouterr()
     header, dense, ticket, where = out.splitlines()

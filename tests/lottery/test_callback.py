@@ -22,8 +22,10 @@ from conftest import (
     fit,
     make_trainer,
     mlp,
+    of_experiments,
     resnet,
     train_by_hand,
+    weekly,
 )
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -71,7 +73,9 @@ def test_lengths_count_optimizer_steps_under_accumulation(tmp_path: Path, accumu
     assert count.steps == 18
 
 
-@pytest.mark.parametrize("rewind_to", ["0it", "5it", "1ep", "50%"])
+@of_experiments(
+    [("mlp", "0it"), ("resnet", "5it"), ("resnet", "1ep"), ("foreign", "50%")], rewind_to=["0it", "5it", "1ep", "50%"]
+)
 def test_every_round_equals_a_plain_loop_bit_for_bit(experiment: Experiment, rewind_to: str) -> None:
     """From its ticket's rewind point, with its mask, on its order of the data: momentum, decay, batch norm, dropout,
     schedule and the place inside the epoch included."""
@@ -83,7 +87,7 @@ def test_every_round_equals_a_plain_loop_bit_for_bit(experiment: Experiment, rew
         assert_same(ticket.trained, train_by_hand(run, start, ticket.masks, first, 17, order=round))
 
 
-@pytest.mark.parametrize("k", [1, 7, 8])
+@of_experiments([("mlp", 1), ("resnet", 7), ("foreign", 8)], k=[1, 7, 8])
 def test_the_rewind_point_is_what_exactly_k_steps_lead_to(experiment: Experiment, k: int) -> None:
     run = experiment(rounds=2, train_for="10it", rewind_to=f"{k}it")
     after_k = train_by_hand(run, run.start(0), {}, 0, k, order=0)
@@ -277,7 +281,7 @@ def test_control_rounds_restrict_the_controls(tmp_path: Path) -> None:
     assert [(row.round, row.variant) for row in run.rows if row.variant != "ticket"] == [(2, "random_mask")]
 
 
-@pytest.mark.parametrize("data_order", ["fresh", "same"])
+@of_experiments([("mlp", "fresh"), ("foreign", "fresh"), ("foreign", "same")], data_order=["fresh", "same"])
 def test_a_rounds_networks_see_the_data_in_one_order(experiment: Experiment, data_order: str) -> None:
     order = Order()
     experiment(rounds=2, data_order=data_order, controls=["random_reinit", "random_mask"], callbacks=(order,))
@@ -412,7 +416,7 @@ def test_early_stop_columns_are_the_evaluation_of_the_lowest_loss_and_curves_hol
 # ------------------------------------------------------------------------ resuming
 
 
-@pytest.mark.parametrize("cut_at", [22])
+@of_experiments([("resnet", 22), ("foreign", 22)], cut_at=[22])
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Experiment, cut_at: int) -> None:
     settings = {"rounds": 2, "train_for": "17it", "rewind_to": "5it", "controls": ALL_CONTROLS}
     whole = experiment(**settings)
@@ -425,7 +429,12 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(experiment: Expe
 
 
 @pytest.mark.parametrize(
-    "way", [{"rewind": "learning_rate"}, {"rewind": "nothing"}, {"pruning": Pruning(prune_from="dense")}]
+    "way",
+    [
+        pytest.param({"rewind": "learning_rate"}, marks=weekly),  # usually in tests/behaviour/test_kills.py
+        {"rewind": "nothing"},
+        {"pruning": Pruning(prune_from="dense")},
+    ],
 )
 @pytest.mark.parametrize("cut_at", [59])
 def test_a_resumed_run_of_another_kind_ends_the_same(tmp_path: Path, way: dict[str, Any], cut_at: int) -> None:

@@ -636,6 +636,7 @@ def test_what_needs_trained_weights_is_refused_at_initialisation(settings: dict[
         LotteryTicket(train_for="10it", pruning=at_initialisation(SynFlow()), **settings)
 
 
+@pytest.mark.usefixtures("plain_figures")
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Path(__file__).parents[2] / "configs/quickstart.yaml"

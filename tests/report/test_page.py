@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import draw_plainly
 
 from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.charts import STYLES, charts_of, comparison_chart, measures_of
@@ -247,7 +248,10 @@ def test_tables_name_every_network_and_setting() -> None:
     ]
 
 
-def test_report_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_writes_the_page_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_plainly(monkeypatch)
     for seed in (1, 2):
         folder = tmp_path / str(seed)
         (folder / "curves").mkdir(parents=True)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import digits, fit, mlp
+from conftest import digits, draw_plainly, fit, mlp
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -245,7 +245,8 @@ def test_layers_whose_names_begin_with_an_underscore_are_in_the_legend() -> None
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_stem (100)", "head (100)"]
 
 
-def test_statistics_csv_has_a_line_a_round_and_variant(tmp_path: Path) -> None:
+def test_statistics_csv_has_a_line_a_round_and_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_plainly(monkeypatch)
     for seed, rows in enumerate(THREE):
         save(tmp_path / str(seed), rows, seed)
     assert main([*map(str, sorted(tmp_path.iterdir())), "--out", str(tmp_path / "out")]) == 0
@@ -402,7 +403,10 @@ def test_report_of_a_run_stands_in_its_folder(tmp_path: Path, capsys: pytest.Cap
     assert str(run / "report.md") in shown
 
 
-def test_several_runs_are_pooled_beside_the_first_and_can_be_again(tmp_path: Path) -> None:
+def test_several_runs_are_pooled_beside_the_first_and_can_be_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_plainly(monkeypatch)
     for seed, accuracy in enumerate((0.96, 0.98, 0.97)):
         save(tmp_path / str(seed), rows_of(T=[0.97, accuracy], R=[None, 0.9]), seed)
     assert main(sorted(map(str, tmp_path.iterdir()))) == 0

@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DIGITS, Cut, Fit, assert_equal_runs, assert_same, copies, digits, fit, mlp, resnet, train_by_hand
+from conftest import (
+    DIGITS,
+    Cut,
+    Fit,
+    assert_equal_runs,
+    assert_same,
+    copies,
+    digits,
+    fit,
+    mlp,
+    resnet,
+    train_by_hand,
+    weekly,
+)
 
 from lth_lightning import ImageClassifier, SettingError, Ticket
 from lth_lightning.models import MLP
@@ -105,7 +118,9 @@ def test_training_goes_on_from_what_was_taken_over(transfer: Callable) -> None:
         assert_same(run.ticket(round).trained, expected)
 
 
-@pytest.mark.parametrize("way", ["mask", "mask_and_sign", "mask_and_weights"])
+@pytest.mark.parametrize(
+    "way", [pytest.param("mask", marks=weekly), pytest.param("mask_and_sign", marks=weekly), "mask_and_weights"]
+)
 def test_layers_of_another_shape_start_anew_and_whole_and_are_named(
     found: Fit, transfer: Callable, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 import lightning as L
 import pytest
 import torch
-from conftest import Cut, ForeignData, ForeignModule, assert_equal_runs, digits, fit, make_trainer, mlp
+from conftest import Cut, ForeignData, ForeignModule, assert_equal_runs, digits, fit, make_trainer, mlp, weekly
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -122,7 +122,7 @@ def test_accumulation_that_grows_leaves_rounds_as_long_as_they_were_asked_for(
     assert run.trainer.accumulate_grad_batches == 1
 
 
-@pytest.mark.parametrize("cut_at", [9, 14, 16, 26])
+@pytest.mark.parametrize("cut_at", [pytest.param(9, marks=weekly), 14, pytest.param(16, marks=weekly), 26])
 def test_a_resumed_run_accumulates_as_if_it_had_not_stopped(tmp_path: Path, cut_at: int) -> None:
     settings: dict[str, Any] = {"rounds": 1, "train_for": "2ep", "checkpoint_every_n_train_steps": 1}
 
