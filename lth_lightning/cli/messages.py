@@ -49,7 +49,7 @@ SAID_BETTER = {
 UNTOLD = {
     *("lottery", "lottery.pruning", "data", "model", "trainer"),
     *("lottery.run_dir", "model.num_classes", "model.input_shape"),
-    *("lottery.prunable.help", "lottery.reinit.help", "weights_only"),
+    *("lottery.prunable.help", "lottery.reinit.help", "lottery.score.help", "weights_only"),
 }
 # Headings of parts that are classes of the user's own: their arguments follow with --model.help CLASS.
 HEADINGS = {
@@ -211,7 +211,9 @@ def _of_value(setting: str, made: str, text: str) -> str | None:
     """Explain a value that is an abstract class, a class of a missing package, or a list in place of a name."""
     given = _find(r"(?:Got|Given) value: (\[.*?\]|[^\s.]+)", text) or ""
     base = BASES.get(setting)
-    if "is abstract" in text or (made and base is not None and locate(made) is base):
+    if made and base is not None and locate(made) is base:
+        return _abstract(setting, made)
+    if "is abstract" in text:
         return _abstract(setting, _find(r"but ([\w.]+) is abstract", text) or _find(r"value: ([\w.]+)", text) or made)
     path = _find(r"class_path '([\w.]+)'", text)
     if path and (reason := _find(r"(No module named '[\w.]+'|module '[\w.]+' has no attribute '\w+')", text)):
