@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lth_lightning.classifier import ImageClassifier
+    from lth_lightning.cli.lightning_cli import LotteryCLI
     from lth_lightning.data.datamodule import ImageDataModule
     from lth_lightning.display.tensorboard import LotteryBoard
     from lth_lightning.display.terminal import LotteryProgress
@@ -32,6 +33,7 @@ _HOME = {
     "ImageClassifier": "classifier",
     "ImageDataModule": "data.datamodule",
     "LotteryBoard": "display.tensorboard",
+    "LotteryCLI": "cli.lightning_cli",
     "LotteryProgress": "display.terminal",
     "LotteryTicket": "lottery.callback",
     "Magnitude": "pruning.criteria",
@@ -59,6 +61,7 @@ __all__ = [
     "ImageClassifier",
     "ImageDataModule",
     "LotteryBoard",
+    "LotteryCLI",
     "LotteryProgress",
     "LotteryTicket",
     "Magnitude",
@@ -82,3 +85,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"lth_lightning.{_HOME[name]}"), name)
     raise AttributeError(f"module 'lth_lightning' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

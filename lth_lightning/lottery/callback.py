@@ -18,6 +18,7 @@ from lth_lightning.lottery import plan, settings
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.experiment import Experiment
 from lth_lightning.lottery.metrics import Metrics
+from lth_lightning.lottery.rehearsal import Rehearsal
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.masks import Masks
@@ -130,9 +131,7 @@ class LotteryTicket(L.Callback):
             settings.check_transfer(transfer, on_mismatch)
             plan.check_initialisation(pruning, rewind, controls)
         all_rounds = plan.planned_rounds(rounds, pruning) if self.given is None else list(self.given.files)
-        self.plan = plan.plan_networks(
-            all_rounds, controls, control_rounds, control_replicates, found=self.given is None
-        )
+        self.plan = plan.plan_networks(all_rounds, controls, control_rounds, control_replicates, found=tickets is None)
         self.rewind, self.pruning, self.data_order = rewind, pruning, data_order
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
@@ -145,7 +144,7 @@ class LotteryTicket(L.Callback):
         self.folder_is_locked = False  # the command line locks it before the fit and sets this
         refusals.name_mixed_packages()
         self._address = processes.await_home(self)
-        self._fitting = False
+        self._fitting, self._rehearsal = False, Rehearsal(self)
         self._progress = Progress()
         self._experiment: Experiment | None = None
 
@@ -160,7 +159,7 @@ class LotteryTicket(L.Callback):
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer, pl_module)
-        lengths.refuse_rehearsals(trainer)
+        self._rehearsal.begin(trainer)
         refusals.refuse_what_cannot_work(trainer, pl_module)
         fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)
@@ -267,6 +266,7 @@ class LotteryTicket(L.Callback):
         fast_step.remove(trainer)
         if self._experiment is not None:
             self._experiment.close()
+        self._rehearsal.end()
 
     # ------------------------------------------------------------------------ checkpoints
 
