@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lth_lightning.classifier import ImageClassifier
+    from lth_lightning.cli.lightning_cli import LotteryCLI
     from lth_lightning.data.datamodule import ImageDataModule
+    from lth_lightning.data.diabetes import DiabetesData
     from lth_lightning.display.tensorboard import LotteryBoard
     from lth_lightning.display.terminal import LotteryProgress
     from lth_lightning.errors import SettingError, TicketError
     from lth_lightning.lottery.callback import LotteryTicket
+    from lth_lightning.matching import best_ticket
     from lth_lightning.pruning.criteria import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Random
     from lth_lightning.pruning.gradient_criteria import SNIP, GraSP, SynFlow
     from lth_lightning.pruning.mask_hooks import MaskHooks
     from lth_lightning.pruning.network_function import NetworkFunction
     from lth_lightning.pruning.prunable import prunable_weights
     from lth_lightning.pruning.pruning import Pruning
+    from lth_lightning.regressor import Regressor
     from lth_lightning.runs.score import Score
     from lth_lightning.tickets.ticket import Ticket
 
@@ -26,11 +30,13 @@ __version__ = "0.2.0"
 
 _HOME = {
     "Criterion": "pruning.criteria",
+    "DiabetesData": "data.diabetes",
     "Evidence": "pruning.criteria",
     "GraSP": "pruning.gradient_criteria",
     "ImageClassifier": "classifier",
     "ImageDataModule": "data.datamodule",
     "LotteryBoard": "display.tensorboard",
+    "LotteryCLI": "cli.lightning_cli",
     "LotteryProgress": "display.terminal",
     "LotteryTicket": "lottery.callback",
     "Magnitude": "pruning.criteria",
@@ -41,22 +47,26 @@ _HOME = {
     "Pruning": "pruning.pruning",
     "Random": "pruning.criteria",
     "SNIP": "pruning.gradient_criteria",
+    "Regressor": "regressor",
     "Score": "runs.score",
     "SettingError": "errors",
     "SynFlow": "pruning.gradient_criteria",
     "Ticket": "tickets.ticket",
     "TicketError": "errors",
+    "best_ticket": "matching",
     "prunable_weights": "pruning.prunable",
 }
 
 __all__ = [
     "SNIP",
     "Criterion",
+    "DiabetesData",
     "Evidence",
     "GraSP",
     "ImageClassifier",
     "ImageDataModule",
     "LotteryBoard",
+    "LotteryCLI",
     "LotteryProgress",
     "LotteryTicket",
     "Magnitude",
@@ -66,11 +76,13 @@ __all__ = [
     "NetworkFunction",
     "Pruning",
     "Random",
+    "Regressor",
     "Score",
     "SettingError",
     "SynFlow",
     "Ticket",
     "TicketError",
+    "best_ticket",
     "prunable_weights",
 ]
 
@@ -79,3 +91,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"lth_lightning.{_HOME[name]}"), name)
     raise AttributeError(f"module 'lth_lightning' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,10 +1,15 @@
-"""Lightning's CLI with our module, data and callback: the commands `fit`, `validate`, `test` and `predict`."""
+"""Lightning's CLI with the lottery: the commands `fit`, `validate`, `test` and `predict` for any module and data."""
 
+import csv
+import logging
 import os
+import re
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +21,15 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from lth_lightning.classifier import ImageClassifier
+from lth_lightning.cli.arguments import add_working_directory, completed, named_parts, program
 from lth_lightning.cli.checkpoints import check_fits, read_checkpoint, state_of_callback
+from lth_lightning.cli.main import answered, one_line_errors
 from lth_lightning.cli.messages import LotteryParser
+from lth_lightning.cli.parts import Made, part
 from lth_lightning.cli.run_dir import (
     RUN_DIR_VARIABLE,
     Reservation,
@@ -30,12 +38,12 @@ from lth_lightning.cli.run_dir import (
     numbered_runs,
     wanted_run,
 )
-from lth_lightning.data.datamodule import ImageDataModule
 from lth_lightning.display.tensorboard import LotteryBoard
 from lth_lightning.display.terminal import LotteryProgress, in_ci
 from lth_lightning.errors import SettingError, WriteError
 from lth_lightning.files import failure_to_write, is_failure_to_write, replace_file
 from lth_lightning.lottery.callback import LotteryTicket
+from lth_lightning.models.rebuild import GIVEN
 from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.tables import results_table
@@ -45,7 +53,9 @@ from lth_lightning.runs.folder import CONFIG, RunFolder
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.runs.run import Run, title_of
 from lth_lightning.runs.settings import check_same
+from lth_lightning.tickets.prediction import normalised, predictions
 from lth_lightning.tickets.ticket import Ticket
+from lth_lightning.trainer.memory import keep_freed_memory
 from lth_lightning.trainer.sub_runs import SubRunLogger
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -60,13 +70,15 @@ HELP = {
     "override it: `--config FILE --lottery.rounds 5`.",
     "validate": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the validation images.",
     "test": "Loss and accuracy of the ticket or checkpoint that --ckpt_path names, on the official test images.",
-    "predict": "The class of each official test image, one per line, for the ticket or checkpoint in --ckpt_path.",
+    "predict": "The class of each image in --images (file, class, probability as CSV), or the class number of each "
+    "official test image, one per line, for the ticket or checkpoint in --ckpt_path.",
 }
 EXAMPLES = """\
 examples:
-  python train.py fit --config configs/quickstart.yaml
-  python train.py fit --config configs/quickstart.yaml --lottery.rounds 5 --run_dir runs/mine
-  python train.py fit --config runs/mine/config.yaml --ckpt_path last     # resume after an interruption
+  {program} fit --config quickstart
+  {program} fit --config quickstart --lottery.rounds 5 --run_dir runs/mine
+  {program} fit --config quickstart --fast_dev_run              # a rehearsal: everything once, nothing kept
+  {program} fit --config runs/mine/config.yaml --ckpt_path last     # resume after an interruption
 """
 SEED_HELP = "Seed of everything random: weights, data order, controls. true: any seed; false: none set."
 RUN_DIR_HELP = "The folder for all files of this run; by default runs/<config name>/<n>."
@@ -79,6 +91,8 @@ WEIGHTS_HELP = (
     "Whose weights: a ticket's (RUN/tickets/round_03.safetensors), a checkpoint's (RUN/checkpoints/last.ckpt), or "
     "those of the `last` checkpoint of this config."
 )
+IMAGES_HELP = "A folder of image files, an image file, or a .npy array of raw images, to print the class of each."
+RESIZE_HELP = "Resize image files that have another size than the network's images."
 TENSORBOARD = "tensorboard"
 # The names of the argument for pretrained weights in torchvision, timm and others.
 PRETRAINED = ("weights", "pretrained", "weights_backbone", "pretrained_backbone", "checkpoint_path")
@@ -137,6 +151,12 @@ def all_settings(parser: LightningArgumentParser, settings: Namespace) -> str:
     return parser.dump(settings, format="json", skip_none=False)
 
 
+def dataset_argument(arg: str) -> str:
+    """Read `--data.dataset.split` as `--data.dataset_args.split`: there a class's arguments are not a dict of their
+    own, as they are for other classes, because a data set is named by a plain string."""
+    return re.sub(r"^--data\.dataset\.(?=\w)", "--data.dataset_args.", arg)
+
+
 @contextmanager
 def quiet_writers(folder: Path) -> Iterator[None]:
     """Suppress tracebacks of threads that cannot write (TensorBoard's); their owners raise the error too."""
@@ -152,34 +172,100 @@ def quiet_writers(folder: Path) -> Iterator[None]:
         threading.excepthook = usual
 
 
+def _missing_package(error: ModuleNotFoundError) -> SettingError:
+    """Name the package that a class in the settings needs, from Python's error or from Lightning's own check."""
+    needed = re.search(r"Requirement '([^']+)' not met", str(error))
+    package = needed[1] if needed else error.name or str(error)
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    owner = frame.f_locals.get("self")
+    who = f"{type(owner).__name__} needs" if owner is not None else "a class in the settings needs"
+    return SettingError(
+        f"{who} the package {package}, which is not installed: pip install '{package}'. Or leave that class out."
+    )
+
+
 class LotteryCLI(LightningCLI):
-    """Lightning's `fit`, `validate`, `test` and `predict` for ImageClassifier, ImageDataModule and LotteryTicket.
+    """The command line for modules and data of your own: parses it, runs its command, and ends the program on errors.
+
+    A program of your own is `LotteryCLI(MyModule, MyDataModule)`, as with Lightning's CLI, and then takes the same
+    commands as ours: `python my_program.py fit --lottery.rounds 10 --lottery.train_for 3ep --model.width 64`. Without
+    arguments, or for what a config names by `class_path`, the classes come from the config.
 
     Args:
-        args: the command line without the program's name, the command first.
+        model_class: the LightningModule; by default ImageClassifier. Its arguments are `--model.NAME`.
+        datamodule_class: the LightningDataModule. Without one, a `model_class` brings its own loaders, and
+            ImageClassifier takes ImageDataModule. Its arguments are `--data.NAME`.
+        args: the command line without the program's name, the command first; by default sys.argv.
+        trainer_defaults: defaults of the Trainer's settings.
+        seed_everything_default: the default seed.
+
+    Attributes:
+        model, datamodule, trainer: what the command was run with.
 
     Raises:
-        SettingError: a setting is refused; no files are left.
+        SystemExit: the command has failed, with one line on standard error (code 2: a setting is refused, and no files
+            are left; 1: the run itself failed); or it was `report` or `--help` (code 0).
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(
+        self,
+        model_class: Made | None = None,
+        datamodule_class: Made | None = None,
+        args: Sequence[str] | None = None,
+        *,
+        trainer_defaults: dict[str, Any] | None = None,
+        seed_everything_default: bool | int = 1,
+    ) -> None:
+        given = list(sys.argv[1:] if args is None else args)
+        with one_line_errors(), warnings.catch_warnings():
+            if (code := answered(given)) is not None:
+                raise SystemExit(code)
+            # Lightning 2.6 on torch 2.15; only Lightning can fix it.
+            warnings.filterwarnings(
+                "ignore", ".*LeafSpec", FutureWarning, module=r"lightning\.pytorch\.utilities\._pytree$"
+            )
+            # Lightning warns about arguments that are not sys.argv. `main(args)` passes them on purpose.
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter", UserWarning)
+            for name in ("lightning.pytorch", "lightning.fabric"):  # their notes on hardware would hide ours
+                logging.getLogger(name).setLevel(logging.WARNING)
+            keep_freed_memory()
+            add_working_directory()
+            self._run(model_class, datamodule_class, completed(given), trainer_defaults or {}, seed_everything_default)
+
+    def _run(
+        self,
+        model_class: Made | None,
+        datamodule_class: Made | None,
+        args: list[str],
+        trainer_defaults: dict[str, Any],
+        seed: bool | int,
+    ) -> None:
         self._reservation: Reservation | None = None
         self._lock: FolderLock | None = None
+        self._rehearsal: tempfile.TemporaryDirectory[str] | None = None
         self._weights: Ticket | dict[str, Any] | None = None
+        self._facts: dict[str, Any] = {}  # of the ticket that is used
         self._command = args[0]
-        epilog = EXAMPLES if args[0] == "fit" else None
-        usage = f"python train.py {args[0]} --config FILE [--setting VALUE ...]"
+        named = named_parts(args)
+        self._model_part = part("model", named["model"], model_class)
+        self._data_part = part("data", named["data"], datamodule_class)
+        own_loaders = not self._model_part.is_ours and datamodule_class is None and not named["data"].mentioned
+        self._has_data = not own_loaders
+        epilog = EXAMPLES.format(program=program()) if args[0] == "fit" else None
+        usage = f"{program()} {args[0]} --config FILE [--setting VALUE ...]"
         try:
             super().__init__(
-                ImageClassifier,
-                ImageDataModule,
+                self._model_part.base,
+                self._data_part.base,
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"save_to_log_dir": False},
+                trainer_defaults={**TRAINER_DEFAULTS, **trainer_defaults},
+                seed_everything_default=seed,
                 parser_class=LotteryParser,
                 parser_kwargs={args[0]: {"description": HELP[args[0]], "usage": usage, "epilog": epilog}},
-                auto_configure_optimizers=False,
+                auto_configure_optimizers=not self._model_part.is_ours,
                 load_from_checkpoint_support=False,  # config.yaml holds the hyperparameters, not the checkpoint
-                args=[named_as_today(arg) for arg in args],
+                args=[dataset_argument(named_as_today(arg)) for arg in args],
             )
         except BaseException:
             if self._reservation is not None:
@@ -188,6 +274,8 @@ class LotteryCLI(LightningCLI):
         finally:
             if self._lock is not None:
                 self._lock.release()
+            if self._rehearsal is not None:
+                self._rehearsal.cleanup()
 
     # ------------------------------------------------------------------------ settings
 
@@ -198,27 +286,36 @@ class LotteryCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed, with our help text."""
-        parser.add_argument("--seed_everything", type=bool | int, default=1, help=SEED_HELP)
+        parser.add_argument("--seed_everything", type=bool | int, default=self.seed_everything_default, help=SEED_HELP)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our settings first, in the help and in config.yaml, and the Trainer's many last."""
         parser.add_argument("--run_dir", type=str | None, default=None, metavar="DIR", help=RUN_DIR_HELP)
         ckpt_path_help = CONTINUE_HELP if self._command == "fit" else WEIGHTS_HELP
         parser.add_argument("--ckpt_path", type=str | None, default=None, metavar="FILE", help=ckpt_path_help)
+        if self._command == "predict":
+            parser.add_argument("--images", type=str | None, default=None, metavar="PATH", help=IMAGES_HELP)
+            parser.add_argument("--resize", type=bool, default=False, help=RESIZE_HELP)
         parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
         parser.add_lightning_class_args(LotteryTicket, "lottery")
-        parser.add_lightning_class_args(ImageDataModule, "data")
-        parser.add_lightning_class_args(ImageClassifier, "model")
+        for one in (self._data_part, self._model_part):
+            if one is self._model_part or self._has_data:
+                parser.add_lightning_class_args(one.base, one.name, subclass_mode=one.by_path)
+        assert isinstance(parser, LotteryParser)
+        parser.parts = [self._data_part, self._model_part]
         parser.add_lightning_class_args(L.Trainer, "trainer")
-        parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+        defaults = {name: value for name, value in self.trainer_defaults.items() if name != "callbacks"}
+        parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the number of classes and the image shape from the data to the model."""
         parser.set_defaults({"lottery.pruning.criterion": {"class_path": "lth_lightning.Magnitude"}})
-        parser.set_defaults({"model.init": "glorot_normal"})  # here a network is a class without weights
         parser.link_arguments("run_dir", "lottery.run_dir")
-        for name in ("num_classes", "input_shape"):
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        if self._model_part.is_ours and not self._model_part.by_path:
+            parser.set_defaults({"model.init": "glorot_normal"})  # here a network is a class without weights
+        if self._model_part.is_ours and self._data_part.is_ours:
+            for name in ("num_classes", "input_shape"):
+                parser.link_arguments(f"data.{name}", self._model_part.setting(name), apply_on="instantiate")
 
     @property
     def settings(self) -> Namespace:
@@ -242,38 +339,40 @@ class LotteryCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Fit the network's size to the data, and find the run's folder or the weights to test."""
-        data = ImageDataModule(**self.settings.data)
-        network = self.settings.model.net.get("init_args", Namespace())
-        for name in ("num_classes", "input_shape"):
-            if name in network:
-                network[name] = getattr(data, name)
-        self._refuse_to_wipe(network)
+        if self._model_part.is_ours:
+            self._settle_network(self._model_part.arguments(self.settings))
         if self.subcommand == "fit":
-            self._refuse_rehearsals()
             self._settle_run_dir()
         else:
             self._find_weights()
             self._leave_out_the_lottery()
 
-    def _refuse_to_wipe(self, network: Namespace) -> None:
-        """Refuse pretrained weights that the initialisation would silently overwrite."""
+    def _settle_network(self, model: Namespace) -> None:
+        """Fill in what the data determine of the network, and refuse what would silently have no effect."""
+        network = model.net.get("init_args", Namespace())
+        sized = [name for name in ("num_classes", "input_shape") if name in network]
+        source: Any = model
+        if self._data_part.is_ours:
+            assert isinstance(self._data_part.made_by, type)
+            source = self._data_part.made_by(**self._data_part.arguments(self.settings))
+        elif sized and model.get("input_shape") is None:
+            raise SettingError(
+                "model.input_shape is missing: a data module of your own does not tell the size of its images. Set "
+                "--model.input_shape [3,32,32] (channels, height, width) and --model.num_classes 10, say."
+            )
+        for name in sized:
+            network[name] = getattr(source, name)
         for name in PRETRAINED:
-            if network.get(name) and self.settings.model.init is not None:
+            if network.get(name) and model.init is not None:
                 raise SettingError(
-                    f"model.net.{name} is {network[name]}, but model.init {self.settings.model.init} would "
+                    f"model.net.{name} is {network[name]}, but model.init {model.init} would "
                     f"overwrite these weights. Keep them with --model.init null, or leave model.net.{name} out."
-                )
-
-    def _refuse_rehearsals(self) -> None:
-        for name in ("fast_dev_run", "barebones"):
-            if self.settings.trainer[name]:
-                raise SettingError(
-                    f"trainer.{name}: not with a lottery, whose rounds end the fit. For a quick try, use "
-                    "--lottery.rounds 1 --lottery.train_for 20it."
                 )
 
     def _settle_run_dir(self) -> None:
         settings, first = self.settings, is_first_process()
+        if settings.trainer.fast_dev_run:
+            settings.ckpt_path, settings.run_dir = None, self._rehearsed_in(first)
         run_dir, resume = wanted_run(settings), settings.ckpt_path is not None
         checkpoint = RunFolder(run_dir).checkpoint if run_dir and resume else None
         if run_dir and checkpoint and checkpoint.exists():
@@ -296,6 +395,16 @@ class LotteryCLI(LightningCLI):
         settings.run_dir = settings.lottery.run_dir = os.environ[RUN_DIR_VARIABLE] = str(run_dir)
         if resume and first and not self._quiet:
             print(f"Resuming {run_dir}." if settings.ckpt_path else f"Nothing to resume in {run_dir}: starting.")
+
+    def _rehearsed_in(self, first: bool) -> str | None:
+        """A temporary folder for a rehearsal, which goes whatever happens."""
+        if not first:
+            return None
+        self._rehearsal = tempfile.TemporaryDirectory(prefix="lth_rehearsal_", ignore_cleanup_errors=True)
+        if not self._quiet:
+            batches = max(2, int(self.settings.trainer.fast_dev_run))
+            print(f"A rehearsal (fast_dev_run): two rounds of {batches} batches, with all that belongs to them.")
+        return str(Path(self._rehearsal.name) / "rehearsal")
 
     def _find_weights(self) -> None:
         settings = self.settings
@@ -331,12 +440,14 @@ class LotteryCLI(LightningCLI):
                 reasons.append(error)
                 raise
 
-        for base in (torch.nn.Module, L.Callback):
+        for base in (torch.nn.Module, L.LightningDataModule, L.Callback, Logger):
             self.parser.add_instantiator(instantiate, base, subclasses=True)
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, ModuleNotFoundError) as error:
             reason = error if isinstance(error, SettingError) or not reasons else reasons[-1]
+            if isinstance(reason, ModuleNotFoundError):
+                raise _missing_package(reason) from reason
             if isinstance(reason, MisconfigurationException):
                 raise SettingError(f"trainer.callbacks: {reason}") from reason
             raise reason from None
@@ -353,9 +464,12 @@ class LotteryCLI(LightningCLI):
             if self.subcommand == "predict" or self._quiet or in_ci() or not sys.stdout.isatty():
                 given.enable_progress_bar = False
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise SettingError(f"trainer: {str(error).strip()}") from error
+        if self._rehearsal is not None:  # a length that the experiment would refuse must not pass its rehearsal
+            trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = given.max_epochs, given.max_steps
+        return trainer
 
     def _equip_for_fit(self, trainer: Namespace) -> None:
         run_dir = trainer.default_root_dir = self.settings.run_dir
@@ -365,6 +479,8 @@ class LotteryCLI(LightningCLI):
         trainer.callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if self._quiet:
             trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ProgressBar)]
+        if trainer.fast_dev_run:  # without it alone Lightning adds this callback
+            trainer.callbacks.append(SaveRunConfig(self._parser("fit"), self.settings, **self.save_config_kwargs))
         if any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
             trainer.enable_checkpointing = True  # or Lightning refuses the callback
         has_display = any(isinstance(callback, ProgressBar) for callback in trainer.callbacks)
@@ -378,26 +494,53 @@ class LotteryCLI(LightningCLI):
         """Load the weights, or check that the network can be trained."""
         if isinstance(self._weights, Ticket):
             self._weights.apply(self.model, weights="trained")
+            self._facts = self._weights.info
         elif self._weights is not None:
             check_fits(self._weights, self.model)
             if self.subcommand != "fit":
                 self.model.load_state_dict(self._weights["state_dict"])
         if self.subcommand == "fit":
+            self._note_network()
             self._try_optimizer()
             lottery = self._get(self.config_init, "lottery")
             lottery.folder_is_locked = self._lock is not None
-            ours = type(self.model.net).__module__.startswith("lth_lightning.")  # resets itself to the same bits
-            if self.model.init is None and lottery.reinit is None and not ours:
-                lottery.reinit = self._fresh_net
+            if lottery.reinit is None:
+                lottery.reinit = self._way_to_draw_anew()
         self._weights = None
+
+    def _note_network(self) -> None:
+        """Note on the network how the config builds it, for its tickets; without weights that would be downloaded."""
+        network, config = self.model, self.settings.model
+        if "net" in config:
+            network, config = self.model.net, config.net
+        if "class_path" in config:
+            arguments = config.get("init_args", Namespace()).clone().as_dict()
+            kept = {name: value for name, value in arguments.items() if name not in PRETRAINED}
+            setattr(network, GIVEN, {"class_path": config.class_path, "init_args": kept})
+
+    def _way_to_draw_anew(self) -> Callable[[], torch.nn.Module] | None:
+        """How to build the network again; None where the lottery knows by itself."""
+        if not self._model_part.is_ours:
+            return self._fresh_module
+        ours = type(self.model.net).__module__.startswith("lth_lightning.")  # resets itself to the same bits
+        return None if ours or self.model.init is not None else self._fresh_net
+
+    def _fresh_module(self) -> torch.nn.Module:
+        """Build the module again from its class and arguments, with new weights from the global generators."""
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(self._model_part.base, "model", subclass_mode=self._model_part.by_path)
+        return parser.instantiate_classes(parser.parse_object({"model": self.settings.model})).model
 
     def _fresh_net(self) -> torch.nn.Module:
         """Build the network again from its class and arguments, with new weights from the global generators."""
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--net", type=torch.nn.Module)
-        return parser.instantiate_classes(parser.parse_object({"net": self.settings.model.net})).net
+        net = self._model_part.arguments(self.settings).net
+        return parser.instantiate_classes(parser.parse_object({"net": net})).net
 
     def _try_optimizer(self) -> None:
+        if not self._model_part.is_ours:
+            return
         setting = "model.optimizer"
         try:
             optimizer = self.model.optimizer(self.model.parameters())
@@ -429,7 +572,8 @@ class LotteryCLI(LightningCLI):
         except SystemExit as stop:  # how Lightning ends, silently, on Ctrl+C and SIGTERM
             ended = isinstance(stop, SIGTERMException) or isinstance(stop.__context__, KeyboardInterrupt)
             if ended and subcommand == "fit" and self.trainer.is_global_zero:
-                print(f"Interrupted. {self._how_to_resume()}", file=sys.stderr)
+                way_out = "Nothing was kept." if self._rehearsal else self._how_to_resume()
+                print(f"Interrupted. {way_out}", file=sys.stderr)
             raise
 
     def _with_way_out(self, error: SettingError) -> SettingError:
@@ -443,9 +587,26 @@ class LotteryCLI(LightningCLI):
         return f"To resume, add {more}--ckpt_path last --run_dir {self.settings.run_dir} to the command."
 
     def predict(self, **kwargs: Any) -> None:
-        """Print the class of each test image, in their order."""
+        """Print the class of each test image, in their order, or of each of the images that were given."""
+        if self.settings.images is not None:
+            self._classify(Path(self.settings.images))
+            return
         for batch in self.trainer.predict(**kwargs) or []:
-            print(*torch.as_tensor(batch).tolist(), sep="\n")
+            print(*(batch.tolist() if isinstance(batch, torch.Tensor) and batch.ndim else [batch]), sep="\n")
+
+    def _classify(self, images: Path) -> None:
+        """Print file, class and probability of each image as CSV, normalised as the ticket says, or else the data."""
+        facts = self._facts
+        if not facts.get("normalisation"):
+            data = self.datamodule
+            data.prepare_data()
+            data.setup("predict")
+            known = {"normalisation": "normalisation", "input_shape": "input_shape", "classes": "class_names"}
+            facts = {**facts, **{fact: getattr(data, name, None) for fact, name in known.items()}}
+        found = predictions(normalised(self.model.eval(), facts), images, resize=self.settings.resize)
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerow(["file", "class", "probability"])
+        table.writerows([one.file, one.label, f"{one.probability:.4f}"] for one in found)
 
     def after_fit(self) -> None:
         """Show the results, write the report, and print where everything is."""
@@ -454,6 +615,9 @@ class LotteryCLI(LightningCLI):
         run_dir = Path(self.settings.run_dir)
         lottery = self._get(self.config_init, "lottery")
         console = Console(highlight=False, markup=False, force_terminal=False if in_ci() else None)
+        if self._rehearsal is not None:
+            self._end_rehearsal(console, run_dir, len(lottery.results))
+            return
         try:
             self._report(console, run_dir)
         finally:  # a report may fail if a file was changed; the results exist all the same
@@ -470,6 +634,15 @@ class LotteryCLI(LightningCLI):
                 console.print(results_table(experiment, title_of([run]), brief=True).rich())
                 console.print(summary(experiment), soft_wrap=not console.is_terminal)
                 console.print()
+
+    def _end_rehearsal(self, console: Console, run_dir: Path, networks: int) -> None:
+        written = write_report([Run.read(run_dir)], run_dir)
+        console.print(
+            f"This was a rehearsal: {networks} networks were trained on a few batches, pruned, evaluated and saved, "
+            f"and a report of {len(written)} files was written. Nothing was kept, and the numbers mean nothing. Leave "
+            "out fast_dev_run to run the experiment.",
+            soft_wrap=True,
+        )
 
     def _show_figures(self) -> None:
         board = next(one for one in self.trainer.callbacks if isinstance(one, LotteryBoard))  # type: ignore[attr-defined]

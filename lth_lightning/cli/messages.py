@@ -7,21 +7,24 @@ classes and config files. All other errors are passed on unchanged, on one line.
 import argparse
 import copy
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from pydoc import locate
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin
 
 import lightning as L
 import torch
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import DefaultHelpFormatter, Namespace, get_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from lth_lightning.errors import SettingError, likeness, unknown_name
+from lth_lightning.cli.known_settings import unknown_setting
+from lth_lightning.cli.parts import Part
+from lth_lightning.data.datasets import AS_A_STRING
+from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.models import Network
 from lth_lightning.pruning import gradient_criteria  # noqa: F401 (its criteria are named by their class alone)
 from lth_lightning.pruning.criteria import Criterion
@@ -36,8 +39,7 @@ BASES: dict[str, type] = {
     "trainer.callbacks": L.Callback,
     "trainer.logger": Logger,
 }
-# Arguments of classes, which no parser lists; included because users often give only the last part of the name.
-WELL_KNOWN = frozenset({"model.optimizer.lr", "model.optimizer.momentum", "model.optimizer.weight_decay"})
+ONE_NAME = BASES.keys() - {"trainer.callbacks", "trainer.logger"}
 # The help of Lightning's parser for these is wrong here, or hard to read.
 SAID_BETTER = {
     "help": "Show this help and exit.",
@@ -48,7 +50,14 @@ SAID_BETTER = {
 UNTOLD = {
     *("lottery", "lottery.pruning", "data", "model", "trainer"),
     *("lottery.run_dir", "model.num_classes", "model.input_shape"),
-    *("lottery.prunable.help", "lottery.reinit.help", "weights_only"),
+    *("lottery.prunable.help", "lottery.reinit.help", "lottery.score.help", "weights_only"),
+}
+# Headings of parts that are classes of the user's own: their arguments follow with --model.help CLASS.
+HEADINGS = {
+    "A DataModule standardizes": "Your LightningDataModule: `--data CLASS --data.NAME VALUE`",
+    "<class 'lightning.pytorch.core.module": "Your LightningModule: `--model CLASS --model.NAME VALUE`",
+    "Base class for all optimizers": "An optimizer in place of your module's `configure_optimizers`",
+    "(<class 'torch.optim.lr_scheduler": "A learning-rate schedule for it",
 }
 METAVARS: tuple[tuple[tuple[Any, ...], str], ...] = (
     ((Sequence, list, tuple), "[ITEM,...]"),
@@ -68,6 +77,7 @@ class Help(DefaultHelpFormatter):
 
     def start_section(self, heading: str | None) -> None:
         """Capitalise headings, which are first lines of docstrings."""
+        heading = next((better for start, better in HEADINGS.items() if (heading or "").startswith(start)), heading)
         super().start_section(_capitalised(heading) if heading else heading)
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
@@ -134,6 +144,8 @@ def _in_yaml(default: str) -> str:
 class LotteryParser(LightningArgumentParser):
     """Raises `SettingError` instead of printing usage; allows no abbreviations, which hide mistakes."""
 
+    parts: Sequence[Part] = ()  # the classes of `model` and `data`
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Help, **kwargs})
 
@@ -146,8 +158,17 @@ class LotteryParser(LightningArgumentParser):
         raise SettingError(in_plain_words(message, parser)) from ex
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Parse the text of a config, which may be from an earlier version."""
-        return super().parse_string(named_as_today(content), *args, **kwargs)
+        """Parse the text of a config, which may be from an earlier version, or hold settings of another class."""
+        return super().parse_string(self._placed(named_as_today(content)), *args, **kwargs)
+
+    def _placed(self, content: str) -> str:
+        settings = get_loader("yaml")(content) if any(part.by_path for part in self.parts) else None
+        if not isinstance(settings, dict):
+            return content
+        placed = {part.name: part.placed(settings[part.name]) for part in self.parts if part.name in settings}
+        if all(placed[name] is settings[name] for name in placed):
+            return content
+        return json.dumps({name: value for name, value in (settings | placed).items() if value is not None})
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file; errors name the file."""
@@ -168,6 +189,8 @@ def in_plain_words(text: str, parser: argparse.ArgumentParser) -> str:
     """
     setting = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text)))  # and of its class
     made = _find(r"class_path[ =]'([\w.]+)'", text) or ""
+    if value := _of_value(setting, made, text):
+        return value
     if names := _find(r"arguments are required: ([\w., ]+)", text):
         return _missing(names.split(", "), setting, made, parser)
     if (given := _find(r"Option '([\w.]+)' is not accepted", text)) and callable(cls := locate(made)):
@@ -175,7 +198,7 @@ def in_plain_words(text: str, parser: argparse.ArgumentParser) -> str:
     if (given := _find(r"Expected a dot import path string: (\S+)", text)) and (classes := _classes_for(setting)):
         return f"{unknown_name(setting, given, classes)} Or give the import path of your own class."
     if given := _find(r"unrecognized arguments: ([^\s=]+)", text) or _find(r"not accept option '([\w.]+)'", text):
-        return _unknown_setting(given, parser)
+        return str(unknown_setting(given, [action.dest for action in parser._actions if action.option_strings]))
     return _of_config(text) or re.sub(r'Parser key "([\w.]+)": ', r"\1: ", " ".join(text.split()))
 
 
@@ -185,16 +208,48 @@ def _find(pattern: str, text: str) -> str | None:
     return match[1].strip() if match else None
 
 
+def _of_value(setting: str, made: str, text: str) -> str | None:
+    """Explain a value that is an abstract class, a class of a missing package, or a list in place of a name."""
+    if setting == "data.dataset" and "class_path" in text:
+        return f"data.dataset: {AS_A_STRING}."
+    given = _find(r"(?:Got|Given) value: (\[.*?\]|[^\s.]+)", text) or ""
+    base = BASES.get(setting)
+    is_base = bool(made) and base is not None and locate(made) is base
+    if is_base or "is abstract" in text:
+        named = _find(r"but ([\w.]+) is abstract", text) or _find(r"value: ([\w.]+)", text)
+        return _abstract(setting, made if is_base else named or made)
+    path = _find(r"class_path '([\w.]+)'", text)
+    if path and (reason := _find(r"(No module named '[\w.]+'|module '[\w.]+' has no attribute '\w+')", text)):
+        way_out = "Install the package, or, for a class of your own, start in the folder that holds it."
+        return f"{setting}: {path} cannot be imported: {reason}. {way_out if 'No module' in reason else ''}".rstrip()
+    one = re.fullmatch(r"\['?([\w.]+)'?\]", given)
+    if one and (setting in ONE_NAME or "Expected a <class 'str'>" in text):
+        return f"{setting} takes one name, not a list: got [{one[1]}]. Write {one[1]}."
+    if "<class 'collections.abc.Sequence'>" in text and re.fullmatch(r"[\w-]+", given):
+        return f"{setting} takes a list, got {given}. Write [{given}]."
+    return None
+
+
+def _abstract(setting: str, given: str) -> str:
+    base = BASES.get(setting)
+    found = locate(given) or (base if base and base.__name__ == given else None)
+    methods = sorted(getattr(found, "__abstractmethods__", ()))
+    defines = f" and defines {', '.join(methods)}" if methods else ""
+    classes = ", ".join(_classes_for(setting))
+    return (
+        f"{setting}: {given} is abstract: a class of your own derives from it{defines}. Choose from {classes}, or give "
+        "the import path of your class."
+    )
+
+
 def _missing(names: list[str], setting: str, made: str, parser: argparse.ArgumentParser) -> str:
     if setting:
         options = " and ".join(f"--{setting}.{name}" for name in names)
         return f"{setting}: {made.rpartition('.')[2]} needs {', '.join(names)}; add {options}."
     settings = [name.partition(".")[2] for name in names]
     meanings = [f"\n    --{a.dest}  {a.help}" for a in parser._actions if a.dest in settings]
-    return (
-        f"missing: {' and '.join(settings)}. A config sets them, e.g. --config configs/quickstart.yaml. Or give"
-        + "".join(meanings)
-    )
+    config = "quickstart" if any(action.dest == "model.net" for action in parser._actions) else "FILE"
+    return f"missing: {' and '.join(settings)}. A config sets them, e.g. --config {config}. Or give{''.join(meanings)}"
 
 
 def _arguments(made: Callable[..., Any]) -> list[str]:
@@ -205,10 +260,6 @@ def _arguments(made: Callable[..., Any]) -> list[str]:
 
 def _of_config(text: str) -> str | None:
     """Explain an error in a config file, None for other errors; the caller adds the file's name."""
-    if given := _find(r"Parser key \"config\": (?:File does not exist|Path is not a file): '(.+)'", text):
-        wanted = Path(os.path.relpath(given))
-        files = sorted(wanted.parent.glob("*.yaml")) or sorted(Path("configs").glob("*.yaml"))
-        return str(unknown_name("config", str(wanted), map(str, files)))
     if "Problems parsing config: " in text:
         reason = text.partition("Problems parsing config: ")[2].replace('in "<unicode string>",', "at")
         return f"not YAML: {' '.join(reason.split())}."
@@ -219,23 +270,11 @@ def _of_config(text: str) -> str | None:
     )
 
 
-def _unknown_setting(given: str, parser: argparse.ArgumentParser) -> str:
-    name = given.lstrip("-")
-    settings = WELL_KNOWN.union(action.dest for action in parser._actions if action.option_strings)
-    nearest = max(settings, key=lambda setting: _closeness(name, setting))
-    hint = f" Did you mean {given.removesuffix(name)}{nearest}?" if _closeness(name, nearest) >= 1 else ""
-    return f"{given} is not a setting.{hint} `python train.py fit --help` lists them all."
-
-
-def _closeness(given: str, setting: str) -> float:
-    """A score up to 2 by which a setting under another parent (`lottery.scope`) is as close as a mistyped one."""
-    return likeness(given, setting) + likeness(given.rpartition(".")[2], setting.rpartition(".")[2])
-
-
 def _classes_for(setting: str) -> list[str]:
     """The short names of the classes that a setting can name."""
     base = BASES.get(setting)
-    return sorted({cls.__name__ for cls in _below(base) if not cls.__name__.startswith("_")}) if base else []
+    classes = [cls for cls in _below(base) if not inspect.isabstract(cls)] if base else []
+    return sorted({cls.__name__ for cls in classes if not cls.__name__.startswith("_")})
 
 
 def _below(base: type) -> Iterable[type]:

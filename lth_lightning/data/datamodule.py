@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lth_lightning.data.datasets import KNOWN, Images, dataset_class, read_images
+from lth_lightning.data.datasets import KNOWN, Images, check_arguments, read_images
 from lth_lightning.data.loader import TensorLoader
 from lth_lightning.data.splits import balanced_order, proportionate_order
 from lth_lightning.errors import SettingError, unknown_name
@@ -28,8 +28,8 @@ class ImageDataModule(L.LightningDataModule):
     validation images of another run.
 
     Args:
-        dataset: `Digits` (needs no download), `MNIST`, `FashionMNIST`, `CIFAR10`, or the import path of a class
-            with torchvision's constructor `(root, train, download)` and the attributes `.data` and `.targets`.
+        dataset: `Digits` (needs no download), `MNIST`, `FashionMNIST`, `CIFAR10`, another class of
+            torchvision.datasets (`EMNIST`, `SVHN`, `ImageFolder`), or the import path of a class like these.
         data_dir: folder of the data sets, in the layout of torchvision.
         batch_size: training images per step and process.
         val_size: number of validation images, taken from the training images in proportion to the classes.
@@ -43,6 +43,13 @@ class ImageDataModule(L.LightningDataModule):
         download: download the data set if it is not in `data_dir`.
         scaling: `standardise`: each channel of the training images has mean 0 and variance 1; `symmetric`: their
             darkest pixel is -1 and their brightest 1.
+        dataset_args: further arguments of the data set's class, e.g. `{"split": "letters"}` for EMNIST; on the command
+            line also `--data.dataset.split letters`.
+
+    Attributes:
+        normalisation: after `setup`, the `scaling`, the `mean` and `std` of each channel by which batches are
+            (raw - mean) / std, and the `low`est and `high`est raw value of the training images.
+        class_names: after `setup`, the names of the classes, or None if the data set has none.
 
     Raises:
         SettingError: a value is not allowed. Values that depend on the data are checked in `setup`.
@@ -68,6 +75,7 @@ class ImageDataModule(L.LightningDataModule):
         split_seed: int = 0,
         download: bool = True,
         scaling: Scaling = "standardise",
+        dataset_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -91,23 +99,26 @@ class ImageDataModule(L.LightningDataModule):
         self.split_seed = split_seed
         self.download = download
         self.scaling = scaling
+        self.dataset_args = dict(dataset_args or {})
+        self.normalisation: dict[str, Any] | None = None
+        self.class_names: list[str] | None = None
         self._known = KNOWN.get(dataset)
-        if self._known is None:
-            dataset_class(dataset)  # reports a mistyped name now, not when the data are read
+        if self._known is None or dataset_args:
+            check_arguments(dataset, self.dataset_args)  # reports a mistyped name now, not when the data are read
         self._read: dict[bool, Images] = {}
-        self._splits: dict[str, Images] = {}
+        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def num_classes(self) -> int:
         """Number of classes; known before `setup`, though data sets given by path must be read for it."""
-        return self._known.num_classes if self._known else int(self._official(train=True)[1].max()) + 1
+        return self._known.num_classes if self._known else int(self._official(train=True).targets.max()) + 1
 
     @cached_property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image; known before `setup`, like `num_classes`."""
         if self._known:
             return self._known.input_shape
-        channels, height, width = self._official(train=True)[0].shape[1:]
+        channels, height, width = self._official(train=True).images.shape[1:]
         return channels, height, width
 
     def prepare_data(self) -> None:
@@ -128,8 +139,8 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._splits:
             return
-        images, targets = self._official(train=True)
-        test_images, test_targets = self._official(train=False)
+        images, targets, class_names = self._official(train=True)
+        test_images, test_targets, test_names = self._official(train=False)
         for part in (images, test_images):
             if part.shape[1:] != self.input_shape:
                 raise SettingError(
@@ -138,8 +149,22 @@ class ImageDataModule(L.LightningDataModule):
                 )
         if max(int(targets.max()), int(test_targets.max())) >= self.num_classes:
             raise SettingError(f"data.dataset: {self.dataset} holds targets beyond its {self.num_classes} classes.")
+        if class_names and test_names and class_names != test_names:
+            raise SettingError(
+                f"data.dataset: {self.dataset} has other classes for training, {class_names}, than for testing, "
+                f"{test_names}. Both need the same, in the same order."
+            )
         chosen, validation = self._choose(targets)
-        self._normalise = _center_and_spread(images, self.scaling)
+        self._normalise = center, spread = _center_and_spread(images, self.scaling)
+        self.normalisation = {
+            "scaling": self.scaling,
+            "mean": center.tolist(),
+            "std": spread.tolist(),
+            "low": images.min().item(),
+            "high": images.max().item(),
+        }
+        if class_names is not None and len(class_names) >= self.num_classes:
+            self.class_names = class_names[: self.num_classes]
         self._splits = {
             "train": (images[chosen], targets[chosen]),
             "val": (images[validation], targets[validation]),
@@ -224,7 +249,7 @@ class ImageDataModule(L.LightningDataModule):
     def _official(self, train: bool) -> Images:
         """The official training or test images, cached until `setup` has split them."""
         if train not in self._read:
-            self._read[train] = read_images(self.dataset, self.data_dir, train, self.download)
+            self._read[train] = read_images(self.dataset, self.data_dir, train, self.download, self.dataset_args)
         return self._read[train]
 
 

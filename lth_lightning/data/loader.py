@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lth_lightning.images import scale_of
 from lth_lightning.seeding import derive_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -119,11 +120,10 @@ class TensorLoader:
         world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        mean, std = (values.double().view(-1, 1, 1) for values in normalise)
+        factor, shift = scale_of(*normalise)
         self._images = images.to(device)
         self._targets = targets.to(device)
-        self._factor = (1 / std).float().to(device)
-        self._shift = (-mean / std).float().to(device)
+        self._factor, self._shift = factor.to(device), shift.to(device)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = augment

@@ -15,9 +15,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from lth_lightning.lottery import plan, settings
+from lth_lightning.lottery.best_weights import check_keep
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.experiment import Experiment
 from lth_lightning.lottery.metrics import Metrics
+from lth_lightning.lottery.rehearsal import Rehearsal
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
 from lth_lightning.pruning.masks import Masks
@@ -28,18 +30,8 @@ from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import LayerRow, Row
 from lth_lightning.runs.score import Score
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import (
-    evaluation,
-    fast_step,
-    fit,
-    lengths,
-    processes,
-    refusals,
-    restart,
-    resume,
-    sub_runs,
-    watch,
-)
+from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, refusals, restart, resume, sub_runs
+from lth_lightning.trainer.watch import Watch
 
 
 class LotteryTicket(L.Callback):
@@ -77,6 +69,7 @@ class LotteryTicket(L.Callback):
         metrics: the module's names for `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, if it logs
             them under other names, e.g. `{"val_loss": "valid/ce"}`.
         evaluate_test: also evaluate the test data at each validation (never used to select anything).
+        keep: `best`: also keep each ticket's weights at its best validation score, as best/round_07.safetensors.
         checkpoint_every_n_train_steps: also save checkpoints/last.ckpt every n optimizer steps, not only at the start
             of an epoch; for epochs too long to lose to a kill.
         seed: the seed for data order, dropout and controls; the default is that of `seed_everything`.
@@ -115,6 +108,7 @@ class LotteryTicket(L.Callback):
         score: dict[str, Any] | Score | str | None = None,
         metrics: dict[str, str] | None = None,
         evaluate_test: bool = True,
+        keep: str | None = None,
         checkpoint_every_n_train_steps: int | None = None,
         seed: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -130,22 +124,21 @@ class LotteryTicket(L.Callback):
             settings.check_transfer(transfer, on_mismatch)
             plan.check_initialisation(pruning, rewind, controls)
         all_rounds = plan.planned_rounds(rounds, pruning) if self.given is None else list(self.given.files)
-        self.plan = plan.plan_networks(
-            all_rounds, controls, control_rounds, control_replicates, found=self.given is None
-        )
+        self.plan = plan.plan_networks(all_rounds, controls, control_rounds, control_replicates, found=tickets is None)
         self.rewind, self.pruning, self.data_order = rewind, pruning, data_order
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable, self.reinit = prunable, reinit
         self.score, self.given_metrics = settings.as_score(score), dict(metrics or {})
         self.metrics = Metrics(self.score, self.given_metrics)
-        self.evaluate_test = evaluate_test
+        check_keep(keep)
+        self.evaluate_test, self.keep = evaluate_test, keep
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps
         self.given_seed, self.given_run_dir = seed, run_dir
         self.folder_is_locked = False  # the command line locks it before the fit and sets this
         refusals.name_mixed_packages()
         self._address = processes.await_home(self)
-        self._fitting = False
+        self._fitting, self._rehearsal = False, Rehearsal(self)
         self._progress = Progress()
         self._experiment: Experiment | None = None
 
@@ -160,9 +153,9 @@ class LotteryTicket(L.Callback):
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer, pl_module)
-        lengths.refuse_rehearsals(trainer)
+        self._rehearsal.begin(trainer)
         refusals.refuse_what_cannot_work(trainer, pl_module)
-        fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
+        fit.call_first_and_last(trainer, self.between_epochs, Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)
         lengths.show_round(trainer, epochs=self.train_for.epochs, steps=self.train_for.own_steps)
 
@@ -267,6 +260,7 @@ class LotteryTicket(L.Callback):
         fast_step.remove(trainer)
         if self._experiment is not None:
             self._experiment.close()
+        self._rehearsal.end()
 
     # ------------------------------------------------------------------------ checkpoints
 

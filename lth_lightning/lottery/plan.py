@@ -123,10 +123,10 @@ def plan_networks(
     possible = [round for round in rounds if round > 0 or not found]
     chosen = possible if control_rounds is None else control_rounds
     if odd := [round for round in chosen if round not in possible]:
-        raise SettingError(
-            f"lottery.control_rounds: round {odd[0]} cannot have controls; "
-            f"choose from {', '.join(map(str, possible)) or 'none, as only the dense round is trained'}."
-        )
+        beyond = f"round {odd[0]} is beyond lottery.rounds {rounds[-1]}; raise that to {odd[0]}, or"
+        reason = beyond if found and odd[0] > rounds[-1] else f"round {odd[0]} cannot have controls;"
+        among = ", ".join(map(str, possible)) or "none, as only the dense round is trained"
+        raise SettingError(f"lottery.control_rounds: {reason} choose from {among}.")
     plan = []
     for round in rounds:
         here = controls if round in chosen else ()

@@ -1,6 +1,7 @@
 """Provenance of results: the facts stored in a ticket, and the environment that a run was computed in."""
 
 import functools
+import json
 import logging
 import os
 import platform
@@ -12,10 +13,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from torch import nn
 
 import lth_lightning
 from lth_lightning.lottery.plan import Length
 from lth_lightning.lottery.rewinding import Lineage
+from lth_lightning.models.rebuild import recipes
 from lth_lightning.runs.environment import Stretch, changes, read_environment, write_environment
 from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.rows import Row
@@ -35,8 +38,11 @@ def architecture(module: L.LightningModule) -> str:
 
 
 def data_name(trainer: L.Trainer) -> str:
-    """Return the data set's name, or else the DataModule's class name."""
-    return str(getattr(trainer.datamodule, "dataset", type(trainer.datamodule).__name__))
+    """Return the data set's name with its arguments, or else the DataModule's class name."""
+    data = trainer.datamodule
+    arguments = getattr(data, "dataset_args", None) or {}
+    shown = ", ".join(f"{name}={value}" for name, value in arguments.items()) if isinstance(arguments, Mapping) else ""
+    return str(getattr(data, "dataset", type(data).__name__)) + (f"({shown})" if shown else "")
 
 
 def image_shape(trainer: L.Trainer, module: L.LightningModule) -> list[int] | None:
@@ -45,6 +51,31 @@ def image_shape(trainer: L.Trainer, module: L.LightningModule) -> list[int] | No
     if not isinstance(known, Sequence) or len(known) != 3 or not all(isinstance(size, int) for size in known):
         return None
     return list(known)
+
+
+def use_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """Return what is needed to use the trained network: how to build it, its images' normalisation, its class names.
+
+    A DataModule of any kind may tell the last two, by attributes as those of `ImageDataModule`.
+    """
+    net = getattr(module, "net", None)
+    normalisation = getattr(trainer.datamodule, "normalisation", None)
+    names = getattr(trainer.datamodule, "class_names", None)
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return {
+        "network": [*recipes(module), *(recipes(net) if isinstance(net, nn.Module) else [])],
+        "normalisation": normalisation if _is_normalisation(normalisation) else None,
+        "classes": list(names) if named and names else None,
+    }
+
+
+def _is_normalisation(value: Any) -> bool:
+    """Whether a foreign DataModule's attribute of this name is what tickets can record, and not something else."""
+    try:
+        numbers = [*value["mean"], *value["std"], value["low"], value["high"]]
+        return all(isinstance(number, int | float) for number in numbers) and bool(json.dumps(value))
+    except (TypeError, KeyError, ValueError, IndexError):
+        return False
 
 
 def ticket_info(
@@ -71,6 +102,7 @@ def ticket_info(
         "architecture": architecture(module),
         "data": data_name(trainer),
         "input_shape": image_shape(trainer, module),
+        **use_facts(trainer, module),
         "round": row.round,
         "seed": lineage.seed,
         "data_order": lineage.order,

@@ -30,6 +30,7 @@ class MLP(Network):
         super().__init__(input_shape, num_classes)
         if any(width < 1 for width in hidden):
             raise SettingError(f"{type(self).__name__}: each width in hidden must be at least 1, got {list(hidden)}.")
+        self.hidden = list(hidden)
         features = prod(input_shape)
         for number, width in enumerate(hidden, start=1):
             self.add_module(f"fc{number}", nn.Linear(features, width))

@@ -11,7 +11,8 @@ class Network(nn.Module, ABC):
     """A classifier of images.
 
     Any `nn.Module` can be trained and pruned. This base marks the networks of this project, so that the command line
-    can list them and fill in both arguments from the data.
+    can list them and fill in both arguments from the data. A network keeps each argument of its constructor in an
+    attribute of the same name, so that `Ticket.to_module` can build it again.
 
     Args:
         input_shape: Channels, height and width of an image.
@@ -37,6 +38,7 @@ class Network(nn.Module, ABC):
                 f"{name} needs images of at least {smallest} x {smallest} pixels, got {height} x {width}. "
                 "An MLP accepts any size."
             )
+        self.input_shape, self.num_classes = tuple(input_shape), num_classes
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Builds a module a second time, if its class and arguments show how the first was built.
+"""Builds a module a second time, or says how to, if its class and arguments show how the first was built.
 
 Only the constructor can repeat what it does beyond its layers' own initialisation (a std of 0.02, a last batch norm at
 0, a teacher that is a copy of its student).
@@ -8,9 +8,21 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
+
+from lth_lightning.models.network import Network
+
+Way = tuple[Callable[..., nn.Module], tuple[Any, ...], dict[str, Any]]
+"""What to call to build a module, and its arguments."""
+
+Recipe = dict[str, Any]
+"""The same in JSON values, `{"class_path": …, "init_args": {…}}`, as in a config."""
+
+GIVEN = "built_from"
+"""The attribute that holds the recipe of a module which was built from a config."""
 
 
 def rebuilt(module: nn.Module) -> nn.Module | None:
@@ -26,15 +38,70 @@ def rebuilt(module: nn.Module) -> nn.Module | None:
     """
     ours, found = shapes(module), None
     most = len(ours) // 2
-    for build in _ways(module):
+    for make, args, named in _ways(module):
         try:
-            built = complete(build())
+            built = complete(make(*copy.deepcopy(args), **copy.deepcopy(named)))
         except Exception:  # a constructor may fail in any way; then the module was not built like this
             continue
         common = len(ours.items() & shapes(built).items())
         if common > most and alike(built, module):
             found, most = built, common
     return found
+
+
+def recipes(module: nn.Module) -> list[Recipe]:
+    """Return how `module` can be built again, in JSON values, the most reliable way first; empty if not known.
+
+    Beside the ways of `rebuilt`, a module that was built from a config is known, and a `Network` by its attributes.
+    Which way is right shows when the result has the module's names and shapes.
+    """
+    found: list[Recipe] = []
+    with suppress(TypeError):  # an argument that JSON does not have
+        found += [_in_json(getattr(module, GIVEN))] if hasattr(module, GIVEN) else []
+    try:
+        ways = list(_own_ways(module))
+    except Exception:  # what a foreign module computes in its attributes may fail in any way; then nothing is known
+        return found
+    for make, args, named in ways:
+        try:
+            names = inspect.signature(make).parameters
+            arguments = _in_json({**dict(zip(names, args, strict=False)), **named})
+        except (TypeError, ValueError):  # as above, or a class without a signature
+            continue
+        recipe = {"class_path": _path(make), "init_args": arguments}
+        if "<locals>" not in make.__qualname__ and recipe not in found:
+            found.append(recipe)
+    return found
+
+
+def _own_ways(module: nn.Module) -> Iterator[Way]:
+    if isinstance(module, Network):
+        names = inspect.signature(type(module)).parameters
+        if all(hasattr(module, name) for name in names):
+            yield type(module), (), {name: getattr(module, name) for name in names}
+    yield from _ways(module)
+
+
+def _path(make: Callable[..., Any]) -> str:
+    """Return the import path of a class or function, for our networks the public one."""
+    public = "lth_lightning.models"
+    ours = getattr(sys.modules.get(public), make.__qualname__, None) is make
+    return f"{public if ours else make.__module__}.{make.__qualname__}"
+
+
+def _in_json(value: Any) -> Any:
+    """Return a value as JSON has it.
+
+    Raises:
+        TypeError: JSON has no such value.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_in_json(one) for one in value]
+    if isinstance(value, Mapping) and all(type(name) is str for name in value):
+        return {name: _in_json(one) for name, one in value.items()}
+    raise TypeError(f"{type(value).__name__} is not a value of JSON")
 
 
 def alike(one: nn.Module, other: nn.Module) -> bool:
@@ -84,7 +151,7 @@ def own_values(layer: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]
             yield name + buffer_name, buffer
 
 
-def _ways(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
+def _ways(module: nn.Module) -> Iterator[Way]:
     kind = type(module)
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     named = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
@@ -92,13 +159,13 @@ def _ways(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
     saved = getattr(module, "hparams", None) or {}
     if isinstance(saved, Mapping) and saved and not _holds_weights(saved):
         if set(named) <= saved.keys():
-            yield lambda: kind(**copy.deepcopy(dict(saved)))
+            yield kind, (), dict(saved)
         elif len(named) == 1:  # `save_hyperparameters(config)`
-            yield lambda: kind(copy.deepcopy(saved))
+            yield kind, (saved,), {}
     elif not named:
-        yield kind
+        yield kind, (), {}
     if len(required) == 1 and _is_configuration(config := getattr(module, required[0], None)):
-        yield lambda: kind(copy.deepcopy(config))
+        yield kind, (config,), {}
     yield from _registered(module)
 
 
@@ -116,7 +183,7 @@ def _holds_weights(value: Any) -> bool:
     return isinstance(value, nn.Module | Tensor)
 
 
-def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
+def _registered(module: nn.Module) -> Iterator[Way]:
     """Yield the builders of torchvision and timm, which register their networks by name."""
     family = type(module).__module__
     heads = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
@@ -130,12 +197,12 @@ def _registered(module: nn.Module) -> Iterator[Callable[[], nn.Module]]:
         }
         nearest = min(sizes, key=lambda name: abs(sizes[name] - ours), default=None)
         if nearest is not None and abs(sizes[nearest] - ours) < ours / 10:
-            yield lambda: models.get_model(nearest, num_classes=classes)
+            yield models.get_model, (nearest,), {"num_classes": classes}
     if family.startswith("timm.models."):
         about = getattr(module, "pretrained_cfg", None) or {}
         first = about.get("first_conv")
         conv = module.get_submodule(first) if isinstance(first, str) else None
         settings = {"in_chans": conv.in_channels} if isinstance(conv, nn.Conv2d) else {}
-        yield lambda: sys.modules["timm"].create_model(
-            about["architecture"], num_classes=getattr(module, "num_classes", 1000), **settings
-        )
+        if architecture := about.get("architecture"):
+            classes = getattr(module, "num_classes", 1000)
+            yield sys.modules["timm"].create_model, (architecture,), {"num_classes": classes, **settings}

@@ -43,6 +43,7 @@ class ResNet(Network):
             raise SettingError(f"ResNet: depth must be 6n + 2, got {depth}; nearest {' and '.join(map(str, nearest))}.")
         if width < 1:
             raise SettingError(f"ResNet: width must be at least 1, got {width}.")
+        self.depth, self.width = depth, width
         self.conv1 = nn.Conv2d(input_shape[0], width, kernel_size=3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.blocks = nn.Sequential()

@@ -35,6 +35,7 @@ class VGG(Network):
         super().__init__(input_shape, num_classes, smallest=16)
         if depth not in CONVS_PER_STAGE:
             raise SettingError(f"VGG: depth must be one of {', '.join(map(str, CONVS_PER_STAGE))}, got {depth}.")
+        self.depth = depth
         self.features = nn.Sequential()
         channels, number = input_shape[0], 0
         for stage, (width, convs) in enumerate(zip(WIDTHS, CONVS_PER_STAGE[depth], strict=True)):

@@ -82,6 +82,9 @@ class Run:
     def facts(self) -> dict[str, str]:
         """The facts of `SHOWN` that the settings hold."""
         found = {label: short(lookup(self.settings, key)) for label, key in SHOWN.items()}
+        for label, part in (("data set", "data"), ("network", "model")):  # classes of the user's own
+            if found[label] is None and isinstance(own := self.settings.get(part), dict) and "class_path" in own:
+                found[label] = short(own)
         return {label: value for label, value in found.items() if value is not None}
 
 

@@ -7,6 +7,7 @@ shrinks with the density. All other parameters and buffers (biases, normalisatio
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from lth_lightning.files import replace_file
 from lth_lightning.pruning.masks import Masks, density, masked
 from lth_lightning.pruning.state import State, fingerprint, full_state, load_state
 from lth_lightning.tickets.packed_file import KEY, damaged, unpack
+from lth_lightning.tickets.prediction import Normalised, Prediction, normalised, predictions
+from lth_lightning.tickets.rebuilding import built
 
 FORMAT = 2
 
@@ -35,7 +38,8 @@ class Ticket:
         rewind_point: every parameter and buffer at the start of the round; pruned weights are 0.
         trained: the same after training, or None.
         info: facts about the ticket, JSON values: `round`, `seed`, `density`, `data`, `architecture`,
-            `train_for`, `rewind_to`, `rewind_step`, `data_order`, `test_acc`, …
+            `train_for`, `rewind_to`, `rewind_step`, `data_order`, `test_acc`, …; and to use it, `network` (how to
+            build it), `normalisation` of its images, `input_shape` and `classes` (their names).
 
     Example:
         >>> net = nn.Linear(4, 2)
@@ -193,21 +197,93 @@ class Ticket:
     def apply(self, module: nn.Module, weights: str = "rewind_point") -> Masks:
         """Load this ticket into `module`, in place, and return the masks under the module's names.
 
+        By default the module gets the weights of the rewind point, which are *not trained*: a ticket is there to be
+        trained. To use the trained network, say `weights="trained"`, or see `to_module`.
+
         Args:
             module: a network of the ticket's shape, or a LightningModule around one.
-            weights: `rewind_point` to train the ticket, or `trained` to use it.
+            weights: `rewind_point`, the weights that the ticket trains from, or `trained`, those after training.
 
         Raises:
             TicketError: the ticket does not fit, or has no trained weights.
         """
-        if weights not in ("rewind_point", "trained"):
-            raise TicketError(f"weights: {weights!r} is unknown; choose from 'rewind_point', 'trained'.")
+        self._check_weights(weights)
         fitting = self.fit_to(module)
         state = fitting.rewind_point if weights == "rewind_point" else fitting.trained
-        if state is None:
-            raise TicketError("the ticket has no trained weights; choose weights='rewind_point'.")
+        assert state is not None
         load_state(module, masked(state, fitting.masks))
         return fitting.masks
+
+    def to_module(self, weights: str = "trained") -> nn.Module:
+        """Build the network that the ticket was found in, with its weights, in eval mode on the CPU.
+
+        If the ticket records how its images were normalised (it does if an `ImageDataModule` gave them), the module is
+        a `Normalised` around the network (its `.net`): it takes images as the data set stores them, for MNIST values
+        from 0 to 255. If not, it is the network itself (of a LightningModule without a recorded `net`, that module),
+        and takes what it was trained on.
+
+        The class that the ticket names is imported from this machine's packages and called; nothing else of the file
+        is executed.
+
+        Args:
+            weights: `trained`, or `rewind_point` for the weights before training.
+
+        Raises:
+            TicketError: the ticket does not record class and arguments, they do not give a network of its shape here,
+                or it has no such weights.
+
+        Example:
+            >>> module = Ticket.load("runs/lenet/0/tickets/round_07.safetensors").to_module()  # doctest: +SKIP
+            >>> module(images).argmax(dim=1)  # uint8 (N, 1, 28, 28), as MNIST stores them  # doctest: +SKIP
+        """
+        self._check_weights(weights)
+        network = self._rebuilt(weights).eval()
+        images = self.info.get("normalisation") and self.info.get("input_shape")
+        return normalised(network, self.info).eval() if images else network
+
+    def predict(
+        self, images: str | os.PathLike[str] | np.ndarray | Tensor, *, resize: bool = False
+    ) -> list[Prediction]:
+        """Classify images with the trained network.
+
+        Args:
+            images: a folder of image files, an image file or a .npy file; or an array (N, H, W), (N, H, W, C) or
+                (N, C, H, W) of raw values, as the data set stores them.
+            resize: whether to resize image files of another size; their aspect ratio is ignored.
+
+        Returns:
+            For each image its `file` (or number), the `label` and its `probability`.
+
+        Raises:
+            SettingError: images that the network does not take; the error says which it takes.
+            TicketError: as in `to_module`, or the ticket does not record the normalisation.
+        """
+        module = self.to_module()
+        return predictions(
+            module if isinstance(module, Normalised) else normalised(module, self.info), images, resize=resize
+        )
+
+    def _check_weights(self, weights: str) -> None:
+        if weights not in ("rewind_point", "trained"):
+            raise TicketError(f"weights: {weights!r} is unknown; choose from 'rewind_point', 'trained'.")
+        if weights == "trained" and self.trained is None:
+            raise TicketError("the ticket has no trained weights; choose weights='rewind_point'.")
+
+    def _rebuilt(self, weights: str) -> nn.Module:
+        reasons = []
+        for recipe in self.info.get("network") or []:
+            try:
+                network = built(recipe)
+                self.apply(network, weights)
+            except TicketError as error:
+                reasons.append(str(error))
+            else:
+                return network
+        why = f"cannot be built here ({'; '.join(reasons)})" if reasons else "is not recorded with all its arguments"
+        raise TicketError(
+            f"the ticket's network, {self.info.get('architecture', 'of an unknown class')}, {why}. Build it yourself, "
+            f'and load the weights: ticket.apply(net, weights="{weights}").'
+        )
 
 
 def check_storable(state: State) -> None:

@@ -197,21 +197,38 @@ def show_fit(trainer: L.Trainer) -> None:
     trainer.fit_loop.__dict__.pop("_iteration_based_training", None)
 
 
+def shorten_to_rehearsal(trainer: L.Trainer) -> int:
+    """Shorten an epoch of a `fast_dev_run` to its number of batches, at least 2, and let the lottery end the fit.
+
+    Returns:
+        The number of batches; 0 if this is no rehearsal.
+    """
+    if not trainer.fast_dev_run:
+        return 0
+    asked = int(trainer.fast_dev_run)
+    batches = max(2, asked)  # True means 1 to Lightning, and a rewind point lies between two
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if getattr(trainer, name) == asked:  # not so with `overfit_batches`
+            setattr(trainer, name, batches)
+    if (trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps) == (1, asked):  # as Lightning sets them
+        trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, -1
+    return batches
+
+
 # ------------------------------------------------------------------------ unsupported settings
 
 
-def refuse_rehearsals(trainer: L.Trainer) -> None:
+def refuse_partial_rounds(trainer: L.Trainer) -> None:
     """Refuse settings under which rounds would not be trained whole, or not all alike.
 
     Raises:
         SettingError: such a setting is used.
     """
-    for name in ("fast_dev_run", "barebones"):
-        if getattr(trainer, name):
-            raise SettingError(
-                f"trainer.{name} cannot be used with a lottery, whose rounds end the fit. For a quick try, use "
-                'LotteryTicket(rounds=1, train_for="20it").'
-            )
+    if trainer.barebones:
+        raise SettingError(
+            "trainer.barebones cannot be used with a lottery, which needs validation, logging and its checkpoints. For "
+            "a quick try, use trainer.fast_dev_run."
+        )
     if trainer.limit_train_batches == 0:
         raise SettingError("trainer.limit_train_batches must be above 0 to train a round, got 0. Set it to 1.0, say.")
     if trainer._val_check_time_interval is not None:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lth_lightning.errors import SettingError
+from lth_lightning.trainer.lengths import refuse_partial_rounds
 
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 WHOLE = (SingleDeviceStrategy, DDPStrategy)
@@ -63,6 +64,7 @@ def refuse_what_cannot_work(trainer: L.Trainer, module: L.LightningModule) -> No
     Raises:
         SettingError: one of these is used.
     """
+    refuse_partial_rounds(trainer)
     _refuse_other_package(trainer, module)
     _refuse_inference_mode(module)
     if trainer.max_steps != -1 or trainer.max_epochs not in (-1, None, 1000):  # 1000 is Lightning's own default

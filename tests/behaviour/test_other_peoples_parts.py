@@ -13,7 +13,7 @@ What was tried, by hand too (lth_lightning/trainer/README.md has the list for us
 - a frozen parameter of -inf, an attribute named `masks`;
 - `torch.inference_mode` around a fit and around a module's making; `torch.no_grad`;
 - `torch.compile` of a network and `LightningModule.compile`; a LightningModule in another; validate and test before
-  and after a fit; barebones, detect_anomaly, profilers, fast_dev_run (refused);
+  and after a fit; barebones, detect_anomaly, profilers, fast_dev_run (a rehearsal);
 - attention, recurrent layers, checkpointing and functions of one's own under the criteria that use gradients:
   tests/pruning/test_gradient_criteria.py.
 """

@@ -66,7 +66,8 @@ class Task:
         """The official training images (N, C, H, W), uint8, and their classes."""
         from lth_lightning.data.datasets import read_images
 
-        return read_images(self.dataset, self.data_dir, train=True, download=False)
+        images, targets, _ = read_images(self.dataset, self.data_dir, train=True, download=False)
+        return images, targets
 
 
 class RandomMNIST:

@@ -12,15 +12,18 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
 from conftest import HANGS
+from dataset_files import write_emnist_letters
 
-from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning
+from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning, Ticket
 from lth_lightning.cli.main import main
 from lth_lightning.cli.run_dir import Reservation
+from lth_lightning.data.datasets import Digits
 from lth_lightning.errors import SettingError, unknown_name
 
 # Lightning 2.6 calls jsonargparse by a name that 4.49 has made old; Python shows that to no user.
@@ -58,6 +61,11 @@ class Wide(Fixed):
         super().__init__()
 
 
+class Deep(nn.Sequential):
+    def __init__(self, width: int):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+
 class Broken(Fixed):
     def __init__(self):
         1 / 0
@@ -66,6 +74,11 @@ class Broken(Fixed):
 class Largest(Criterion):
     def scores(self, evidence):
         return {name: -weight.abs() for name, weight in evidence.trained.items()}
+
+
+class Needy(Callback):
+    def __init__(self):
+        import surely_missing
 
 
 class Interrupt(Callback):
@@ -124,6 +137,8 @@ def crowded(folder: Path, finished: Path) -> Path:
         "unknown_argument": "model: {net: {class_path: MLP, init_args: {hiden: [20]}}}",
         "unknown_class": "model: {net: {class_path: MPL}}",
         "wrong_type": "lottery: {rounds: many}",
+        "data_class": "data: {dataset: {class_path: torchvision.datasets.EMNIST, init_args: {split: letters}}}",
+        "listed_word": "lottery: {rewind: [weights]}",
         "unclosed": "lottery: {rounds: 3",
         "words": "just words",
         "blank": "",
@@ -209,10 +224,40 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [*FIT, "--data.dataset", "FashionMINST"],
         ["data.dataset: 'FashionMINST'", "CIFAR10", "'FashionMNIST'?"],
     ),
+    "data set with arguments": (
+        [*FIT, "--data.dataset", "EMNIST"],
+        ["data.dataset: EMNIST needs split; add --data.dataset.split VALUE", "EMNIST(root, split, train=True"],
+    ),
+    "argument of a data set": (
+        [*FIT, "--data.dataset.split", "letters"],
+        ["data.dataset_args: 'split' is unknown; Digits takes none", "Digits(root, train=True"],
+    ),
+    "data set as a class": (
+        [*FIT, "--config", "data_class.yaml"],
+        ["data_class.yaml: data.dataset: give the class's name or import path", "data.dataset_args"],
+    ),
+    "no images": (["predict", *OF_RUN, TICKET, "--images", "nowhere"], ["images: nowhere does not exist"]),
+    "no image files": (["predict", *OF_RUN, TICKET, "--images", "empty"], ["images: empty holds no image files"]),
     "network": ([*FIT, "--model.net", "LeNet30"], ["model.net: 'LeNet30'", NETWORKS, "'LeNet300'?", "import path"]),
     "criterion": (
         [*FIT, "--lottery.pruning.criterion", "Magnitud"],
         ["lottery.pruning.criterion: 'Magnitud'", "Magnitude", "Random", "'Magnitude'?"],
+    ),
+    "criterion that is abstract": (
+        [*FIT, "--lottery.pruning.criterion", "Criterion"],
+        ["lottery.pruning.criterion: Criterion is abstract", "defines scores", "Magnitude", "import path"],
+    ),
+    "optimizer that is abstract": (
+        [*FIT, "--model.optimizer", "torch.optim.Optimizer"],
+        ["model.optimizer: torch.optim.Optimizer is abstract", "SGD"],
+    ),
+    "package that is missing": (
+        [*FIT, "--trainer.callbacks", "my_module.Needy"],
+        ["Needy needs the package surely_missing, which is not installed: pip install"],
+    ),
+    "control beyond the rounds": (
+        [*FIT, "--lottery.control_rounds", "[1, 7]"],
+        ["lottery.control_rounds: round 7 is beyond lottery.rounds 1; raise that to 7, or choose from 1."],
     ),
     "optimizer": ([*FIT, "--model.optimizer", "Adma"], ["model.optimizer: 'Adma'", "SGD", "'Adam'?"]),
     "schedule": (
@@ -283,8 +328,14 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "word for a switch": ([*FIT, "--data.augment", "maybe"], ["data.augment: Expected a <class 'bool'>", "maybe"]),
     "word for a list": (
         [*FIT, "--lottery.controls", "random_mask"],
-        ["lottery.controls: Expected a <class 'collections.abc.Sequence'>", "random_mask"],
+        ["lottery.controls takes a list, got random_mask. Write [random_mask]."],
     ),
+    "list for a class": ([*FIT, "--model.net", "[MLP]"], ["model.net takes one name, not a list", "Write MLP."]),
+    "list for a word": (
+        [*FIT, "--config", "listed_word.yaml"],
+        ["lottery.rewind takes one name, not a list: got [weights]. Write weights."],
+    ),
+    "number for a list": ([*FIT, "--lottery.control_rounds", "1"], ["lottery.control_rounds takes a list, got 1."]),
     "number for a mapping": (
         [*FIT, "--lottery.pruning.rates", "0.1"],
         ["lottery.pruning.rates: Expected a <class 'dict'>", "0.1"],
@@ -292,7 +343,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "number for a part": ([*FIT, "--lottery", "5"], ["lottery: ", "5"]),
     "type of an argument": (
         [*FIT, "--model.net", "MLP", "--model.net.hidden", "20"],
-        ["model.net: ", "hidden: Expected a <class 'collections.abc.Sequence'>", "20"],
+        ["model.net.hidden takes a list, got 20. Write [20]."],
     ),
     "type of an optimizer's": (
         [*FIT, "--model.optimizer.lr", "fast"],
@@ -305,7 +356,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     # what is missing
     "nothing given": (
         ["fit"],
-        ["missing: lottery.train_for and model.net", "--config configs/quickstart.yaml", "20ep"],
+        ["missing: lottery.train_for and model.net", "--config quickstart", "20ep"],
     ),
     "no network": (["fit", "--lottery.train_for", "2it"], ["missing: model.net", "--model.net  the network"]),
     "no rounds": (
@@ -450,7 +501,6 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "report on nothing": (["report", "empty"], ["report: empty is not a run folder"]),
     # the Trainer's settings
     "max_epochs": ([*FIT, "--trainer.max_epochs", "5"], ["trainer.max_epochs is 5", "lottery.train_for"]),
-    "fast_dev_run": ([*FIT, "--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "--lottery.train_for 20it"]),
     "accelerator": ([*FIT, "--trainer.accelerator", "gpuu"], ["trainer: ", "accelerator='gpuu'", "cpu"]),
     "duration": ([*FIT, "--trainer.max_time", "soon"], ["trainer: ", "'soon'", "DD:HH:MM:SS"]),
     "argument of a callback": (
@@ -603,6 +653,19 @@ def test_predict_prints_the_class_of_each_test_image(crowded: Path, capsys: Any)
     assert _files() == before
 
 
+@pytest.mark.parametrize("weights", [TICKET, CHECKPOINT])
+def test_predict_classifies_images_of_ones_own(crowded: Path, capsys: Any, weights: str) -> None:
+    """The test images, from a file, get the classes that they get as test images."""
+    assert main(["predict", *OF_RUN, weights]) == 0
+    classes = capsys.readouterr().out.split()
+    np.save(crowded / "images.npy", Digits("", train=False).data.numpy())
+    assert main(["predict", *OF_RUN, weights, "--images", "images.npy"]) == 0
+    found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["class"] for row in found] == classes
+    assert [row["file"] for row in found] == [str(number) for number in range(360)]
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in found)
+
+
 def test_tickets_that_a_run_was_given_may_be_gone_when_it_is_tested(crowded: Path, capsys: Any) -> None:
     assert main([*FROM_FILES, TICKET, "--run_dir", "again", "--lottery.controls", "[]"]) == 0
     shutil.rmtree(crowded / "run")
@@ -610,6 +673,27 @@ def test_tickets_that_a_run_was_given_may_be_gone_when_it_is_tested(crowded: Pat
 
 
 # ------------------------------------------------------------------------------------- classes of the user's own
+
+
+def test_a_data_set_takes_arguments_of_its_own(folder: Path) -> None:
+    """Beside its name, a plain string, in config.yaml too; a flag changes one of them."""
+    write_emnist_letters(folder / "data", 60, 20)
+    letters = ["--data.dataset", "torchvision.datasets.EMNIST", "--data.dataset.split", "letters"]
+    assert main([*SHORT, *letters, "--data.train_size", "null", "--quiet", "--run_dir", "run"]) == 0
+    data = yaml.safe_load((folder / "run/config.yaml").read_text())["data"]
+    assert (data["dataset"], data["dataset_args"]) == ("torchvision.datasets.EMNIST", {"split": "letters"})
+    ticket = Ticket.load(folder / "run/tickets/round_00.safetensors")
+    assert ticket.info["data"] == "torchvision.datasets.EMNIST(split=letters)"
+    assert ticket.info["classes"] == ["N/A", *"abcdefghij"]
+    assert main(["fit", "--config", "run/config.yaml", "--data.dataset.split", "digits", "--data.download", "0"]) == 2
+
+
+def test_a_ticket_builds_the_network_that_the_command_line_named(folder: Path) -> None:
+    assert main([*SHORT, "--model.net", "my_module.Deep", "--model.net.width", "7", "--quiet", "--run_dir", "run"]) == 0
+    ticket = Ticket.load(folder / "run/tickets/round_00.safetensors")
+    (recipe,) = ticket.info["network"]
+    assert recipe == {"class_path": "my_module.Deep", "init_args": {"width": 7}}
+    assert len(ticket.predict(Digits("", train=False).data)) == 360
 
 
 def test_a_network_of_torchvisions_takes_its_classes_from_the_data(folder: Path) -> None:
@@ -686,7 +770,7 @@ def test_every_flag_of_ours_has_a_sentence_and_a_default_and_the_examples_work(
     (folder / "runs").mkdir()
     (folder / "runs/mine").symlink_to(finished)
     commands = [shlex.split(line, comments=True) for line in examples.splitlines()]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for python, program, *args in commands:
         assert (python, program) == ("python", "train.py")
         with pytest.raises(SystemExit, match="0"):

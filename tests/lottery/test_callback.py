@@ -622,7 +622,7 @@ def test_own_rule_of_what_may_be_pruned(tmp_path: Path) -> None:
         ({"data_order": "new"}, "lottery.data_order"),
         ({"controls": ["reinit"]}, "Did you mean 'random_reinit'"),
         ({"controls": ["random_mask", "random_mask"]}, "twice"),
-        ({"control_rounds": [3]}, "round 3 cannot have controls"),
+        ({"control_rounds": [3]}, r"round 3 is beyond lottery.rounds 2; raise that to 3, or choose from 1, 2"),
         ({"control_rounds": [0]}, "round 0 cannot have controls"),
         ({"control_replicates": 0}, "control_replicates"),
         ({"metrics": {"accuracy": "x"}}, "lottery.metrics"),

@@ -22,7 +22,7 @@ What was tried, and what comes of it:
 | inference_mode, reload_dataloaders_every_n_epochs | right |
 | reload_dataloaders_every_n_epochs, data of another size | in steps from step 0 right, else refused when reloaded |
 | configure_optimizers gives None or [], manual optimization too | refused in `on_fit_start` |
-| fast_dev_run, barebones | refused in `setup` |
+| barebones | refused in `setup` |
 | max_time shorter than a round | right: saved, to be resumed |
 | Lightning's progress bars | `Epoch 0/1`, where it was `Epoch 0/-2` |
 """
@@ -292,7 +292,6 @@ def test_lightnings_progress_bar_shows_the_epochs_of_a_round(tmp_path: Path) -> 
     [
         ({"val_check_interval": "00:00:10:00"}, r"must not be a time, got 600 s.* a fraction of an epoch"),
         ({"limit_train_batches": 0}, "limit_train_batches must be above 0"),
-        ({"fast_dev_run": True}, "fast_dev_run cannot be used with a lottery"),
         ({"barebones": True}, "barebones cannot be used with a lottery"),
     ],
 )
