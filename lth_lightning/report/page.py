@@ -62,8 +62,9 @@ WORDS = {
 }
 """Titles and captions of the charts, by their names; `{Score}` is the score, `{range}` how ranges are drawn."""
 DRAWN = {BAND: ("Band", "a band"), BARS: ("Bars", "bars")}
-ABREAST = 2
-"""The most experiments in a table side by side: it must not be wider than the page."""
+LONG_WORD = 13
+"""A table must not be wider than the page: it shows two experiments side by side, or one if a word of a label is longer
+than this, because each of their columns is headed by the label."""
 POINTS = 200
 """The most points that the page holds of a learning curve: a screen cannot resolve more."""
 FEWEST = 30
@@ -100,8 +101,9 @@ def comparison_page(
         which = ", ".join(entry.label.partition(" (n = ")[0] for entry in panel.legend[0])
         parts.append(_chart("comparison", panel, reported, errors, which if len(panels) > 1 else ""))
     parts += [Part("</div>"), Part(_paragraph(PANELS, "note"))] if len(panels) > 1 else []
-    for place in range(0, len(experiments), ABREAST):
-        table = comparison_table(experiments[place : place + ABREAST])
+    abreast = 1 if any(len(word) > LONG_WORD for one in experiments for word in one.label.split()) else 2
+    for place in range(0, len(experiments), abreast):
+        table = comparison_table(experiments[place : place + abreast])
         parts.append(Part(table.html("Side by side", "numbers beside"), "" if place else "Side by side"))
     parts.append(Part(_paragraph(about_pairs(reported), "note")))
     for one in experiments:

@@ -39,7 +39,7 @@ class Table:
 
         Args:
             caption: the text above the table, and its name for screen readers.
-            kind: its CSS classes; "numbers" are aligned to the right, "beside" may break the names in headers.
+            kind: its CSS classes; "numbers" are aligned to the right, "beside" is in small print.
         """
         name = escape(caption)
         head = "".join(f'<th scope="col">{escape(header)}</th>' for header in self.headers)
