@@ -253,6 +253,21 @@ def test_comparison_has_a_chart_of_its_groups_and_a_part_a_group() -> None:
     assert len(Parsed(comparison_of([mnist, near], "title")).charts) == 1 + 2 * 4
 
 
+@pytest.mark.parametrize(("label", "tables"), [("Fashion", 2), ("of_a_very_long_name", 3)])
+def test_side_by_side_stand_as_many_experiments_as_the_page_is_wide(label: str, tables: int) -> None:
+    page = comparison_of([PooledRuns([run_of(name=name)], name) for name in ("one", "two", label)], "title")
+    assert Parsed(page).texts["caption"].count("Side by side") == tables
+
+
+def test_bars_and_the_end_of_training_reach_the_page() -> None:
+    experiment = PooledRuns([run_of(), run_of(0.02, "two")])
+    charts = charts_of(experiment)
+    drawn = [Parsed(experiment_page(experiment, charts, "title", errors)).charts for errors in ("band", "bars")]
+    assert [{chart.get("bars", False) for chart in one} for one in drawn] == [{False}, {True}]
+    end = series(as_json(charts["early_stop"]), "end of training")["level"]
+    assert (end["y"], end["each"]) == (400, [])  # no network, so nothing to point at
+
+
 def test_tables_name_every_network_and_setting() -> None:
     runs = [
         run_of(
