@@ -186,7 +186,7 @@ def _over_density(
     """A figure at the end of training over density, per variant, with the dense network as a line."""
     legend = [Entry(f"{named(v)} ({counted(s.n for s in curve.values())})", STYLES[v]) for v, curve in curves.items()]
     series = [
-        Series((place,), _points(experiment, curve), room=ROOM.get(variant))
+        Series((place,), _points(experiment, curve), room=None if axis.zero else ROOM.get(variant))
         for place, (variant, curve) in enumerate(curves.items())
     ]
     if not series:
@@ -301,13 +301,13 @@ def comparison_chart(experiments: Sequence[PooledRuns]) -> Chart | None:
         return None
     lines = [Entry(named(kind), Style(line=style.line)) for kind, style in kinds.items()]
     names, axis = _names(chain(*(one.runs for one in experiments))), score_axis(experiments[0].reported)
-    return Chart(names, DENSITY, axis, [legend, lines], series, panels=_panels(series))
+    return Chart(names, DENSITY, axis, [legend, lines], series, panels=_panels(axis, series))
 
 
 PANELS = "Experiments whose scores lie far apart have axes of their own."
 
 
-def _panels(series: Sequence[Series]) -> list[list[int]]:
+def _panels(axis: Axis, series: Sequence[Series]) -> list[list[int]]:
     """The experiments that share a vertical axis, in the order of their first.
 
     Two do unless the gap between their tickets is wider than either's range: then both would be flat. The worst quarter
@@ -316,9 +316,9 @@ def _panels(series: Sequence[Series]) -> list[list[int]]:
     ranges = {}
     for one in series:
         if one.points and one.keys[1] == 0:
-            means = sorted(point.value.mean for point in one.points)
-            worst = len(means) // 4
-            ranges[one.keys[0]] = (means[worst], means[-1])
+            means = sorted((point.value.mean for point in one.points), reverse=not axis.low)
+            kept = means[: len(means) - len(means) // 4]
+            ranges[one.keys[0]] = (min(kept), max(kept))
     found: list[list[int]] = []
     top, height = -math.inf, 0.0
     for place, (low, high) in sorted(ranges.items(), key=lambda item: item[1]):

@@ -43,7 +43,6 @@ CAPTIONS = {
     "comparison": "{score} at the end of training. {Range}: least to greatest of n networks.",
 }
 """Captions of the figures; `{score}` is the reported score, in words, `{range}` how ranges are drawn."""
-FILES = ("png", "svg", "pdf")
 
 
 # ------------------------------------------------------------------------------------- one experiment
@@ -162,7 +161,7 @@ def _text(parts: Sequence[str]) -> bytes:
 
 
 def _write(out: Path, texts: Mapping[str, bytes], drawn: "Mapping[str, Figure]") -> list[Path]:
-    from lth_lightning.report.figures import image_bytes
+    from lth_lightning.report.figures import FILES, image_bytes
 
     contents = dict(texts)
     for name, figure in drawn.items():

@@ -18,6 +18,7 @@ from lth_lightning.report.comparison import experiments_of, full_names
 from lth_lightning.report.figures import figure_of
 from lth_lightning.runs.rows import Row, write_rows
 from lth_lightning.runs.run import Run
+from lth_lightning.runs.score import Score
 
 ADAM = {"class_path": "torch.optim.adam.Adam", "init_args": {"lr": 0.001}}
 SETTINGS: dict[str, Any] = {
@@ -289,6 +290,21 @@ def test_experiments_far_apart_have_axes_of_their_own(tmp_path: Path) -> None:
     assert mnist.get_ylim()[0] > 0.93 and cifar.get_ylim()[1] < 0.86
     assert [len(axes.lines) for axes in (mnist, cifar)] == [6, 3]
     assert len(figure.legends) == 1 and figure.get_suptitle() == "title"
+
+
+def test_scores_that_all_fall_at_the_sparsest_density_are_apart_all_the_same(tmp_path: Path) -> None:
+    found = {"MNIST": [0.95, 0.96, 0.95, 0.94, 0.5], "CIFAR10": [0.83, 0.82, 0.81, 0.82, 0.4]}
+    rows = {
+        name: [
+            Row(n, "ticket", 0, 0.5**n, 1000 >> n, 1000, 9, 1.0, *[None] * 4, value, *[None] * 3, test_score=1 - value)
+            for n, value in enumerate(values)
+        ]
+        for name, values in found.items()
+    }
+    for score in (None, Score("val_error", "min")):  # and less is better
+        runs = [Run(Path(name), each, given_score=score) for name, each in rows.items()]
+        chart = comparison_chart([PooledRuns([run], run.name) for run in runs])
+        assert chart is not None and chart.panels == [[0], [1]]
 
 
 def test_comparison_figure_has_a_colour_a_group_and_dashes_for_reinits(tmp_path: Path) -> None:

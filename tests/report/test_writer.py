@@ -396,6 +396,12 @@ def test_controls_at_chance_leave_the_range_of_the_trained_networks_and_the_capt
     assert limits("accuracy", near)[0] < 0.93 and leaving(charts_of(experiment(near))["accuracy"]) == ""
 
 
+def test_an_early_stop_never_leaves_its_figure() -> None:
+    rows = [row(0, "ticket", 0.9, 390), row(1, "ticket", 0.9, 395), row(1, "random_mask", 0.9, 20)]
+    assert leaving(charts_of(experiment(rows))["early_stop"]) == ""
+    assert limits("early_stop", rows)[0] == 0
+
+
 def test_of_an_error_the_range_ends_above() -> None:
     values = rows_of(T=[1.0, 1.2], R=[None, 1.4], M=[None, 50.0])
     rows = [replace(r, test_score=r.test_acc) for r in values]
