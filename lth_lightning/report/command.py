@@ -14,7 +14,7 @@ from lth_lightning.report.comparison import experiments_of, full_names
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.tables import comparison_tables, paired_table, results_table
 from lth_lightning.report.writer import write_comparison, write_report
-from lth_lightning.runs.run import Run, read_all, title_of
+from lth_lightning.runs.run import RunFiles, read_all, title_of
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
     return written
 
 
-def _common_folder(runs: Sequence[Run]) -> Path:
+def _common_folder(runs: Sequence[RunFiles]) -> Path:
     """The nearest folder that holds all runs, relative to the working directory if it is below that."""
     common = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
     return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common

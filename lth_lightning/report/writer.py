@@ -25,7 +25,7 @@ from lth_lightning.report.reported import Reported
 from lth_lightning.report.statistics import statistic_columns, statistics
 from lth_lightning.report.tables import about_pairs, about_results, comparison_table, paired_table, results_table
 from lth_lightning.runs.rows import as_csv
-from lth_lightning.runs.run import Run, facts, title_of
+from lth_lightning.runs.run import RunFiles, facts, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def figures_of(experiment: PooledRuns, charts: Mapping[str, Chart]) -> "dict[str
     return {name: figure for name, figure in found.items() if figure}
 
 
-def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
+def _looked_at(runs: Sequence[RunFiles]) -> "dict[int, Picture]":
     """The pictures of the runs' tickets by round: the mean over the runs that have one."""
     from lth_lightning.report.pictures import input_pictures
 
@@ -75,7 +75,7 @@ def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
     return {number: np.mean(pictures, axis=0) for number, pictures in known.items()}
 
 
-def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | None = None) -> list[Path]:
+def write_report(runs: Sequence[RunFiles], out: Path, densities: Sequence[float] | None = None) -> list[Path]:
     """Write report.md, report.html, statistics.csv (see `Statistic`) and figures/*.png, *.svg into `out`.
 
     Figures without data are left out.
@@ -114,7 +114,7 @@ def write_report(runs: Sequence[Run], out: Path, densities: Sequence[float] | No
     return _write(out, texts, shown)
 
 
-def _facts(runs: Sequence[Run]) -> str:
+def _facts(runs: Sequence[RunFiles]) -> str:
     settings = [f"- {label}: {value}" for label, value in (facts(runs) | prunable_facts(runs)).items()]
     return "\n".join([*settings, *(f"- run folder: `{run.path}`" for run in runs)])
 
