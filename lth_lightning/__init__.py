@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lth_lightning.errors import SettingError, TicketError
     from lth_lightning.lottery.callback import LotteryTicket
     from lth_lightning.matching import best_ticket
+    from lth_lightning.notebook import Run, read_runs
     from lth_lightning.pruning.criteria import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Random
     from lth_lightning.pruning.gradient_criteria import SNIP, GraSP, SynFlow
     from lth_lightning.pruning.mask_hooks import MaskHooks
@@ -43,6 +44,7 @@ _HOME = {
     "NetworkFunction": "pruning.network_function",
     "Pruning": "pruning.pruning",
     "Random": "pruning.criteria",
+    "Run": "notebook",
     "SNIP": "pruning.gradient_criteria",
     "Score": "runs.score",
     "SettingError": "errors",
@@ -51,6 +53,7 @@ _HOME = {
     "TicketError": "errors",
     "best_ticket": "matching",
     "prunable_weights": "pruning.prunable",
+    "read_runs": "notebook",
 }
 
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "NetworkFunction",
     "Pruning",
     "Random",
+    "Run",
     "Score",
     "SettingError",
     "SynFlow",
@@ -78,6 +82,7 @@ __all__ = [
     "TicketError",
     "best_ticket",
     "prunable_weights",
+    "read_runs",
 ]
 
 

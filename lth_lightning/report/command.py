@@ -106,14 +106,18 @@ def main(args: Sequence[str]) -> int:
 
 def _report(given: argparse.Namespace, console: Console) -> list[Path]:
     runs = read_all(given.runs)
-    out = given.out or (runs[0].path if len(runs) == 1 else runs[0].path.parent / "report")
-    written = write_report(runs, out, given.densities)
+    written = write_report(runs, given.out or report_folder(runs), given.densities)
     experiment = PooledRuns(runs)
     console.print(results_table(experiment, title_of(runs), brief=True).rich())
     if pairs := paired_table(experiment, brief=True):
         console.print("", pairs.rich(), sep="\n")
     console.print(f"\n{summary(experiment)}")
     return written
+
+
+def report_folder(runs: Sequence[RunFiles]) -> Path:
+    """Where a report goes by default: into the run, or for several runs into the folder `report` beside the first."""
+    return runs[0].path if len(runs) == 1 else runs[0].path.parent / "report"
 
 
 def _compare(given: argparse.Namespace, console: Console) -> list[Path]:

@@ -51,12 +51,12 @@ class RunFiles:
         results, layers, config = (path / name for name in ("results.csv", "layers.csv", "config.yaml"))
         if not results.is_file():
             raise SettingError(
-                f"report: {path} is not a run folder: it has no results.csv. Give the folder that `fit` wrote to (its "
+                f"{path} is not a run folder: it has no results.csv. Give the folder that `fit` wrote to (its "
                 "run_dir), which holds results.csv and config.yaml."
             )
         rows = in_order(read_rows(results))
         if not rows:
-            raise SettingError(f"report: {results} has no rows yet; the first is written when round 0 ends.")
+            raise SettingError(f"{results} has no rows yet; the first is written when round 0 ends.")
         return cls(
             path,
             rows,
@@ -98,9 +98,9 @@ def _read_settings(config: Path, trained_from: tuple[Path, ...] = ()) -> Setting
     try:
         content = yaml.safe_load(named_as_today(config.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError(f"report: cannot read {config}: {error}") from error
+        raise SettingError(f"cannot read {config}: {error}") from error
     if not isinstance(content, dict):
-        raise SettingError(f"report: {config} holds no settings.")
+        raise SettingError(f"{config} holds no settings.")
     settings: Settings = json.loads(
         json.dumps(content, default=str)
     )  # as in a checkpoint: no dates, no numbers as keys
