@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 from tests.conftest import HANGS
@@ -37,7 +36,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[nbformat.NotebookNod
         client = NotebookClient(
             notebook,
             timeout=HANGS,
-            km=AsyncKernelManager(kernel_name="python3", transport="ipc"),
+            startup_timeout=HANGS,
             resources={"metadata": {"path": str(folder)}},
         )
         client.execute()
