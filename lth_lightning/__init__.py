@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lth_lightning.classifier import ImageClassifier
     from lth_lightning.cli.lightning_cli import LotteryCLI
     from lth_lightning.data.datamodule import ImageDataModule
+    from lth_lightning.data.diabetes import DiabetesData
     from lth_lightning.display.tensorboard import LotteryBoard
     from lth_lightning.display.terminal import LotteryProgress
     from lth_lightning.errors import SettingError, TicketError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lth_lightning.pruning.network_function import NetworkFunction
     from lth_lightning.pruning.prunable import prunable_weights
     from lth_lightning.pruning.pruning import Pruning
+    from lth_lightning.regressor import Regressor
     from lth_lightning.runs.score import Score
     from lth_lightning.tickets.ticket import Ticket
 
@@ -29,6 +31,7 @@ __version__ = "0.2.0"
 
 _HOME = {
     "Criterion": "pruning.criteria",
+    "DiabetesData": "data.diabetes",
     "Evidence": "pruning.criteria",
     "GraSP": "pruning.gradient_criteria",
     "ImageClassifier": "classifier",
@@ -44,6 +47,7 @@ _HOME = {
     "NetworkFunction": "pruning.network_function",
     "Pruning": "pruning.pruning",
     "Random": "pruning.criteria",
+    "Regressor": "regressor",
     "Run": "notebook",
     "SNIP": "pruning.gradient_criteria",
     "Score": "runs.score",
@@ -59,6 +63,7 @@ _HOME = {
 __all__ = [
     "SNIP",
     "Criterion",
+    "DiabetesData",
     "Evidence",
     "GraSP",
     "ImageClassifier",
@@ -74,6 +79,7 @@ __all__ = [
     "NetworkFunction",
     "Pruning",
     "Random",
+    "Regressor",
     "Run",
     "Score",
     "SettingError",

@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tickets": {"pruning"},
     "trainer": {"pruning"},
     "classifier": {"pruning", "models"},
+    "regressor": set(),
     "lottery": {"pruning", "tickets", "trainer", "runs", "models", "notebook"},
     "report": {"runs", "tickets.packed_file"},
     "notebook": {"runs", "report"},

@@ -18,7 +18,10 @@ OURS = {
     "model": ("classifier.py", "ImageClassifier"),
 }
 """The classes whose arguments are settings: the file in this package, and the class."""
-COMMON = ("config", "print_config", "help", "run_dir", "ckpt_path", "quiet", "seed_everything", "weights_only")
+COMMON = (
+    *("config", "print_config", "help", "run_dir", "ckpt_path", "quiet", "seed_everything", "weights_only"),
+    *("images", "resize", "verbose", "return_predictions"),  # of `predict`, `test` and `validate`
+)
 GROUPS = {*OURS, "trainer"}  # settings of their own, as files of a part's settings
 FOR_OWN_MODULES = ("optimizer", "lr_scheduler")
 

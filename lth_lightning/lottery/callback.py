@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from lth_lightning.lottery import plan, settings
+from lth_lightning.lottery.best_weights import check_keep
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.experiment import Experiment
 from lth_lightning.lottery.metrics import Metrics
@@ -28,18 +29,8 @@ from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import check_state
 from lth_lightning.runs.score import Score
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import (
-    evaluation,
-    fast_step,
-    fit,
-    lengths,
-    processes,
-    refusals,
-    restart,
-    resume,
-    sub_runs,
-    watch,
-)
+from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, refusals, restart, resume, sub_runs
+from lth_lightning.trainer.watch import Watch
 
 
 class LotteryTicket(Outcome, L.Callback):
@@ -77,6 +68,7 @@ class LotteryTicket(Outcome, L.Callback):
         metrics: the module's names for `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, if it logs
             them under other names, e.g. `{"val_loss": "valid/ce"}`.
         evaluate_test: also evaluate the test data at each validation (never used to select anything).
+        keep: `best`: also keep each ticket's weights at its best validation score, as best/round_07.safetensors.
         checkpoint_every_n_train_steps: also save checkpoints/last.ckpt every n optimizer steps, not only at the start
             of an epoch; for epochs too long to lose to a kill.
         seed: the seed for data order, dropout and controls; the default is that of `seed_everything`.
@@ -115,6 +107,7 @@ class LotteryTicket(Outcome, L.Callback):
         score: dict[str, Any] | Score | str | None = None,
         metrics: dict[str, str] | None = None,
         evaluate_test: bool = True,
+        keep: str | None = None,
         checkpoint_every_n_train_steps: int | None = None,
         seed: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -137,7 +130,8 @@ class LotteryTicket(Outcome, L.Callback):
         self.prunable, self.reinit = prunable, reinit
         self.score, self.given_metrics = settings.as_score(score), dict(metrics or {})
         self.metrics = Metrics(self.score, self.given_metrics)
-        self.evaluate_test = evaluate_test
+        check_keep(keep)
+        self.evaluate_test, self.keep = evaluate_test, keep
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps
         self.given_seed, self.given_run_dir = seed, run_dir
         self.folder_is_locked = False  # the command line locks it before the fit and sets this
@@ -160,7 +154,7 @@ class LotteryTicket(Outcome, L.Callback):
         self._fresh = restart.FreshFit(trainer, pl_module)
         self._rehearsal.begin(trainer)
         refusals.refuse_what_cannot_work(trainer, pl_module)
-        fit.call_first_and_last(trainer, self.between_epochs, watch.Watch(self._fresh), self)
+        fit.call_first_and_last(trainer, self.between_epochs, Watch(self._fresh), self)
         fit.show_length(trainer, fit.ENDLESS)
         lengths.show_round(trainer, epochs=self.train_for.epochs, steps=self.train_for.own_steps)
 

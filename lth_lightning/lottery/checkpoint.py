@@ -36,6 +36,7 @@ class Progress:
         settings: the run's settings, by kind.
         folder: the run's folder.
         recorder: the evaluations of the network in training; only in a checkpoint.
+        best: what `lottery.keep` keeps of the ticket in training.
         fresh: the part of a network's start that no optimizer's state holds; only in a checkpoint.
         moment: where inside or between epochs a resumed fit starts; None except in a checkpoint.
         resumed: whether this came from a checkpoint.
@@ -53,6 +54,7 @@ class Progress:
     settings: dict[str, Words] = field(default_factory=dict)
     folder: str | None = None
     recorder: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
     fresh: dict[str, Any] | None = None
     moment: list[resume.Moment] | None = None
     resumed: bool = False

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lth_lightning.errors import RevivedError, SettingError
-from lth_lightning.files import content_hash
-from lth_lightning.lottery import checkpoint
+from lth_lightning.files import content_hash, make_folder
+from lth_lightning.lottery import best_weights, checkpoint
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
@@ -275,6 +275,7 @@ class Experiment:
         elif step:
             schedules.advance(self.trainer, self.epochs, step)
         self.recorder.start_over()
+        progress.best = None
         progress.stopped, progress.begun = False, True
         self._open_network()
         if network.variant == "pruned_only":
@@ -384,7 +385,12 @@ class Experiment:
             path = self.folder.ticket(row.round)
             as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
             info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given, lottery.score) | self.share
-            Ticket(lineage.masks, lineage.masked(lineage.start, lineage.masks), trained, info).save(path)
+            start = lineage.masked(lineage.start, lineage.masks)
+            Ticket(lineage.masks, start, trained, info).save(path)
+            if (best := self.progress.best) is not None:
+                make_folder(self.folder.best(row.round).parent)
+                info |= best_weights.facts(best, lottery.score)
+                Ticket(lineage.masks, start, best["weights"], info).save(self.folder.best(row.round))
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained
         self.fresh.keep_ticket()
@@ -492,6 +498,10 @@ class Experiment:
         self.watch.check(self.trainer)
         with self.fresh.averaged_weights(self.trainer):
             self.recorder.record(self.trainer)
+            if self.lottery.keep is not None and self.network.variant == "ticket":
+                state, point = full_state(self.module), self.recorder.last
+                assert point is not None
+                self.progress.best = best_weights.better(self.progress.best, point, state, self.lottery.score)
 
     def checkpoint_inside_epoch(self) -> None:
         """Save a checkpoint between two batches, if one is due or time is up."""

@@ -13,6 +13,7 @@ from lth_lightning.runs.settings import MAY_DIFFER, Different, differences, show
 SEEDS = ("seed_everything", "lottery.seed")
 NOT_COMPARED = (
     *SEEDS,
+    "lottery.keep",  # writes more files
     "data.eval_batch_size",  # batches are weighted by their images, so results do not depend on it
     *(name for name in chain(*MAY_DIFFER.values()) if name != "data.batch_size"),
 )

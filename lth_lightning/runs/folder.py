@@ -8,7 +8,7 @@ from lth_lightning.errors import SettingError
 from lth_lightning.files import cannot_write, check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.runs.lock import FolderLock
 
-CONFIG, RESULTS, LAYERS, ENVIRONMENT, SCORE, CURVES, TICKETS, CHECKPOINT, FIGURES = (
+CONFIG, RESULTS, LAYERS, ENVIRONMENT, SCORE, CURVES, TICKETS, BEST, CHECKPOINT, FIGURES = (
     "config.yaml",
     "results.csv",
     "layers.csv",
@@ -16,6 +16,7 @@ CONFIG, RESULTS, LAYERS, ENVIRONMENT, SCORE, CURVES, TICKETS, CHECKPOINT, FIGURE
     "score.json",
     "curves",
     "tickets",
+    "best",
     "checkpoints/last.ckpt",
     "figures",
 )
@@ -41,6 +42,10 @@ class RunFolder:
     def ticket(self, round: int) -> Path:
         """The file of a round's ticket."""
         return self.tickets / f"round_{round:02d}.safetensors"
+
+    def best(self, round: int) -> Path:
+        """The file of a round's ticket with its best weights, which `lottery.keep: best` asks for."""
+        return self.path / BEST / f"round_{round:02d}.safetensors"
 
     def curve(self, round: int, variant: str, replicate: int) -> Path:
         """The file of a network's learning curve."""
@@ -71,7 +76,8 @@ class RunFolder:
         """
         for folder in (self.path, self.curves, self.tickets, self.checkpoint.parent):
             make_folder(folder)
-        for folder in (self.path, self.curves, self.tickets, self.checkpoint.parent, self.path / FIGURES):
+        written = (self.curves, self.tickets, self.checkpoint.parent, self.path / FIGURES, self.path / BEST)
+        for folder in (self.path, *written):
             remove_unfinished(folder)
         probe = self.path / ".writable"
         replace_file(probe, b"")

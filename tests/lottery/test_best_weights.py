@@ -1,0 +1,80 @@
+"""`keep="best"` leaves a ticket file a round with the weights that validation scored best."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import Cut, Fit, assert_same, copies, digits, fit, mlp
+
+from lth_lightning import Score, SettingError, Ticket
+from lth_lightning.pruning.state import State
+from lth_lightning.runs.rows import read_curves
+
+LOSS = Score("val_loss", "min")
+
+
+class Seen(L.Callback):
+    """The weights that each validation of a ticket has scored, by round and step."""
+
+    def __init__(self) -> None:
+        self.weights: dict[tuple[int, int], State] = {}
+        self.network: Any = None
+
+    def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, network: Any, density: float) -> None:
+        self.network = network
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.network.variant == "ticket":
+            self.weights[self.network.round, trainer.global_step] = copies(module)
+
+
+def run(folder: Path, *callbacks: L.Callback, lr: float = 0.1, **settings: Any) -> Fit:
+    torch.manual_seed(3)
+    module = mlp(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=lr))
+    trainer = {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    given = {"keep": "best", "controls": ["random_reinit"], "train_for": "20it", **settings}
+    return fit(module, digits(), folder, callbacks=callbacks, trainer=trainer, **given)
+
+
+@pytest.mark.parametrize(("score", "lr"), [(None, 0.1), (LOSS, 0.03)])
+def test_the_file_holds_what_the_best_validation_has_scored(score: Score | None, lr: float, tmp_path: Path) -> None:
+    seen = Seen()
+    done = run(tmp_path, seen, score=score, lr=lr)
+    curves = [point for point in read_curves(tmp_path / "curves") if point.variant == "ticket"]
+    early = False
+    for number in (0, 1, 2):
+        points = [point for point in curves if point.round == number]
+        best = min(points, key=lambda point: (point.val_loss if score else -point.val_acc, point.step))  # type: ignore[operator]
+        kept = Ticket.load(tmp_path / f"best/round_{number:02d}.safetensors")
+        assert kept.info["best_step"] == best.step
+        assert (kept.info["val_acc"], kept.info["test_acc"]) == (best.val_acc, best.test_acc)
+        last = done.ticket(number)
+        assert_same(kept.trained, {name: seen.weights[number, best.step][name] for name in last.trained})
+        assert_same(kept.masks, last.masks)
+        early |= best.step < 20
+    assert early, "the last evaluation was always the best, so nothing was tried"
+    assert not (tmp_path / "best/round_03.safetensors").exists()
+
+
+@pytest.mark.parametrize("batch", [13, 55])
+def test_a_run_that_is_resumed_keeps_the_same(batch: int, tmp_path: Path) -> None:
+    """Cut in rounds 0 and 1: the best of the epochs before is in the checkpoint."""
+    run(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="cut"):
+        run(tmp_path / "cut", Cut(batch))
+    run(tmp_path / "cut", ckpt_path=tmp_path / "cut/checkpoints/last.ckpt")
+    files = sorted(path.name for path in (tmp_path / "whole/best").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "cut/best").iterdir())
+    for name in files:
+        assert (tmp_path / "whole/best" / name).read_bytes() == (tmp_path / "cut/best" / name).read_bytes()
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"lottery\.keep: 'last' is unknown; choose from best"):
+        run(tmp_path, keep="last")
+    run(tmp_path / "none", keep=None, rounds=0)
+    assert not (tmp_path / "none/best").exists()
+    with pytest.raises(SettingError, match=r"lottery\.keep"):
+        run(tmp_path / "none", rounds=0, ckpt_path=tmp_path / "none/checkpoints/last.ckpt")
