@@ -20,7 +20,7 @@ def best_ticket(run: str | os.PathLike[str]) -> Ticket:
     it is.
 
     Args:
-        run: the run's folder, which holds results.csv and tickets/.
+        run: the run's folder, which holds results.csv and tickets/, or a `Run`.
 
     Raises:
         SettingError: the folder holds no run, or no sparse ticket that matches; the error names the nearest.
