@@ -128,8 +128,9 @@ class LotteryTicket(Outcome, L.Callback):
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable, self.reinit = prunable, reinit
-        self.score, self.given_metrics = settings.as_score(score), dict(metrics or {})
-        self.metrics = Metrics(self.score, self.given_metrics)
+        self.score = settings.as_score(score)
+        self.recorded = Metrics(self.score, metrics or {})
+        self.metrics = self.recorded.names
         check_keep(keep)
         self.evaluate_test, self.keep = evaluate_test, keep
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps

@@ -92,7 +92,7 @@ class Experiment:
         self._start = ""
         self._prunable_at_start = lottery.prunable(self.module).keys()
         self.watch = LossWatch()
-        self.recorder = Recorder(lottery.metrics)
+        self.recorder = Recorder(lottery.recorded)
         if progress.recorder is not None:
             self.recorder.load_state_dict(progress.recorder)
         self.summary: SummaryCurves | None = None

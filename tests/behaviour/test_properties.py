@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, fields
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -552,7 +553,11 @@ def rows_of(kind: type) -> st.SearchStrategy[Any]:
 
 
 FILES: dict[str, tuple[Any, Any, Any]] = {
-    "results": (write_rows, read_rows, Row(0, "ticket", 0, 1.0, 9, 9, 5, 0.5, *[None, 2.5, 0.9] * 2, 0.25, 0.75)),
+    "results": (
+        partial(write_rows, score="f1"),
+        read_rows,
+        Row(0, "ticket", 0, 1.0, 9, 9, 5, 0.5, *[None, 2.5, 0.9] * 2, 0.25, 0.75),
+    ),
     "layers": (write_layers, read_layers, LayerRow(0, "ticket", 0, "net.fc", 3, 4, 0.75)),
 }
 
