@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lth_lightning.errors import SettingError, TicketError
     from lth_lightning.lottery.callback import LotteryTicket
     from lth_lightning.matching import best_ticket
+    from lth_lightning.notebook import Run, read_runs
     from lth_lightning.pruning.criteria import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Random
     from lth_lightning.pruning.gradient_criteria import SNIP, GraSP, SynFlow
     from lth_lightning.pruning.mask_hooks import MaskHooks
@@ -46,8 +47,9 @@ _HOME = {
     "NetworkFunction": "pruning.network_function",
     "Pruning": "pruning.pruning",
     "Random": "pruning.criteria",
-    "SNIP": "pruning.gradient_criteria",
     "Regressor": "regressor",
+    "Run": "notebook",
+    "SNIP": "pruning.gradient_criteria",
     "Score": "runs.score",
     "SettingError": "errors",
     "SynFlow": "pruning.gradient_criteria",
@@ -55,6 +57,7 @@ _HOME = {
     "TicketError": "errors",
     "best_ticket": "matching",
     "prunable_weights": "pruning.prunable",
+    "read_runs": "notebook",
 }
 
 __all__ = [
@@ -77,6 +80,7 @@ __all__ = [
     "Pruning",
     "Random",
     "Regressor",
+    "Run",
     "Score",
     "SettingError",
     "SynFlow",
@@ -84,6 +88,7 @@ __all__ = [
     "TicketError",
     "best_ticket",
     "prunable_weights",
+    "read_runs",
 ]
 
 

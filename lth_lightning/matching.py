@@ -8,7 +8,7 @@ from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.statistics import smallest_match
 from lth_lightning.report.wording import weights
 from lth_lightning.runs.folder import RunFolder
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.tickets.ticket import Ticket
 
 
@@ -20,7 +20,7 @@ def best_ticket(run: str | os.PathLike[str]) -> Ticket:
     it is.
 
     Args:
-        run: the run's folder, which holds results.csv and tickets/.
+        run: the run's folder, which holds results.csv and tickets/, or a `Run`.
 
     Raises:
         SettingError: the folder holds no run, or no sparse ticket that matches; the error names the nearest.
@@ -30,7 +30,7 @@ def best_ticket(run: str | os.PathLike[str]) -> Ticket:
         >>> best_ticket("runs/lenet/0").predict("my_digits/")  # doctest: +SKIP
     """
     folder = Path(run)
-    experiment = PooledRuns([Run.read(folder)])
+    experiment = PooledRuns([RunFiles.read(folder)])
     dense, density, reported = experiment.dense_score, experiment.density, experiment.reported
     tickets = experiment.scores.get("ticket", {})
     sparse = {number: value for number, value in tickets.items() if density[number] < 1}

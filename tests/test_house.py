@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 PACKAGE = Path(__file__).parents[1] / "lth_lightning"
-FOUNDATION = {"errors", "seeding", "files", "images"}
+FOUNDATION = {"errors", "seeding", "files", "images", "cards"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: set() for name in FOUNDATION},
     "pruning": set(),
@@ -19,14 +19,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer": {"pruning"},
     "classifier": {"pruning", "models"},
     "regressor": set(),
-    "lottery": {"pruning", "tickets", "trainer", "runs", "models"},
+    "lottery": {"pruning", "tickets", "trainer", "runs", "models", "notebook"},
     "report": {"runs", "tickets.packed_file"},
+    "notebook": {"runs", "report"},
     "matching": {"runs", "report", "tickets"},
     "display": {"lottery", "report", "runs", "trainer"},
 }
 """What each room imports beside itself and the foundation; PROGRAM and the package's own names may import all."""
 PROGRAM = ("cli", "__main__")
-WITHOUT_TORCH = ("errors", "files", "runs", "report", "tickets.packed_file")
+WITHOUT_TORCH = ("errors", "files", "cards", "runs", "report", "notebook", "tickets.packed_file")
 
 
 def modules() -> dict[str, Path]:

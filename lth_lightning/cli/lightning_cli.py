@@ -51,7 +51,7 @@ from lth_lightning.report.writer import write_report
 from lth_lightning.runs.class_paths import named_as_today
 from lth_lightning.runs.folder import CONFIG, RunFolder
 from lth_lightning.runs.lock import FolderLock
-from lth_lightning.runs.run import Run, title_of
+from lth_lightning.runs.run import RunFiles, title_of
 from lth_lightning.runs.settings import check_same
 from lth_lightning.tickets.prediction import normalised, predictions
 from lth_lightning.tickets.ticket import Ticket
@@ -625,7 +625,7 @@ class LotteryCLI(LightningCLI):
 
     def _report(self, console: Console, run_dir: Path) -> None:
         if self._get(self.config_init, "lottery").results:
-            run = Run.read(run_dir)
+            run = RunFiles.read(run_dir)
             write_report([run], run_dir)
             self._show_figures()
             if not self._quiet:
@@ -636,7 +636,7 @@ class LotteryCLI(LightningCLI):
                 console.print()
 
     def _end_rehearsal(self, console: Console, run_dir: Path, networks: int) -> None:
-        written = write_report([Run.read(run_dir)], run_dir)
+        written = write_report([RunFiles.read(run_dir)], run_dir)
         console.print(
             f"This was a rehearsal: {networks} networks were trained on a few batches, pruned, evaluated and saved, "
             f"and a report of {len(written)} files was written. Nothing was kept, and the numbers mean nothing. Leave "

@@ -21,7 +21,7 @@ from lth_lightning.report.tables import results_table
 from lth_lightning.report.writer import figures_of
 from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import ACCURACY
 from lth_lightning.trainer import fit
 from lth_lightning.trainer.sub_runs import network_writer
@@ -143,7 +143,7 @@ class LotteryBoard(L.Callback):
         if (writer := self._writer()) is None:
             return
         rows = in_order(self._lottery.results)
-        experiment = PooledRuns([Run(self._lottery.folder.path, rows, given_score=self._lottery.score)])
+        experiment = PooledRuns([RunFiles(self._lottery.folder.path, rows, given_score=self._lottery.score)])
         writer.add_text("results", f"{summary(experiment)}\n\n{results_table(experiment).markdown()}", rows[-1].round)
         writer.flush()
         self._told_rows = len(rows)
@@ -170,7 +170,7 @@ class LotteryBoard(L.Callback):
         from lth_lightning.report.figures import image_bytes  # matplotlib is slow to import
 
         try:
-            experiment = PooledRuns([Run.read(self._lottery.folder.path)])
+            experiment = PooledRuns([RunFiles.read(self._lottery.folder.path)])
             figures = figures_of(experiment, charts_of(experiment), card=True)
             pictures = {name: image_bytes(figure, "png") for name, figure in figures.items()}
         except Exception as error:  # any: a failed picture must not end hours of training

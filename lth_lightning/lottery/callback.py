@@ -19,6 +19,7 @@ from lth_lightning.lottery.best_weights import check_keep
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.experiment import Experiment
 from lth_lightning.lottery.metrics import Metrics
+from lth_lightning.lottery.outcome import Outcome
 from lth_lightning.lottery.rehearsal import Rehearsal
 from lth_lightning.lottery.rewinding import Lineage
 from lth_lightning.lottery.summary_curves import SummaryCurves
@@ -26,15 +27,13 @@ from lth_lightning.pruning.masks import Masks
 from lth_lightning.pruning.prunable import prunable_weights
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import check_state
-from lth_lightning.runs.folder import RunFolder
-from lth_lightning.runs.rows import LayerRow, Row
 from lth_lightning.runs.score import Score
 from lth_lightning.tickets.transfer import GivenTickets
 from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, refusals, restart, resume, sub_runs
 from lth_lightning.trainer.watch import Watch
 
 
-class LotteryTicket(L.Callback):
+class LotteryTicket(Outcome, L.Callback):
     """Find winning tickets in any LightningModule: train, prune, rewind, repeat, inside one `Trainer.fit`.
 
     Every network, dense, ticket or control, starts with new optimizers, schedules and counters, from the
@@ -306,32 +305,6 @@ class LotteryTicket(L.Callback):
     def _lineage(self) -> Lineage:
         """The state that the rounds so far pass to the next networks."""
         return self._progress.lineage
-
-    @property
-    def results(self) -> list[Row]:
-        """A `Row` for each trained network, in training order."""
-        return self._progress.results
-
-    @property
-    def layers(self) -> list[LayerRow]:
-        """A `LayerRow` for each trained network and prunable weight."""
-        return self._progress.layers
-
-    @property
-    def seed_in_use(self) -> int:
-        """The seed of all random draws, once a fit has started."""
-        return self._progress.seed
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """This run's settings and data, in words; a resumed run must have the same."""
-        return {name: value for part in self._progress.settings.values() for name, value in part.items()}
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder, once a fit has started."""
-        assert self._progress.folder is not None, "no fit has started"
-        return RunFolder(Path(self._progress.folder))
 
     @property
     def summary(self) -> SummaryCurves | None:

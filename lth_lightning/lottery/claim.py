@@ -1,9 +1,10 @@
-"""Chooses a run's folder and locks it, so that no other process writes there."""
+"""Chooses a run's folder and locks it, so that no other process writes there; finds the checkpoint to resume from."""
 
 import os
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 
 from lth_lightning.errors import SettingError
 from lth_lightning.files import make_folder
@@ -46,3 +47,32 @@ def claim(
             raise
         chosen = folder.path
     return RunFolder(Path(trainer.strategy.broadcast(str(chosen)))), lock
+
+
+def last_checkpoint(trainer: L.Trainer, wanted: str | os.PathLike[str] | None) -> Path | None:
+    """Return the checkpoint of the run in a folder; None, and say so, if there is no run yet, or in a rehearsal.
+
+    Args:
+        trainer: the Trainer of the fit that is to be resumed.
+        wanted: the run's folder.
+
+    Raises:
+        SettingError: the folder is not known, or its run has no checkpoint.
+    """
+    if trainer.fast_dev_run:
+        return None
+    if wanted is None:
+        raise SettingError(
+            'ckpt_path: "last" needs to know which run to resume. Set its folder, LotteryTicket(run_dir="runs/mine"), '
+            "or give the path of its checkpoints/last.ckpt."
+        )
+    folder = RunFolder(local(wanted))
+    if folder.checkpoint.is_file():
+        return folder.checkpoint
+    if folder.taken:
+        raise SettingError(
+            f"ckpt_path: there is a run in {folder.path}, but no {folder.checkpoint} to resume from. Start a new run "
+            "in another run_dir."
+        )
+    rank_zero_info(f"Nothing to resume in {folder.path}: starting.")
+    return None

@@ -31,7 +31,18 @@ from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
 from lth_lightning.runs.score import write_score
 from lth_lightning.tickets.packed_file import prunable_share
 from lth_lightning.tickets.ticket import Ticket, check_storable
-from lth_lightning.trainer import fit, lengths, processes, refusals, restart, resume, schedules, sub_runs, trainables
+from lth_lightning.trainer import (
+    bars,
+    fit,
+    lengths,
+    processes,
+    refusals,
+    restart,
+    resume,
+    schedules,
+    sub_runs,
+    trainables,
+)
 
 if TYPE_CHECKING:
     from lth_lightning.lottery.callback import LotteryTicket
@@ -305,6 +316,7 @@ class Experiment:
         if lineage.rates is not None:
             self.fresh.rates.hold(trainer, lineage.rates)
         self._enter_sub_run(fit.steps_done(trainer), network)
+        bars.say_network(trainer, f"round {network.round} {network.name}")
         if not self._told_of_run:
             self._tell_share()
         self._announce("on_network_start", network, density(self.masks))
@@ -511,6 +523,7 @@ class Experiment:
 
     def close(self) -> None:
         """Remove the hooks and unlock the folder."""
+        bars.say_epochs(self.trainer)
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lth_lightning.report.reported import reported
 from lth_lightning.runs.rows import VARIANTS, Record, Row
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 
 
 class Value(NamedTuple):
@@ -83,7 +83,7 @@ class PooledRuns:
         values: the values of the settings compared by.
     """
 
-    def __init__(self, runs: Sequence[Run], label: str = "", values: tuple[Any, ...] = ()) -> None:
+    def __init__(self, runs: Sequence[RunFiles], label: str = "", values: tuple[Any, ...] = ()) -> None:
         self.runs, self.label, self.values = list(runs), label, values
         rows = sorted((row for run in runs for row in run.rows), key=lambda row: row.round)
         self.prunable = rows[0].prunable  # weights

@@ -15,7 +15,7 @@ from lth_lightning.report.learning_curves import chosen_rounds
 from lth_lightning.report.reported import IN_WORDS, Reported
 from lth_lightning.report.wording import counted, named, short_names, weights
 from lth_lightning.runs.rows import VARIANTS, CurveRow
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import ACCURACY, LOSS, Score
 
 Line = Literal["-", "--", ":"] | tuple[float, tuple[float, ...]]
@@ -384,6 +384,6 @@ def _learning_curves(experiment: PooledRuns, wanted: Sequence[float] | None) -> 
     return Chart(names, x, measures[0], [legend, lines], measures=measures, networks=networks)
 
 
-def _names(runs: Iterable[Run]) -> list[str]:
+def _names(runs: Iterable[RunFiles]) -> list[str]:
     """The names of runs in a chart: folder and seed."""
     return [f"{run.name}, seed {run.facts['seed']}" if "seed" in run.facts else run.name for run in runs]

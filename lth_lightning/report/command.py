@@ -15,7 +15,7 @@ from lth_lightning.report.comparison import experiments_of, full_names
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.tables import comparison_tables, paired_table, results_table
 from lth_lightning.report.writer import write_comparison, write_report
-from lth_lightning.runs.run import Run, read_all, title_of
+from lth_lightning.runs.run import RunFiles, read_all, title_of
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def main(args: Sequence[str]) -> int:
 
 def _report(given: argparse.Namespace, console: Console) -> list[Path]:
     runs = read_all(given.runs)
-    out = given.out or (runs[0].path if len(runs) == 1 else runs[0].path.parent / "report")
+    out = given.out or report_folder(runs)
     written = write_report(runs, out, given.densities, title=given.title, errors=given.errors)
     experiment = PooledRuns(runs)
     console.print(results_table(experiment, title_of(runs), brief=True).rich())
@@ -128,6 +128,11 @@ def _report(given: argparse.Namespace, console: Console) -> list[Path]:
         console.print("", pairs.rich(), sep="\n")
     console.print(f"\n{summary(experiment)}")
     return written
+
+
+def report_folder(runs: Sequence[RunFiles]) -> Path:
+    """Where a report goes by default: into the run, or for several runs into the folder `report` beside the first."""
+    return runs[0].path if len(runs) == 1 else runs[0].path.parent / "report"
 
 
 def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
@@ -149,7 +154,7 @@ def _compare(given: argparse.Namespace, console: Console) -> list[Path]:
     return written
 
 
-def _common_folder(runs: Sequence[Run]) -> Path:
+def _common_folder(runs: Sequence[RunFiles]) -> Path:
     """The nearest folder that holds all runs, relative to the working directory if it is below that."""
     common = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
     return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common

@@ -7,7 +7,7 @@ from typing import Any
 
 from lth_lightning.errors import SettingError
 from lth_lightning.report.aggregate import densities
-from lth_lightning.runs.run import Run, Settings, lookup
+from lth_lightning.runs.run import RunFiles, Settings, lookup
 from lth_lightning.runs.settings import MAY_DIFFER, Different, differences, shown, what_counts
 
 SEEDS = ("seed_everything", "lottery.seed")
@@ -23,7 +23,7 @@ AFTER_FINDING = ("lottery.rounds", "lottery.control*", "lottery.evaluate_test", 
 """Settings that do not change the tickets that a run finds."""
 
 
-def compared(run: Run, among: Sequence[Run]) -> Settings:
+def compared(run: RunFiles, among: Sequence[RunFiles]) -> Settings:
     """The settings of `run` that must equal those of the runs it is `among`.
 
     `data.batch_size` counts images per step over all processes. If any of the runs trains tickets that another run
@@ -38,7 +38,7 @@ def compared(run: Run, among: Sequence[Run]) -> Settings:
     return own | {"tickets": found_by and _of_finding(found_by)}
 
 
-def all_settings(run: Run, among: Sequence[Run]) -> Settings:
+def all_settings(run: RunFiles, among: Sequence[RunFiles]) -> Settings:
     """All settings of a run, and under `tickets` those of the run that found its tickets, as in `compared`."""
     if not any(lookup(other.settings, "lottery.tickets") for other in among):
         return run.settings
@@ -63,7 +63,9 @@ def _with_images_a_step(settings: Settings) -> Settings:
     return settings | {"data": settings["data"] | {"batch_size": size * a_node * (nodes or 1)}}
 
 
-def check_comparable(runs: Sequence[Run], among: Sequence[Run] | None = None, compared_by: Sequence[str] = ()) -> None:
+def check_comparable(
+    runs: Sequence[RunFiles], among: Sequence[RunFiles] | None = None, compared_by: Sequence[str] = ()
+) -> None:
     """Refuse to pool runs that are not repetitions of one experiment.
 
     Of runs without config.yaml only the densities are compared.
@@ -91,7 +93,9 @@ def check_comparable(runs: Sequence[Run], among: Sequence[Run] | None = None, co
     _check_copies(runs)
 
 
-def _different_settings(runs: Sequence[Run], among: Sequence[Run]) -> Iterator[tuple[Different, Run, Run]]:
+def _different_settings(
+    runs: Sequence[RunFiles], among: Sequence[RunFiles]
+) -> Iterator[tuple[Different, RunFiles, RunFiles]]:
     """Yield each setting that differs from the first run's, with that run and the first run that differs."""
     known = [run for run in runs if run.settings]
     named: set[str] = set()
@@ -113,7 +117,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _check_origins(runs: Sequence[Run]) -> None:
+def _check_origins(runs: Sequence[RunFiles]) -> None:
     """Refuse tickets of unknown origin: the settings of the run that found them must be known."""
     for run in runs if len(runs) > 1 else ():
         if (tickets := lookup(run.settings, "lottery.tickets")) and not run.settings.get("tickets"):
@@ -123,7 +127,7 @@ def _check_origins(runs: Sequence[Run]) -> None:
             )
 
 
-def _check_densities(runs: Sequence[Run]) -> None:
+def _check_densities(runs: Sequence[RunFiles]) -> None:
     first = densities(runs[0].rows)
     for run in runs[1:]:
         other = densities(run.rows)
@@ -139,8 +143,8 @@ def _at(density: dict[int, float], number: int) -> str:
     return f"at density {density[number]!r}" if number in density else "missing"
 
 
-def _check_copies(runs: Sequence[Run]) -> None:
-    seen: list[tuple[Any, Any, Run]] = []
+def _check_copies(runs: Sequence[RunFiles]) -> None:
+    seen: list[tuple[Any, Any, RunFiles]] = []
     for run in runs:
         seeds, figures = _seeds(run), [replace(row, seconds=0.0) for row in run.rows]
         for other_seeds, other_figures, other in seen:
@@ -159,7 +163,7 @@ def _check_copies(runs: Sequence[Run]) -> None:
         seen.append((seeds, figures, run))
 
 
-def _seeds(run: Run) -> Any:
+def _seeds(run: RunFiles) -> Any:
     """The seeds that everything random in a run depends on; None if not known.
 
     Tickets whose weights are taken over carry their own seed, and the run's seed has no effect.

@@ -12,14 +12,14 @@ from lth_lightning.report.comparable import all_settings, brief, check_comparabl
 from lth_lightning.report.reported import reported
 from lth_lightning.report.statistics import statistic_columns, statistics
 from lth_lightning.runs.rows import as_csv
-from lth_lightning.runs.run import Run, lookup, short
+from lth_lightning.runs.run import RunFiles, lookup, short
 from lth_lightning.runs.settings import differences
 
 GOES_ALONG = {"data.dataset": ("model.net.input_shape", "model.net.num_classes")}
 """Settings that change together with another setting."""
 
 
-def experiments_of(runs: Sequence[Run], keys: Sequence[str]) -> list[PooledRuns]:
+def experiments_of(runs: Sequence[RunFiles], keys: Sequence[str]) -> list[PooledRuns]:
     """Group the runs into experiments by their values of the settings `keys`, in the order of the runs.
 
     Args:
@@ -30,7 +30,7 @@ def experiments_of(runs: Sequence[Run], keys: Sequence[str]) -> list[PooledRuns]
         SettingError: the runs of an experiment are not comparable, other settings differ between experiments, or there
             is only one experiment.
     """
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[RunFiles]] = {}
     for run in runs:
         found.setdefault(json.dumps(_values(run, runs, keys)), []).append(run)
     groups = list(found.values())
@@ -48,14 +48,14 @@ def experiments_of(runs: Sequence[Run], keys: Sequence[str]) -> list[PooledRuns]
     ]
 
 
-def _values(run: Run, runs: Sequence[Run], keys: Sequence[str]) -> list[Any]:
+def _values(run: RunFiles, runs: Sequence[RunFiles], keys: Sequence[str]) -> list[Any]:
     """The run's values of `keys`, without parts that do not count, such as the path of the data."""
     counts, everything = compared(run, runs), all_settings(run, runs)
     return [lookup(everything, name) if (value := lookup(counts, name)) is None else value for name in keys]
 
 
 def _check_nothing_else_differs(
-    firsts: Sequence[Run], runs: Sequence[Run], keys: Sequence[str], labels: Sequence[str]
+    firsts: Sequence[RunFiles], runs: Sequence[RunFiles], keys: Sequence[str], labels: Sequence[str]
 ) -> None:
     may = [*keys, *_going_along(keys)]
     others: dict[str, str] = {}
@@ -82,16 +82,21 @@ def _going_along(keys: Sequence[str]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------- names
 
 
-def full_names(given: Sequence[str], runs: Sequence[Run]) -> list[str]:
+def full_names(given: Sequence[str], runs: Sequence[RunFiles], asked_by: str = "--compare") -> list[str]:
     """Resolve the names given to `--compare`: full names, or last parts where unambiguous (`dataset`).
+
+    Args:
+        given: the names.
+        runs: the runs that have such settings.
+        asked_by: what was given the names; errors begin with it.
 
     Raises:
         SettingError: a setting is unknown (the error lists similar ones) or ambiguous, or a run has no config.yaml.
     """
     if unknown := next((run for run in runs if not run.settings), None):
-        raise SettingError(f"--compare: {unknown.path} has no config.yaml, so its settings are unknown. Leave it out.")
+        raise SettingError(f"{asked_by}: {unknown.path} has no config.yaml, so its settings are unknown. Leave it out.")
     there = list(dict.fromkeys(name for run in runs for name in _names(all_settings(run, runs))))
-    return list(dict.fromkeys(_full_name(name.replace(".init_args", ""), there) for name in given))
+    return list(dict.fromkeys(_full_name(name.replace(".init_args", ""), there, asked_by) for name in given))
 
 
 def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -105,7 +110,7 @@ def _names(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _names(value, f"{prefix}{name}.")
 
 
-def _full_name(given: str, there: Sequence[str]) -> str:
+def _full_name(given: str, there: Sequence[str], asked_by: str) -> str:
     if given in there:
         return given
     ending = [name for name in there if name.endswith(f".{given}")]
@@ -113,10 +118,10 @@ def _full_name(given: str, there: Sequence[str]) -> str:
     if len(own or ending) == 1:
         return (own or ending)[0]
     if ending:
-        raise SettingError(f"--compare: {given!r} is ambiguous; choose from {', '.join(own or ending)}.")
+        raise SettingError(f"{asked_by}: {given!r} is ambiguous; choose from {', '.join(own or ending)}.")
     last = given.rpartition(".")[2]
     near = sorted(there, key=lambda name: -max(likeness(given, name), likeness(last, name.rpartition(".")[2])))
-    raise SettingError(f"--compare: no run has a setting {given!r}. Similar ones: {', '.join(near[:5])}.")
+    raise SettingError(f"{asked_by}: no run has a setting {given!r}. Similar ones: {', '.join(near[:5])}.")
 
 
 # ------------------------------------------------------------------------------------- labels

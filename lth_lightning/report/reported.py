@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lth_lightning.errors import SettingError
 from lth_lightning.runs.rows import Row
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import Score
 
 IN_WORDS = {"test": "test", "val": "validation"}
@@ -50,7 +50,7 @@ class Reported:
         return "No test data were evaluated: scores are those of the validation data, which early stops were chosen on."
 
 
-def reported(runs: Sequence[Run]) -> Reported:
+def reported(runs: Sequence[RunFiles]) -> Reported:
     """What to compare the networks of these runs by.
 
     Raises:
@@ -69,9 +69,9 @@ def reported(runs: Sequence[Run]) -> Reported:
     return Reported(score, "test" if tested or not _has_validation(score, runs) else "val")
 
 
-def _has_validation(score: Score, runs: Iterable[Run]) -> bool:
+def _has_validation(score: Score, runs: Iterable[RunFiles]) -> bool:
     return any(score.value(row, "val") is not None for row in _rows(runs))
 
 
-def _rows(runs: Iterable[Run]) -> Iterable[Row]:
+def _rows(runs: Iterable[RunFiles]) -> Iterable[Row]:
     return (row for run in runs for row in run.rows)

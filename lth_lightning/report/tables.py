@@ -13,7 +13,7 @@ from lth_lightning.report.reported import Reported
 from lth_lightning.report.statistics import DENSE, FEWEST, Difference, paired_differences, speed_ups
 from lth_lightning.report.table import Cell, Table
 from lth_lightning.report.wording import counted, named
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import Score
 
 # ------------------------------------------------------------------------------------- results
@@ -227,7 +227,7 @@ def _score(experiment: PooledRuns, variant: str, number: int) -> str:
 # ------------------------------------------------------------------------------------- networks, settings
 
 
-def networks_table(runs: Sequence[Run], score: Score) -> Table:
+def networks_table(runs: Sequence[RunFiles], score: Score) -> Table:
     """A line per trained network, run by run."""
     label, unit = score.label, score.unit
     headers = [
@@ -250,7 +250,7 @@ def networks_table(runs: Sequence[Run], score: Score) -> Table:
     return Table(headers, [list(map(Cell, line)) for line in lines])
 
 
-def settings_table(runs: Sequence[Run]) -> Table:
+def settings_table(runs: Sequence[RunFiles]) -> Table:
     """A line per setting, named as its flag; if runs differ in it, all values in the order of the runs."""
     flat = [dict(_flat(run.settings)) for run in runs]
     names = list(dict.fromkeys(name for settings in flat for name in settings))

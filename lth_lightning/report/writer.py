@@ -25,7 +25,7 @@ from lth_lightning.report.reported import Reported
 from lth_lightning.report.statistics import statistic_columns, statistics
 from lth_lightning.report.tables import about_pairs, about_results, comparison_table, paired_table, results_table
 from lth_lightning.runs.rows import as_csv
-from lth_lightning.runs.run import Run, facts, title_of
+from lth_lightning.runs.run import RunFiles, facts, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def figures_of(
     return {name: figure for name, figure in found.items() if figure}
 
 
-def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
+def _looked_at(runs: Sequence[RunFiles]) -> "dict[int, Picture]":
     """The pictures of the runs' tickets by round: the mean over the runs that have one."""
     from lth_lightning.report.pictures import input_pictures
 
@@ -87,7 +87,7 @@ def _looked_at(runs: Sequence[Run]) -> "dict[int, Picture]":
 
 
 def write_report(
-    runs: Sequence[Run],
+    runs: Sequence[RunFiles],
     out: Path,
     densities: Sequence[float] | None = None,
     *,
@@ -134,7 +134,7 @@ def write_report(
     return _write(out, texts, shown)
 
 
-def _facts(runs: Sequence[Run]) -> str:
+def _facts(runs: Sequence[RunFiles]) -> str:
     settings = [f"- {label}: {value}" for label, value in (facts(runs) | prunable_facts(runs)).items()]
     return "\n".join([*settings, *(f"- run folder: `{run.path}`" for run in runs)])
 

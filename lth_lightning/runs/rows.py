@@ -129,17 +129,22 @@ def read_curves(folder: Path) -> list[CurveRow]:
 
 
 def _write(path: Path, kind: type[Record], rows: Sequence[Record], score: str | None = None) -> None:
-    columns = _columns(kind, score)
+    columns = columns_of(kind, score)
     replace_file(path, as_csv(list(columns.values()), ([getattr(row, name) for name in columns] for row in rows)))
 
 
-def _columns(kind: type[Record], score: str | None) -> dict[str, str]:
-    """The columns of a file by the names of their fields."""
+def columns_of(kind: type[Record], score: str | None) -> dict[str, str]:
+    """The columns of a file by the names of their fields; `score` as in `write_rows`."""
     return {
         field.name: field.name.replace(OWN_SCORE, f"_{score}")
         for field in fields(kind)
         if score is not None or not field.name.endswith(OWN_SCORE)
     }
+
+
+def types_of(kind: type[Record]) -> dict[str, Any]:
+    """The types of the fields: int, float, str, or one of the first two or None."""
+    return get_type_hints(kind)
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
@@ -165,14 +170,14 @@ def _read(path: Path, kind: type[Record]) -> list[Record]:
         raise SettingError(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SettingError(f"{path} is not a CSV file: {error}") from error
-    columns = _columns(kind, _own_score(header, kind))
+    columns = columns_of(kind, _own_score(header, kind))
     _check_header(path, header, list(columns.values()))
     return [_parsed(path, number, line, kind, list(columns)) for number, line in enumerate(lines, start=2)]
 
 
 def _own_score(header: Sequence[str], kind: type[Record]) -> str | None:
     """The score of the user's own that a file has columns of; None if it has no more columns than any file."""
-    more = header[len(_columns(kind, None)) :]
+    more = header[len(columns_of(kind, None)) :]
     return more[0].removeprefix("val_") if more and more[0].startswith("val_") else None
 
 
@@ -186,7 +191,7 @@ def _check_header(path: Path, given: list[str], expected: list[str]) -> None:
 
 
 def _parsed(path: Path, number: int, line: list[str], kind: type[Record], names: Sequence[str]) -> Record:
-    known = get_type_hints(kind)
+    known = types_of(kind)
     types = {name: known[name] for name in names}
     if len(line) != len(types):
         raise SettingError(f"{path} line {number}: must have {len(types)} fields, got {len(line)}.")

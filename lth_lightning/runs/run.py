@@ -30,7 +30,7 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """The content of a run folder: rows and curves in order, settings (none for a run in Python), environment."""
 
     path: Path
@@ -42,7 +42,7 @@ class Run:
     given_score: Score | None = None
 
     @classmethod
-    def read(cls, path: Path) -> "Run":
+    def read(cls, path: Path) -> "RunFiles":
         """Read a run folder; all files but results.csv may be missing.
 
         Raises:
@@ -51,12 +51,12 @@ class Run:
         results, layers, config = (path / name for name in ("results.csv", "layers.csv", "config.yaml"))
         if not results.is_file():
             raise SettingError(
-                f"report: {path} is not a run folder: it has no results.csv. Give the folder that `fit` wrote to (its "
+                f"{path} is not a run folder: it has no results.csv. Give the folder that `fit` wrote to (its "
                 "run_dir), which holds results.csv and config.yaml."
             )
         rows = in_order(read_rows(results))
         if not rows:
-            raise SettingError(f"report: {results} has no rows yet; the first is written when round 0 ends.")
+            raise SettingError(f"{results} has no rows yet; the first is written when round 0 ends.")
         return cls(
             path,
             rows,
@@ -98,9 +98,9 @@ def _read_settings(config: Path, trained_from: tuple[Path, ...] = ()) -> Setting
     try:
         content = yaml.safe_load(named_as_today(config.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError(f"report: cannot read {config}: {error}") from error
+        raise SettingError(f"cannot read {config}: {error}") from error
     if not isinstance(content, dict):
-        raise SettingError(f"report: {config} holds no settings.")
+        raise SettingError(f"{config} holds no settings.")
     settings: Settings = json.loads(
         json.dumps(content, default=str)
     )  # as in a checkpoint: no dates, no numbers as keys
@@ -136,7 +136,7 @@ def short(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def facts(runs: Sequence[Run]) -> dict[str, str]:
+def facts(runs: Sequence[RunFiles]) -> dict[str, str]:
     """The facts of `SHOWN`, each value once (`seed: 0, 1, 2`), and what the runs were computed on."""
     found = {label: list(dict.fromkeys(run.facts.get(label, "?") for run in runs)) for label in SHOWN}
     said = {label: ", ".join(values) for label, values in found.items() if values != ["?"]}
@@ -144,7 +144,7 @@ def facts(runs: Sequence[Run]) -> dict[str, str]:
     return said | ({"computed on": computed_on} if computed_on else {})
 
 
-def title_of(runs: Sequence[Run]) -> str:
+def title_of(runs: Sequence[RunFiles]) -> str:
     """Name the runs in one line: `LeNet300 on MNIST, 3 runs: lenet/1, lenet/2, lenet/3`."""
     names = [run.name for run in runs]
     listed = ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"
@@ -153,7 +153,7 @@ def title_of(runs: Sequence[Run]) -> str:
     return ", ".join([" on ".join(what), which]) if what else which
 
 
-def read_all(folders: Sequence[Path]) -> list[Run]:
+def read_all(folders: Sequence[Path]) -> list[RunFiles]:
     """Read each run once; a folder with only a report (among several, as in `report runs/lenet/*`) is skipped.
 
     Raises:
@@ -164,7 +164,7 @@ def read_all(folders: Sequence[Path]) -> list[Run]:
     twice = next((folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1), None)
     if twice:
         raise SettingError(f"report: {twice} was given twice. Give it once: a copy is not a repetition.")
-    return [Run.read(folder) for folder in folders]
+    return [RunFiles.read(folder) for folder in folders]
 
 
 def _only_report(folder: Path) -> bool:

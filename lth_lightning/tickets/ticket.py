@@ -25,11 +25,12 @@ from lth_lightning.pruning.state import State, fingerprint, full_state, load_sta
 from lth_lightning.tickets.packed_file import KEY, damaged, unpack
 from lth_lightning.tickets.prediction import Normalised, Prediction, normalised, predictions
 from lth_lightning.tickets.rebuilding import built
+from lth_lightning.tickets.shown import as_card, in_short
 
 FORMAT = 2
 
 
-@dataclass
+@dataclass(repr=False)
 class Ticket:
     """A winning ticket, or a candidate for one: which weights survive, and the values that they train from.
 
@@ -63,6 +64,12 @@ class Ticket:
     def density(self) -> float:
         """The fraction of prunable weights that survive, in [0, 1]."""
         return density(self.masks)
+
+    def __repr__(self) -> str:
+        return in_short(self)
+
+    def _repr_html_(self) -> str:
+        return as_card(self)
 
     def save(self, path: str | Path) -> None:
         """Write the ticket to `path` atomically.

@@ -19,7 +19,7 @@ from lth_lightning.pruning.gradient_criteria import SNIP
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import parameters_by_name
 from lth_lightning.report.prunable_share import prunable_facts
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 
 
 class Classifier(L.LightningModule):
@@ -246,7 +246,7 @@ def test_a_norm_of_nothing_stops_the_run_with_its_work_saved(tmp_path: Path) -> 
     net = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(64, 10)))
     with pytest.raises(SettingError, match=r"net.1.weight: weight_norm or spectral_norm divides it by norms.* of 1 of"):
         fit(Classifier(net), digits(), tmp_path / "run", pruning=Pruning(rate=0.15, criterion=FirstRowFirst()))
-    assert [row.round for row in Run.read(tmp_path / "run").rows] == [0]
+    assert [row.round for row in RunFiles.read(tmp_path / "run").rows] == [0]
     assert (tmp_path / "run/tickets/round_00.safetensors").is_file()
 
 
@@ -273,7 +273,7 @@ def test_at_the_start_one_line_says_of_what_densities_are(
     left_out = "embeddings, shared with a layer (net.embedding.weight)"
     share = f"64 weights, 30.8 % of all parameters; matrices left out: {left_out}"
     assert [line for line in heard.lines if "Prunable" in line] == [f"Prunable: {share}."]
-    assert prunable_facts([Run.read(run.lottery.folder.path)]) == {"prunable": share}
+    assert prunable_facts([RunFiles.read(run.lottery.folder.path)]) == {"prunable": share}
 
 
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")

@@ -25,7 +25,7 @@ from lth_lightning import Score, SettingError, Ticket
 from lth_lightning.report.aggregate import PooledRuns
 from lth_lightning.report.conclusion import summary
 from lth_lightning.report.writer import write_report
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 
 
 class Task(L.LightningModule):
@@ -184,7 +184,7 @@ def test_rows_tables_figures_and_conclusions_follow_the_score(
     scores = [float(row[kind.column]) for row in lines(tmp_path / "results.csv")]
     points = lines(tmp_path / "curves/round_01_ticket_0.csv")
     assert float(points[-1][kind.column]) == scores[1]
-    run = Run.read(tmp_path)
+    run = RunFiles.read(tmp_path)
     experiment = PooledRuns([run])
     assert [experiment.scores["ticket"][number].mean for number in (0, 1)] == scores[:2]
     text = summary(experiment)
@@ -213,7 +213,7 @@ def test_a_score_on_test_data_is_the_metric_of_the_whole_data(tmp_path: Path) ->
 def test_less_is_better_where_the_mode_says_so(tmp_path: Path) -> None:
     """The table's best, and the round that is compared, are those with the least error."""
     done = trained(KINDS["regression"], tmp_path, rounds=2)
-    run = Run.read(tmp_path)
+    run = RunFiles.read(tmp_path)
     write_report([run], tmp_path)
     by_round = {row.round: row.test_score for row in done.rows if row.variant == "ticket"}
     reinit = {row.round: row.test_score for row in done.rows if row.variant == "random_reinit"}
@@ -226,7 +226,7 @@ def test_without_test_data_the_validation_score_is_reported_and_the_report_says_
     kind = Kind(lambda: regression(Untested), Score("val_mae", "min"), "", "", "")
     done = trained(kind, tmp_path)
     assert done.rows[0].test_score is None
-    text = summary(PooledRuns([Run.read(tmp_path)]))
+    text = summary(PooledRuns([RunFiles.read(tmp_path)]))
     assert "has a validation mae of" in text and "No test data were evaluated" in text
 
 
@@ -256,7 +256,7 @@ def test_runs_with_different_scores_are_not_pooled(tmp_path: Path) -> None:
     trained(KINDS["regression"], tmp_path / "one")
     trained(Kind(regression, Score("val_mae", "min", tolerance=1.0), "", "", ""), tmp_path / "two", seed=8)
     with pytest.raises(SettingError, match="is judged by"):
-        PooledRuns([Run.read(tmp_path / "one"), Run.read(tmp_path / "two")])
+        PooledRuns([RunFiles.read(tmp_path / "one"), RunFiles.read(tmp_path / "two")])
 
 
 @pytest.mark.parametrize("given", ["val_mae", {"name": "val_mae", "mode": "min"}])

@@ -498,7 +498,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "unknown command": (["fti"], ["command: 'fti'", "fit, predict, report, test, validate", "'fit'?"]),
     "no command": ([], ["the command comes first: python train.py fit|"]),
     "command last": (["--config", "run/config.yaml", "fit"], ["the command comes first: python train.py fit|"]),
-    "report on nothing": (["report", "empty"], ["report: empty is not a run folder"]),
+    "report on nothing": (["report", "empty"], ["error: empty is not a run folder"]),
     # the Trainer's settings
     "max_epochs": ([*FIT, "--trainer.max_epochs", "5"], ["trainer.max_epochs is 5", "lottery.train_for"]),
     "accelerator": ([*FIT, "--trainer.accelerator", "gpuu"], ["trainer: ", "accelerator='gpuu'", "cpu"]),

@@ -33,7 +33,7 @@ from conftest import Cut, digits, fit, mlp
 
 from lth_lightning.lottery.provenance import processor
 from lth_lightning.runs.environment import read_environment
-from lth_lightning.runs.run import Run, facts
+from lth_lightning.runs.run import RunFiles, facts
 
 
 def recorded(run: Path) -> list[tuple[int, str]]:
@@ -62,7 +62,7 @@ def test_a_run_says_what_it_was_computed_on(tmp_path: Path) -> None:
     assert stretch.facts["device"] == "cpu"
     assert stretch.facts["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert (stretch.facts["torch"], stretch.facts["lightning"]) == (torch.__version__, L.__version__)
-    assert facts([Run.read(tmp_path)])["computed on"].startswith("threads 1; processor ")
+    assert facts([RunFiles.read(tmp_path)])["computed on"].startswith("threads 1; processor ")
 
 
 def test_equal_runs_leave_equal_files(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_resume_on_other_threads_says_so_in_one_line_and_goes_on(
         "Resumed in another environment; from round 1 on the last digits may differ: threads was 1, is 2."
     ]
     assert recorded(tmp_path) == [(0, "1"), (1, "2")]
-    assert len(Run.read(tmp_path).rows) == 3
-    assert facts([Run.read(tmp_path)])["computed on"].startswith("threads 1, from round 1 on 2; ")
+    assert len(RunFiles.read(tmp_path).rows) == 3
+    assert facts([RunFiles.read(tmp_path)])["computed on"].startswith("threads 1, from round 1 on 2; ")
 
 
 def test_a_resume_in_the_same_environment_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

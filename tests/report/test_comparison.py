@@ -17,7 +17,7 @@ from lth_lightning.report.comparable import check_comparable
 from lth_lightning.report.comparison import experiments_of, full_names
 from lth_lightning.report.figures import figure_of
 from lth_lightning.runs.rows import Row, write_rows
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import Score
 
 ADAM = {"class_path": "torch.optim.adam.Adam", "init_args": {"lr": 0.001}}
@@ -61,8 +61,8 @@ def save(folder: Path, settings: Mapping[str, Any] | None, ticket: float = 0.97,
     return folder
 
 
-def read(tmp_path: Path, *all_settings: Mapping[str, Any] | None) -> list[Run]:
-    return [Run.read(save(tmp_path / f"run{n}", settings)) for n, settings in enumerate(all_settings)]
+def read(tmp_path: Path, *all_settings: Mapping[str, Any] | None) -> list[RunFiles]:
+    return [RunFiles.read(save(tmp_path / f"run{n}", settings)) for n, settings in enumerate(all_settings)]
 
 
 # ------------------------------------------------------------------------------------- repetitions
@@ -111,23 +111,23 @@ def test_runs_of_one_seed_are_copies(tmp_path: Path) -> None:
 
 
 def test_runs_without_settings_are_known_by_densities_and_results(tmp_path: Path) -> None:
-    python = Run.read(save(tmp_path / "python", None, ticket=0.98))
+    python = RunFiles.read(save(tmp_path / "python", None, ticket=0.98))
     check_comparable([*read(tmp_path, SETTINGS), python])
-    copy = Run.read(save(tmp_path / "copy", None, ticket=0.98))
+    copy = RunFiles.read(save(tmp_path / "copy", None, ticket=0.98))
     with pytest.raises(SettingError, match="python and .*copy have the same results"):
         check_comparable([python, copy])
     with pytest.raises(SettingError, match="python has no config.yaml"):
         full_names(["dataset"], [python])
 
 
-def trained(tmp_path: Path, seed: int, found_on: Mapping[str, Any], name: str, as_file: bool = False) -> Run:
+def trained(tmp_path: Path, seed: int, found_on: Mapping[str, Any], name: str, as_file: bool = False) -> RunFiles:
     """A run on MNIST that trains the tickets of another."""
     source = save(tmp_path / f"source_{name}", found_on)
     (source / "tickets").mkdir()
     (file := source / "tickets" / "round_01.safetensors").touch()
     tickets = str(file if as_file else source / "tickets")
     settings = changed(seed_everything=seed, lottery__tickets=tickets, lottery__rounds=None)
-    return Run.read(save(tmp_path / name, settings))
+    return RunFiles.read(save(tmp_path / name, settings))
 
 
 def test_tickets_must_come_from_one_experiment_too(tmp_path: Path) -> None:
@@ -159,9 +159,9 @@ def test_tickets_of_a_run_that_is_gone_are_pooled_with_none(tmp_path: Path) -> N
     one, other = (trained(tmp_path, 1, changed(seed_everything=seed), f"{seed}") for seed in (5, 6))
     check_comparable([one, other])
     (tmp_path / "source_6" / "config.yaml").unlink()
-    gone = Run.read(other.path)
+    gone = RunFiles.read(other.path)
     check_comparable([gone])
-    for runs in ([one, gone], [gone, one], [gone, Run.read(save(tmp_path / "found", changed(seed_everything=7)))]):
+    for runs in ([one, gone], [gone, one], [gone, RunFiles.read(save(tmp_path / "found", changed(seed_everything=7)))]):
         with pytest.raises(SettingError, match=r"6 trains the tickets in .*that found them is missing"):
             check_comparable(runs)
 
@@ -169,7 +169,7 @@ def test_tickets_of_a_run_that_is_gone_are_pooled_with_none(tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------- comparisons
 
 
-def labels(runs: list[Run], *keys: str) -> dict[str, int]:
+def labels(runs: list[RunFiles], *keys: str) -> dict[str, int]:
     return {one.label: len(one.runs) for one in experiments_of(runs, full_names(keys, runs))}
 
 
@@ -302,7 +302,7 @@ def test_scores_that_all_fall_at_the_sparsest_density_are_apart_all_the_same(tmp
         for name, values in found.items()
     }
     for score in (None, Score("val_error", "min")):  # and less is better
-        runs = [Run(Path(name), each, given_score=score) for name, each in rows.items()]
+        runs = [RunFiles(Path(name), each, given_score=score) for name, each in rows.items()]
         chart = comparison_chart([PooledRuns([run], run.name) for run in runs])
         assert chart is not None and chart.panels == [[0], [1]]
 

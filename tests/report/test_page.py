@@ -18,7 +18,7 @@ from lth_lightning.report.conclusion import answer
 from lth_lightning.report.page import as_json, comparison_page, experiment_page, points_a_curve, thinned
 from lth_lightning.report.tables import networks_table, settings_table
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_rows
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import ACCURACY
 
 MEASURES = measures_of(ACCURACY)
@@ -42,7 +42,7 @@ def curve_of(row: Row, evaluations: int = 5) -> list[CurveRow]:
     ]
 
 
-def run_of(shift: float = 0.0, name: str = "one", **settings: Any) -> Run:
+def run_of(shift: float = 0.0, name: str = "one", **settings: Any) -> RunFiles:
     rows = [network(0, "ticket", 0.9 + shift)]
     for number in (1, 2):
         rows += [network(number, "ticket", 0.95 + shift), network(number, "random_reinit", 0.8 + shift)]
@@ -52,10 +52,10 @@ def run_of(shift: float = 0.0, name: str = "one", **settings: Any) -> Run:
         for r in rows
         for n in "ab"
     ]
-    return Run(Path("runs") / name, rows, layers, [point for row in rows for point in curve_of(row)], settings)
+    return RunFiles(Path("runs") / name, rows, layers, [point for row in rows for point in curve_of(row)], settings)
 
 
-def page_of(*runs: Run, title: str = "title") -> bytes:
+def page_of(*runs: RunFiles, title: str = "title") -> bytes:
     experiment = PooledRuns(runs)
     return experiment_page(experiment, charts_of(experiment), title)
 
@@ -64,7 +64,7 @@ def comparison_of(experiments: list[PooledRuns], title: str) -> bytes:
     return comparison_page(experiments, comparison_chart(experiments), title)
 
 
-def chart_of(name: str, *runs: Run, wanted: list[float] | None = None) -> dict[str, Any]:
+def chart_of(name: str, *runs: RunFiles, wanted: list[float] | None = None) -> dict[str, Any]:
     """A chart as the page has it."""
     chart = as_json(charts_of(PooledRuns(runs), wanted)[name])
     return json.loads(json.dumps(chart))  # type: ignore[no-any-return]
@@ -180,7 +180,7 @@ def test_what_is_not_known_or_no_number_is_left_out() -> None:
     assert [measure["key"] for measure in chart["measures"]] == ["val_acc", "test_loss", "val_loss"]
     assert set(chart["networks"][0]["test_loss"]) == {None}
     assert len(Parsed(page_of(broken)).charts) == 3
-    bare = Run(Path("bare"), [replace(network(0, "ticket", None), val_acc=None, val_loss=None, test_loss=None)])
+    bare = RunFiles(Path("bare"), [replace(network(0, "ticket", None), val_acc=None, val_loss=None, test_loss=None)])
     assert list(charts_of(PooledRuns([bare]))) == ["early_stop"]
     Parsed(page_of(bare))
 
@@ -225,7 +225,7 @@ def test_a_page_of_many_networks_can_still_be_mailed() -> None:
     curves = [
         replace(p, val_loss=1 / 3 + p.step / 7e5, test_acc=p.step / 7e3) for row in rows for p in curve_of(row, 500)
     ]
-    page = page_of(Run(Path("run"), rows, [], curves))
+    page = page_of(RunFiles(Path("run"), rows, [], curves))
     assert len(rows) == 61
     assert len(page) < 700_000
 

@@ -19,7 +19,7 @@ from lth_lightning.report.statistics import (
     statistics,
 )
 from lth_lightning.runs.rows import Row
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import ACCURACY
 
 
@@ -48,7 +48,7 @@ def run(tickets: Sequence[float | None], reinits: Sequence[float | None]) -> lis
 
 
 def of(*runs: list[Row]) -> PooledRuns:
-    return PooledRuns([Run(Path(str(n)), rows) for n, rows in enumerate(runs)])
+    return PooledRuns([RunFiles(Path(str(n)), rows) for n, rows in enumerate(runs)])
 
 
 @pytest.mark.parametrize("n", [3, 5, 12])

@@ -30,7 +30,7 @@ from lth_lightning.report.figures import figure_of, image_bytes, weight_count
 from lth_lightning.report.tables import paired_table, results_table
 from lth_lightning.report.writer import write_report
 from lth_lightning.runs.rows import VARIANTS, CurveRow, LayerRow, Row, write_curve, write_layers, write_rows
-from lth_lightning.runs.run import Run
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import ACCURACY, Score
 
 SHORT = {"T": "ticket", "R": "random_reinit", "M": "random_mask", "P": "pruned_only"}
@@ -63,7 +63,7 @@ USUAL = rows_of(
 def experiment(*runs: list[Row], layers: Sequence[LayerRow] = (), curves: Sequence[CurveRow] = ()) -> PooledRuns:
     """Runs of these rows; layers and learning curves are the first one's."""
     rest = [(list(layers), list(curves)), *[([], [])] * (len(runs) - 1)]
-    return PooledRuns([Run(Path(str(n)), rows, *rest[n]) for n, rows in enumerate(runs)])
+    return PooledRuns([RunFiles(Path(str(n)), rows, *rest[n]) for n, rows in enumerate(runs)])
 
 
 def figure(name: str, shown: PooledRuns, wanted: Sequence[float] | None = None) -> Figure:
@@ -247,7 +247,7 @@ def test_answer_of_three_runs_counts_what_the_interval_separates_from_0() -> Non
 def test_answer_of_an_error_is_the_other_way_round() -> None:
     score = Score("val_mae", "min", tolerance=0.1)
     rows = [replace(r, test_score=r.test_acc) for r in rows_of(T=[1.0, 1.0, 2.0], R=[None, 1.5, 1.5])]
-    found = answer(PooledRuns([Run(Path("run"), rows, given_score=score)]))
+    found = answer(PooledRuns([RunFiles(Path("run"), rows, given_score=score)]))
     assert found == (
         "The ticket beats random reinit at 50 % of the weights only; random reinit beats it at 25 % of the weights "
         "only; the sparsest ticket that matches the dense network keeps 50 % (n = 1; “beats” means better by more than "
@@ -296,7 +296,7 @@ def test_paired_markdown_has_the_ends_of_intervals() -> None:
 
 def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
     """And no formula: `a$x_$b` is none."""
-    assert write_report([Run.read(save(tmp_path / "a$x_$b", USUAL))], tmp_path / "out")
+    assert write_report([RunFiles.read(save(tmp_path / "a$x_$b", USUAL))], tmp_path / "out")
 
 
 def test_layers_whose_names_begin_with_an_underscore_are_in_the_legend() -> None:
@@ -405,7 +405,7 @@ def test_an_early_stop_never_leaves_its_figure() -> None:
 def test_of_an_error_the_range_ends_above() -> None:
     values = rows_of(T=[1.0, 1.2], R=[None, 1.4], M=[None, 50.0])
     rows = [replace(r, test_score=r.test_acc) for r in values]
-    shown = PooledRuns([Run(Path("run"), rows, given_score=Score("val_mae", "min"))])
+    shown = PooledRuns([RunFiles(Path("run"), rows, given_score=Score("val_mae", "min"))])
     low, high = figure("score", shown).axes[0].get_ylim()
     assert low == pytest.approx(1.0, abs=0.05) and high == pytest.approx(1.6, abs=0.05)
     assert "random mask (up to 50)" in leaving(charts_of(shown)["score"])
@@ -492,7 +492,7 @@ def curve_rows(rows: list[Row], steps: tuple[int, ...] = (100, 200, 300), tested
 
 
 def test_learning_curves_show_dense_network_tickets_and_their_reinits_at_the_densities_asked_for() -> None:
-    one, other = (Run(Path(name), USUAL, [], curve_rows(USUAL)) for name in "ab")
+    one, other = (RunFiles(Path(name), USUAL, [], curve_rows(USUAL)) for name in "ab")
     axes = figure("curves", PooledRuns([one, other]), [0.5, 0.13]).axes[0]
     lines = {str(line.get_label()): line for line in axes.lines}
     assert list(lines) == [
@@ -511,7 +511,7 @@ def test_learning_curves_show_dense_network_tickets_and_their_reinits_at_the_den
 
 def test_learning_curves_are_means_only_where_all_networks_were_evaluated() -> None:
     rows = rows_of(T=[0.9, 0.8])
-    runs = [Run(Path("run"), rows, [], curve_rows(rows, steps)) for steps in ((100, 200, 300), (100, 250, 300))]
+    runs = [RunFiles(Path("run"), rows, [], curve_rows(rows, steps)) for steps in ((100, 200, 300), (100, 250, 300))]
     assert np.asarray(figure("curves", PooledRuns(runs)).axes[0].lines[0].get_xdata()).tolist() == [100, 300]
 
 
@@ -597,9 +597,9 @@ def test_several_runs_are_pooled_beside_the_first_and_can_be_again(
 
 
 def test_runs_of_other_densities_are_refused_by_the_first_round_that_differs(tmp_path: Path) -> None:
-    one = Run.read(save(tmp_path / "one", [row(0, "ticket", 0.9), row(1, "ticket", 0.9)]))
-    other = Run.read(save(tmp_path / "other", [row(0, "ticket", 0.9), row(1, "ticket", 0.9, density=0.8)]))
-    short = Run.read(save(tmp_path / "short", [row(0, "ticket", 0.9)]))
+    one = RunFiles.read(save(tmp_path / "one", [row(0, "ticket", 0.9), row(1, "ticket", 0.9)]))
+    other = RunFiles.read(save(tmp_path / "other", [row(0, "ticket", 0.9), row(1, "ticket", 0.9, density=0.8)]))
+    short = RunFiles.read(save(tmp_path / "short", [row(0, "ticket", 0.9)]))
     with pytest.raises(SettingError, match=r"round 1 is at density 0\.5 in .*one and at density 0\.8 in .*other"):
         write_report([one, other], tmp_path / "out")
     with pytest.raises(SettingError, match=r"round 1 is at density 0\.5 in .* and missing in .*short"):

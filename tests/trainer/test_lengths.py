@@ -30,13 +30,13 @@ What was tried, and what comes of it:
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from conftest import Cut, ForeignData, ForeignModule, assert_equal_runs, digits, fit, make_trainer, mlp, weekly
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -270,18 +270,6 @@ def test_loaders_without_a_length_count_in_steps(tmp_path: Path) -> None:
             fit(ForeignModule(), StreamedData(), tmp_path / str(number), train_for=lengths[0], rewind_to=lengths[1])
     with pytest.raises(SettingError, match="step 9 was expected after 9 batches of epoch 0, but came after 2 batches"):
         fit(ForeignModule(), StreamedData(), tmp_path / "b", train_for="20it", rewind_to="9it")
-
-
-def test_lightnings_progress_bar_shows_the_epochs_of_a_round(tmp_path: Path) -> None:
-    class Bar(RichProgressBar):
-        shown: ClassVar[list[str]] = []
-
-        def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-            self.shown.append(self._get_train_description(trainer.current_epoch).strip())
-
-    bar = Bar()
-    fit(mlp(), digits(), tmp_path, rounds=0, callbacks=(bar,), trainer={"enable_progress_bar": True})
-    assert bar.shown == ["Epoch 0/1", "Epoch 1/1"]
 
 
 # ------------------------------------------------------------------------ settings beside a round
