@@ -10,6 +10,8 @@ from collections.abc import Callable
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
+SAID = ("_get_train_description", "on_train_epoch_start")
+"""The methods that `say_network` replaces on a bar."""
 NO_LAST_EPOCH = "/-2"  # of Lightning's `f"/{max_epochs - 1}"` without a number of epochs
 
 
@@ -35,7 +37,7 @@ def say_network(trainer: L.Trainer, name: str) -> None:
 def say_epochs(trainer: L.Trainer) -> None:
     """Undo `say_network`."""
     if (bar := trainer.progress_bar_callback) is not None:
-        for name in ("_get_train_description", "on_train_epoch_start"):
+        for name in SAID:
             vars(bar).pop(name, None)
 
 

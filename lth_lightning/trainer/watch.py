@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
+from lth_lightning.trainer import bars
 from lth_lightning.trainer.callback_states import is_users, users_parts
 from lth_lightning.trainer.contents import FOREIGN_ROOTS, TRUNCATED, Contents, changed, contents
 from lth_lightning.trainer.restart import FreshFit
@@ -106,7 +108,7 @@ def _seeded(loader: Any) -> Iterator[Any]:
 
 def _users_attributes(part: Any) -> Iterator[tuple[str, Any]]:
     """Yield the attributes of a callback or data module and of its class, except those that Lightning's classes use."""
-    theirs = _lightnings_names(part.__class__)
+    theirs = _lightnings_names(part.__class__) | (set(bars.SAID) if isinstance(part, ProgressBar) else set())
     of_class = {
         name: value
         for kind in reversed(type(part).__mro__)
