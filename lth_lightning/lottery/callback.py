@@ -68,7 +68,7 @@ class LotteryTicket(Outcome, L.Callback):
         metrics: the module's names for `train_loss`, `val_loss`, `val_acc`, `test_loss` and `test_acc`, if it logs
             them under other names, e.g. `{"val_loss": "valid/ce"}`.
         evaluate_test: also evaluate the test data at each validation (never used to select anything).
-        keep: `best`: also keep each ticket's weights at its best validation score, as best/round_07.safetensors.
+        keep: `best`: also keep each network's weights at its best validation score, as ticket files in best/.
         checkpoint_every_n_train_steps: also save checkpoints/last.ckpt every n optimizer steps, not only at the start
             of an epoch; for epochs too long to lose to a kill.
         seed: the seed for data order, dropout and controls; the default is that of `seed_everything`.

@@ -36,7 +36,7 @@ class Progress:
         settings: the run's settings, by kind.
         folder: the run's folder.
         recorder: the evaluations of the network in training; only in a checkpoint.
-        best: what `lottery.keep` keeps of the ticket in training.
+        best: what `lottery.keep` keeps of the network in training.
         fresh: the part of a network's start that no optimizer's state holds; only in a checkpoint.
         moment: where inside or between epochs a resumed fit starts; None except in a checkpoint.
         resumed: whether this came from a checkpoint.

@@ -276,6 +276,8 @@ class Experiment:
             schedules.advance(self.trainer, self.epochs, step)
         self.recorder.start_over()
         progress.best = None
+        if self.lottery.keep is not None and network.variant != "pruned_only":
+            progress.best = {"start": copied(progress.lineage.masked(start, self.masks))}
         progress.stopped, progress.begun = False, True
         self._open_network()
         if network.variant == "pruned_only":
@@ -360,6 +362,7 @@ class Experiment:
         progress.layers += layer_rows(network, self.masks)
         if network.variant == "ticket":
             self._keep_ticket(row)
+        self._keep_best(row)
         if trainer.is_global_zero:
             own = self.lottery.score.key if self.lottery.score and self.lottery.score.is_own else None
             write_rows(self.folder.results, progress.results, own)
@@ -387,10 +390,6 @@ class Experiment:
             info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given, lottery.score) | self.share
             start = lineage.masked(lineage.start, lineage.masks)
             Ticket(lineage.masks, start, trained, info).save(path)
-            if (best := self.progress.best) is not None:
-                make_folder(self.folder.best(row.round).parent)
-                info |= best_weights.facts(best, lottery.score)
-                Ticket(lineage.masks, start, best["weights"], info).save(self.folder.best(row.round))
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained
         self.fresh.keep_ticket()
@@ -398,6 +397,21 @@ class Experiment:
             lineage.dense = trained
         if row.round == 0 and lottery.rewind == "nothing":
             lineage.rates = self.fresh.rates.last or schedules.learning_rates(trainer)
+
+    def _keep_best(self, row: Row) -> None:
+        """Write the weights of the network's best evaluation, if they are kept, as a ticket file."""
+        best, trainer = self.progress.best, self.trainer
+        if best is None or "evaluation" not in best or not trainer.is_global_zero:
+            return
+        lottery, path = self.lottery, self.folder.best(row.round, row.variant, row.replicate)
+        as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
+        info = ticket_info(trainer, self.module, row, self.progress.lineage, as_given, lottery.given, lottery.score) | {
+            **self.share,
+            "variant": row.variant,
+            "replicate": row.replicate,
+        }
+        make_folder(path.parent)
+        Ticket(self.masks, best["start"], best["weights"], info | best_weights.facts(best, lottery.score)).save(path)
 
     def leave_last_ticket(self) -> None:
         """Leave the module as the last ticket, not as the last control."""
@@ -498,10 +512,10 @@ class Experiment:
         self.watch.check(self.trainer)
         with self.fresh.averaged_weights(self.trainer):
             self.recorder.record(self.trainer)
-            if self.lottery.keep is not None and self.network.variant == "ticket":
+            if (best := self.progress.best) is not None:
                 state, point = full_state(self.module), self.recorder.last
                 assert point is not None
-                self.progress.best = best_weights.better(self.progress.best, point, state, self.lottery.score)
+                self.progress.best = best_weights.better(best, point, state, self.lottery.score)
 
     def checkpoint_inside_epoch(self) -> None:
         """Save a checkpoint between two batches, if one is due or time is up."""

@@ -43,9 +43,10 @@ class RunFolder:
         """The file of a round's ticket."""
         return self.tickets / f"round_{round:02d}.safetensors"
 
-    def best(self, round: int) -> Path:
-        """The file of a round's ticket with its best weights, which `lottery.keep: best` asks for."""
-        return self.path / BEST / f"round_{round:02d}.safetensors"
+    def best(self, round: int, variant: str = "ticket", replicate: int = 0) -> Path:
+        """The file of a network with its best weights, which `lottery.keep: best` asks for."""
+        which = "" if variant == "ticket" else f"_{variant}_{replicate}"
+        return self.path / BEST / f"round_{round:02d}{which}.safetensors"
 
     def curve(self, round: int, variant: str, replicate: int) -> Path:
         """The file of a network's learning curve."""

@@ -1,4 +1,4 @@
-"""`keep="best"` leaves a ticket file a round with the weights that validation scored best."""
+"""`keep="best"` leaves a ticket file a network with the weights that validation scored best."""
 
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,19 @@ LOSS = Score("val_loss", "min")
 
 
 class Seen(L.Callback):
-    """The weights that each validation of a ticket has scored, by round and step."""
+    """The weights that each validation has scored, by round, variant and step; and what each network started from."""
 
     def __init__(self) -> None:
-        self.weights: dict[tuple[int, int], State] = {}
+        self.weights: dict[tuple[int, str, int], State] = {}
+        self.starts: dict[tuple[int, str], State] = {}
         self.network: Any = None
 
     def on_network_start(self, trainer: L.Trainer, module: L.LightningModule, network: Any, density: float) -> None:
         self.network = network
+        self.starts[network.round, network.variant] = copies(module)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.network.variant == "ticket":
-            self.weights[self.network.round, trainer.global_step] = copies(module)
+        self.weights[self.network.round, self.network.variant, trainer.global_step] = copies(module)
 
 
 def run(folder: Path, *callbacks: L.Callback, lr: float = 0.1, **settings: Any) -> Fit:
@@ -42,16 +43,20 @@ def run(folder: Path, *callbacks: L.Callback, lr: float = 0.1, **settings: Any) 
 def test_the_file_holds_what_the_best_validation_has_scored(score: Score | None, lr: float, tmp_path: Path) -> None:
     seen = Seen()
     done = run(tmp_path, seen, score=score, lr=lr)
-    curves = [point for point in read_curves(tmp_path / "curves") if point.variant == "ticket"]
+    curves = read_curves(tmp_path / "curves")
     early = False
-    for number in (0, 1, 2):
-        points = [point for point in curves if point.round == number]
+    for number, variant in ((0, "ticket"), (1, "ticket"), (1, "random_reinit"), (2, "ticket"), (2, "random_reinit")):
+        points = [point for point in curves if (point.round, point.variant) == (number, variant)]
         best = min(points, key=lambda point: (point.val_loss if score else -point.val_acc, point.step))  # type: ignore[operator]
-        kept = Ticket.load(tmp_path / f"best/round_{number:02d}.safetensors")
+        which = "" if variant == "ticket" else f"_{variant}_0"
+        kept = Ticket.load(tmp_path / f"best/round_{number:02d}{which}.safetensors")
         assert kept.info["best_step"] == best.step
         assert (kept.info["val_acc"], kept.info["test_acc"]) == (best.val_acc, best.test_acc)
         last = done.ticket(number)
-        assert_same(kept.trained, {name: seen.weights[number, best.step][name] for name in last.trained})
+        scored = seen.weights[number, variant, best.step]
+        assert_same(kept.trained, {name: scored[name] for name in last.trained})
+        start = seen.starts[number, variant]
+        assert_same(kept.rewind_point, {name: start[name] for name in last.rewind_point})
         assert_same(kept.masks, last.masks)
         early |= best.step < 20
     assert early, "the last evaluation was always the best, so nothing was tried"
