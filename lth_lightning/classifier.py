@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torchmetrics import MeanMetric, MetricCollection
 
 from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.images import memory_format_for
 from lth_lightning.models import Network, initialise, reset
 from lth_lightning.pruning.mask_hooks import MaskHooks
 from lth_lightning.pruning.masks import Masks
@@ -68,9 +68,7 @@ class ImageClassifier(L.LightningModule):
         self.test_scores = scores.clone(prefix="test_")
         self._seen: list[tuple[Tensor, Tensor]] = []  # (N,) losses and (N,) hits of each evaluated batch
         self.train_loss = MeanMetric()  # a metric, so that mid-epoch checkpoints include it
-        # On a CPU, convolutions of channels-last images take two thirds of the time.
-        convolves = any(isinstance(layer, _ConvNd) for layer in net.modules())
-        self._layout = torch.channels_last if convolves else torch.contiguous_format
+        self._layout = memory_format_for(net)
         if init is not None:
             self.reset_parameters()
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from lth_lightning.errors import SettingError
 
@@ -169,6 +170,12 @@ def _picture(file: Path, shape: Shape, resize: bool) -> np.ndarray:
 def is_deep(image: Any) -> bool:
     """Whether a PIL image has gray values of more than 8 bits, which its conversion to 8 would cut off at 255."""
     return image.mode.startswith(("I", "F"))
+
+
+def memory_format_for(net: nn.Module) -> torch.memory_format:
+    """The layout of a network's images: on a CPU, convolutions of channels-last images take two thirds of the time."""
+    convolves = any(isinstance(layer, _ConvNd) for layer in net.modules())
+    return torch.channels_last if convolves else torch.contiguous_format
 
 
 def scale_of(mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:

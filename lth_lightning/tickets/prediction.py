@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from lth_lightning.errors import SettingError, TicketError
-from lth_lightning.images import Shape, of_shape, read_image_files, scale_of
+from lth_lightning.images import Shape, memory_format_for, of_shape, read_image_files, scale_of
 
 BATCH = 1000
 EIGHT_BITS = 255
@@ -58,9 +57,7 @@ class Normalised(nn.Module):
         factor, shift = scale_of(normalisation["mean"], normalisation["std"])
         self.register_buffer("factor", factor)
         self.register_buffer("shift", shift)
-        # As in training: on a CPU, convolutions of channels-last images take two thirds of the time.
-        convolves = any(isinstance(layer, _ConvNd) for layer in net.modules())
-        self._layout = torch.channels_last if convolves else torch.contiguous_format
+        self._layout = memory_format_for(net)  # as in training: equal bits
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores (N, classes) for raw images (N, channels, height, width), of any type.
