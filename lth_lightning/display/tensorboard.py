@@ -23,7 +23,6 @@ from lth_lightning.runs.folder import CONFIG
 from lth_lightning.runs.rows import Row, in_order
 from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.score import ACCURACY
-from lth_lightning.trainer import fit
 from lth_lightning.trainer.sub_runs import network_writer
 
 BINS = 60  # of a histogram; TensorBoard shows 30
@@ -74,9 +73,7 @@ class LotteryBoard(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
     ) -> None:
         """Start the round's row of hyperparameters."""
-        begun = fit.steps_done(trainer) != self._lottery.experiment.first_step(network)
-        done = {row.round for row in self._lottery.results}
-        if (writer := network_writer(trainer)) is None or begun or network.round in done:
+        if (writer := network_writer(trainer)) is None or not self._lottery.experiment.begins_round:
             return
         _, start, _ = hparams({"round": network.round, "density": density, **self._facts}, {})
         _add(writer, start)

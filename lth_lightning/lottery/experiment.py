@@ -328,6 +328,12 @@ class Experiment:
                 write_score(self.folder.score, self.lottery.score)
             self._told_of_run = True
 
+    @property
+    def begins_round(self) -> bool:
+        """Whether the network in training is the first of its round, and at its start."""
+        at_start = fit.steps_done(self.trainer) == self.first_step(self.network)
+        return at_start and all(row.round != self.network.round for row in self.progress.results)
+
     def _enter_sub_run(self, step: int, network: TrainedNetwork) -> None:
         """Make loggers name what this network logs from now on."""
         results, begun = self.progress.results, step != self.first_step(network)
@@ -337,7 +343,7 @@ class Experiment:
             network.title(density(self.masks)).removesuffix(f" {network.name}"),
             network.name,
             sum(row.steps for row in results) - self.first_step(network),
-            not begun and not of_round,
+            self.begins_round,
         )
         done = {TrainedNetwork(row.round, row.variant, row.replicate).name for row in of_round}
         sub_runs.enter_sub_run(self.trainer, place, step if begun else 0, done.__contains__)
@@ -386,10 +392,8 @@ class Experiment:
         trained = copied(full_state(self.module))
         if trainer.is_global_zero:
             path = self.folder.ticket(row.round)
-            as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
-            info = ticket_info(trainer, self.module, row, lineage, as_given, lottery.given, lottery.score) | self.share
             start = lineage.masked(lineage.start, lineage.masks)
-            Ticket(lineage.masks, start, trained, info).save(path)
+            Ticket(lineage.masks, start, trained, self._ticket_info(row)).save(path)
             self.progress.ticket_hashes[row.round] = content_hash(path)
         lineage.trained = trained
         self.fresh.keep_ticket()
@@ -400,18 +404,21 @@ class Experiment:
 
     def _keep_best(self, row: Row) -> None:
         """Write the weights of the network's best evaluation, if they are kept, as a ticket file."""
-        best, trainer = self.progress.best, self.trainer
-        if best is None or "evaluation" not in best or not trainer.is_global_zero:
+        best = self.progress.best
+        if best is None or "evaluation" not in best or not self.trainer.is_global_zero:
             return
-        lottery, path = self.lottery, self.folder.best(row.round, row.variant, row.replicate)
-        as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
-        info = ticket_info(trainer, self.module, row, self.progress.lineage, as_given, lottery.given, lottery.score) | {
-            **self.share,
-            "variant": row.variant,
-            "replicate": row.replicate,
-        }
+        path = self.folder.best(row.round, row.variant, row.replicate)
+        info = self._ticket_info(row) | {"variant": row.variant, "replicate": row.replicate}
         make_folder(path.parent)
-        Ticket(self.masks, best["start"], best["weights"], info | best_weights.facts(best, lottery.score)).save(path)
+        info |= best_weights.facts(best, self.lottery.score)
+        Ticket(self.masks, best["start"], best["weights"], info).save(path)
+
+    def _ticket_info(self, row: Row) -> dict[str, Any]:
+        """Return the facts that the ticket file of a network stores."""
+        lottery, lineage = self.lottery, self.progress.lineage
+        as_given = {"train_for": lottery.train_for, "rewind_to": lottery.rewind_to}
+        info = ticket_info(self.trainer, self.module, row, lineage, as_given, lottery.given, lottery.score)
+        return info | self.share
 
     def leave_last_ticket(self) -> None:
         """Leave the module as the last ticket, not as the last control."""
