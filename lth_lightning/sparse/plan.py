@@ -1,0 +1,387 @@
+"""Lays out a chain of steps for the kernels: where each value lies, and where each weight finds what it multiplies.
+
+The kernels (`kernels.c`) run a list of operations over two arenas. In the first lie planes: a group of a few images side
+by side at each pixel, so that a layer's input stays in the cache. In the second lie features, of a whole tile of images,
+behind the last layer with pixels: one weight is then a multiply-add of four vectors. Values share memory when they are
+not alive at the same time. Around planes lie zeros where a convolution pads. The input of a strided convolution is split
+into its phases, so that the stride is 1 for kernels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lth_lightning.sparse.graph import LAYERS, Graph, Planes, Shape, Step, planes
+
+KINDS = ("LOAD", "STORE", "ROWS", "PHASES", "FLATTEN", "MAX_POOL", "SUM_POOL", "AFFINE", "UNARY", "BINARY", "COPY")
+UNARY = (
+    *(
+        "clamp",
+        "leaky",
+        "sigmoid",
+        "tanh",
+        "silu",
+        "gelu",
+        "gelu_tanh",
+        "elu",
+        "hardsigmoid",
+        "hardswish",
+        "abs",
+        "neg",
+    ),
+    *("exp", "sqrt", "softplus"),
+)
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
+VALUE = np.dtype([(n, "i8") for n in "base channels height width pitch plane pad features".split()])
+OPERATION = np.dtype(
+    [(name, "i8") for name in ("kind", "function", "in", "other", "out", "tensor", "count")]
+    + [(name, "f8") for name in ("low", "high")]
+    + [(name, "u8") for name in ("start", "index", "weight", "bias")]
+)
+SLACK = 16  # pixels behind each value, which the last vector of a row may overwrite
+NATIVE = (*LAYERS, "affine", "unary", "binary", "pool", "concat", "flatten", "select")
+
+
+@dataclass(eq=False)
+class _Value:
+    """An activation in an arena."""
+
+    size: Planes
+    features: bool
+    pad: int = 0
+    pitch: int = 1
+    born: int = -1
+    dies: int = -1
+    base: int = 0
+    joined: "_Value | None" = None  # another of the same pitch
+
+    def root(self) -> "_Value":
+        return self if self.joined is None else self.joined.root()
+
+    @property
+    def plane(self) -> int:
+        return 1 if self.features else (self.size.height + 2 * self.pad) * self.pitch + self.pad
+
+
+@dataclass(eq=False)
+class _Operation:
+    """One operation of the kernels; arrays are filled in when all values have their places."""
+
+    kind: str
+    source: _Value | None
+    out: _Value | None
+    other: _Value | None = None
+    function: int = 0
+    tensor: int = -1
+    count: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    step: Step | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """A program for the kernels, and the arrays that it points to.
+
+    Args:
+        inputs, outputs: names of the tensors that it takes and gives.
+        output_shapes: their shapes.
+        operations, values: as in `kernels.c`.
+        split: the first operation on all lanes of a tile.
+        pixels: the size of each arena, in pixels.
+        scratch: where pools keep a line, in the first arena.
+        survivors: weights that are multiplied, and multiply-adds for one sample.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    output_shapes: list[Shape]
+    operations: np.ndarray
+    values: np.ndarray
+    split: int
+    pixels: tuple[int, int]
+    scratch: int
+    arrays: list[np.ndarray]
+
+
+def planned(graph: Graph, steps: Sequence[Step], outputs: Sequence[str], dtype: torch.dtype) -> Plan:
+    """Lay out steps of a graph, all of kinds in `NATIVE`, as one program.
+
+    Args:
+        graph: the graph that they belong to.
+        steps: the steps, in their order; what they take and do not give is the program's input.
+        outputs: the values that the program gives.
+        dtype: torch.float32 or torch.float64.
+    """
+    return _Planner(graph, steps, outputs, dtype).plan()
+
+
+class _Planner:
+    def __init__(self, graph: Graph, steps: Sequence[Step], outputs: Sequence[str], dtype: torch.dtype) -> None:
+        self.steps, self.outputs = list(steps), list(outputs)
+        self.shapes = graph.shapes
+        self.dtype = np.float64 if dtype == torch.float64 else np.float32
+        made = {step.output for step in steps}
+        self.inputs = list(dict.fromkeys(name for step in steps for name in step.inputs if name not in made))
+        self.last_axis = any(step.kind == "linear" and len(graph.shapes[step.output]) > 2 for step in steps)
+        self.values: dict[tuple[str, bool], _Value] = {}
+        self.loads: dict[str, tuple[int, np.ndarray, Planes]] = {}
+        self.every: list[_Value] = []
+        self.groups: list[_Operation] = []  # operations on a group of images
+        self.tiles: list[_Operation] = []  # operations on a tile
+        for number, name in enumerate(self.inputs):
+            size = self._size(name)
+            self.loads[name] = number, np.arange(size.channels), size
+
+    def _size(self, name: str) -> Planes:
+        shape = self.shapes[name]
+        return Planes(shape[-1] or 0, 1, 1) if self.last_axis else planes(shape)
+
+    def plan(self) -> Plan:
+        wide = self._first_wide()
+        for number, step in enumerate(self.steps):
+            self._lay(step, number >= wide)
+        for number, name in enumerate(self.outputs):
+            features = (name, True) in self.values or name in self.loads
+            self._add("STORE", self._value(name, features), None, features, tensor=number)
+        return self._placed()
+
+    def _first_wide(self) -> int:
+        """The first step from which on every value has one pixel, if a layer is among them."""
+        first = len(self.steps)
+        for number in range(len(self.steps) - 1, -1, -1):
+            step = self.steps[number]
+            if any(self._size(name).pixels > 1 for name in (*step.inputs, step.output)):
+                break
+            first = number
+        return first if any(step.kind in LAYERS for step in self.steps[first:]) else len(self.steps)
+
+    def _new(self, size: Planes, features: bool) -> _Value:
+        value = _Value(size, features)
+        self.every.append(value)
+        return value
+
+    def _add(self, kind: str, source: _Value | None, out: _Value | None, features: bool, **more: Any) -> _Operation:
+        operation = _Operation(kind, source, out, **more)
+        (self.tiles if features else self.groups).append(operation)
+        return operation
+
+    def _value(self, name: str, features: bool) -> _Value:
+        """Where a value lies in an arena; it is loaded, or brought over, if it does not lie there yet."""
+        found = self.values.get((name, features))
+        if found is None and name in self.loads:
+            tensor, index, size = self.loads[name]
+            found = self.values[name, features] = self._new(Planes(len(index), size.height, size.width), features)
+            self._add("LOAD", None, found, features, tensor=tensor).arrays["index"] = index.astype(np.int32)
+        elif found is None:
+            before = self.values[name, not features]
+            found = self.values[name, features] = self._new(before.size, features)
+            self._add("FLATTEN", before, found, features=False)  # from groups to the tile
+        return found
+
+    def _lay(self, step: Step, wide: bool) -> None:
+        if step.kind in ("flatten", "select") and step.inputs[0] in self.loads:
+            tensor, index, size = self.loads[step.inputs[0]]
+            if step.kind == "select":
+                self.loads[step.output] = tensor, index[step.tensors["index"].numpy()], size
+            elif size.pixels == 1:
+                self.loads[step.output] = tensor, index, size
+            else:
+                channels = (index[:, None] * size.pixels + np.arange(size.pixels)).reshape(-1)
+                self.loads[step.output] = tensor, channels, Planes(len(channels), 1, 1)
+            return
+        if step.kind == "flatten":
+            self._flatten(step, wide)
+            return
+        sources = [self._value(name, wide) for name in step.inputs]
+        if step.kind == "concat":
+            out = self.values[step.output, wide] = self._new(self._size(step.output), wide)
+            start = 0
+            for source in sources:
+                self._add("COPY", source, out, wide, count=start)
+                start += source.size.channels
+            return
+        if step.kind == "conv" and step.settings["stride"] != [1, 1]:
+            sources[0] = self._phases(step, sources[0], wide)
+        out = self.values[step.output, wide] = self._new(self._size(step.output), wide)
+        other = sources[1] if len(sources) > 1 else None
+        kind = {"linear": "ROWS", "conv": "ROWS", "affine": "AFFINE", "unary": "UNARY", "binary": "BINARY"}.get(
+            step.kind
+        )
+        if step.kind == "pool":
+            kind = "MAX_POOL" if step.settings["function"] == "max" else "SUM_POOL"
+        assert kind is not None
+        operation = self._add(kind, sources[0], out, wide, other=other, step=step)
+        if kind == "ROWS":
+            sources[0].pad = max(sources[0].pad, *self._reach(step, sources[0]))
+            for value in (sources[0], other):
+                if value is not None and value.root() is not out.root():
+                    value.root().joined = out.root()
+        settings = step.settings
+        if "low" in settings:
+            operation.function, operation.low, operation.high = 1, settings["low"], settings["high"]
+        if step.kind == "unary":
+            operation.function = UNARY.index(settings["function"])
+            operation.low, operation.high = settings["a"], settings["b"]
+        elif step.kind == "binary":
+            operation.function = BINARY.index(settings["function"])
+
+    def _flatten(self, step: Step, wide: bool) -> None:
+        size, name = self._size(step.inputs[0]), step.inputs[0]
+        if size.pixels == 1:
+            self.values[step.output, wide] = self._value(name, wide)
+            return
+        ends = all(one.output != step.output for one in self.steps[self._first_wide() :])
+        consumers = [i for i, one in enumerate(self.steps) if step.output in one.inputs]
+        into = bool(consumers) and ends and min(consumers) >= self._first_wide()
+        source = self._value(name, features=False)
+        out = self.values[step.output, into] = self._new(self._size(step.output), into)
+        self._add("FLATTEN", source, out, features=False)
+
+    def _phases(self, step: Step, source: _Value, wide: bool) -> _Value:
+        """Split a strided convolution's input into the phases that its weights read."""
+        weight, s = step.tensors["weight"], step.settings
+        down, across = s["stride"]
+        tops = [(k * s["dilation"][0] - s["padding"][0]) for k in range(weight.shape[2])]
+        lefts = [(k * s["dilation"][1] - s["padding"][1]) for k in range(weight.shape[3])]
+        used = sorted({(top % down, left % across) for top in tops for left in lefts})
+        out = self._size(step.output)
+        height = max(min(-(-(source.size.height - dy) // down), out.height) for dy, _ in used)
+        width = max(min(-(-(source.size.width - dx) // across), out.width) for _, dx in used)
+        height, width = max(height, 1), max(width, 1)
+        below = max(top // down for top in tops) + out.height - height
+        right = max(left // across for left in lefts) + out.width - width
+        split = self._new(Planes(source.size.channels * len(used), height, width), wide)
+        split.pad = max(0, below, right, -min(top // down for top in tops), -min(left // across for left in lefts))
+        channels = [(channel, dy, dx) for channel in range(source.size.channels) for dy, dx in used]
+        operation = self._add("PHASES", source, split, wide, count=(down << 32) | across)
+        operation.arrays["index"] = np.array(channels, np.int32).reshape(-1)
+        return split
+
+    def _reach(self, step: Step, source: _Value) -> tuple[int, int]:
+        """How far beyond its input a layer reads."""
+        if step.kind == "linear" or step.settings["stride"] != [1, 1]:
+            return 0, 0
+        return step.settings["padding"][0], step.settings["padding"][1]
+
+    def _placed(self) -> Plan:
+        operations = [*self.groups, *self.tiles]
+        for number, operation in enumerate(operations):
+            for value in (operation.source, operation.out, operation.other):
+                if value is not None:
+                    value.born = number if value.born < 0 else value.born
+                    value.dies = number
+        for value in self.every:
+            root = value.root()
+            root.pitch = max(root.pitch, 1 if value.features else value.size.width + value.pad)
+        for value in self.every:
+            value.pitch = value.root().pitch if not value.features else 1
+        pooled = [
+            operation.source.size.width for operation in operations if "POOL" in operation.kind and operation.source
+        ]
+        sizes = [_allocate([value for value in self.every if value.features is features]) for features in (False, True)]
+        scratch = sizes[0]
+        sizes[0] += _rounded(max(pooled, default=0) + SLACK)
+        numbers = {value: number for number, value in enumerate(self.every)}
+        table = np.zeros(len(operations), OPERATION)
+        arrays: list[np.ndarray] = []
+        for row, operation in zip(table, operations, strict=True):
+            row["kind"], row["function"] = KINDS.index(operation.kind), operation.function
+            for key, value in (("in", operation.source), ("other", operation.other), ("out", operation.out)):
+                row[key] = -1 if value is None else numbers[value]
+            row["tensor"], row["count"] = operation.tensor, operation.count
+            row["low"], row["high"] = operation.low, operation.high
+            for key, array in (operation.arrays | self._tables(operation)).items():
+                arrays.append(np.ascontiguousarray(array))
+                row[key] = arrays[-1].ctypes.data
+        values = np.array(
+            [
+                (v.base, v.size.channels, v.size.height, v.size.width, v.pitch, v.plane, v.pad, v.features)
+                for v in self.every
+            ],
+            VALUE,
+        )
+        shapes = [self.shapes[name] for name in self.outputs]
+        return Plan(
+            self.inputs, self.outputs, shapes, table, values, len(self.groups), (sizes[0], sizes[1]), scratch, arrays
+        )
+
+    def _tables(self, operation: _Operation) -> Mapping[str, np.ndarray]:
+        step, source = operation.step, operation.source
+        if operation.kind == "FLATTEN":
+            assert source is not None
+            y, x = np.mgrid[: source.size.height, : source.size.width]
+            pixels = (y * source.pitch + x).reshape(-1)
+            return {"index": (np.arange(source.size.channels)[:, None] * source.plane + pixels).astype(np.int32)}
+        if step is None or source is None:
+            return {}
+        if operation.kind == "ROWS":
+            return _survivors(step, source, self.dtype)
+        if step.kind == "affine":
+            return {
+                "weight": step.tensors["scale"].numpy().astype(self.dtype),
+                "bias": step.tensors["shift"].numpy().astype(self.dtype),
+            }
+        if step.kind == "pool":
+            windows = [*step.settings["rows"], *step.settings["columns"]]
+            return {
+                "index": np.array(windows, np.int32).reshape(-1),
+                "weight": step.tensors["factor"].numpy().astype(self.dtype),
+            }
+        return {}
+
+
+def _survivors(step: Step, source: _Value, dtype: Any) -> dict[str, np.ndarray]:
+    """Each row's surviving weights, and where in the input they read, in the order of memory."""
+    weight = step.tensors["weight"].numpy()
+    rows, *rest = weight.nonzero()
+    if step.kind == "linear":
+        offsets = rest[0] * source.plane
+    else:
+        s = step.settings
+        channel = rest[0] + rows // (len(weight) // s["groups"]) * weight.shape[1]
+        y = rest[1] * s["dilation"][0] - s["padding"][0]
+        x = rest[2] * s["dilation"][1] - s["padding"][1]
+        down, across = s["stride"]
+        if (down, across) != (1, 1):
+            tops = [(k * s["dilation"][0] - s["padding"][0]) for k in range(weight.shape[2])]
+            lefts = [(k * s["dilation"][1] - s["padding"][1]) for k in range(weight.shape[3])]
+            used = sorted({(top % down, left % across) for top in tops for left in lefts})
+            lookup = np.zeros((down, across), np.int64)
+            for number, phase in enumerate(used):
+                lookup[phase] = number
+            channel = channel * len(used) + lookup[y % down, x % across]
+            y, x = y // down, x // across
+        offsets = channel * source.plane + y * source.pitch + x
+    return {
+        "start": np.concatenate([[0], np.bincount(rows, minlength=len(weight)).cumsum()]).astype(np.int64),
+        "index": offsets.astype(np.int32),
+        "weight": weight[weight != 0].astype(dtype),
+        "bias": step.tensors["bias"].numpy().astype(dtype),
+    }
+
+
+def _rounded(pixels: int) -> int:
+    return math.ceil(pixels / 16) * 16
+
+
+def _allocate(values: list[_Value]) -> int:
+    """Give each value a place that no other needs while it lives, and return the pixels of all of them together."""
+    placed: list[_Value] = []
+    size = 0
+    for value in sorted(values, key=lambda v: v.born):
+        need = _rounded(value.size.channels * value.plane + SLACK)
+        at = 0
+        for other in sorted((v for v in placed if v.dies >= value.born), key=lambda v: v.base):
+            if other.base - at >= need:
+                break
+            at = max(at, other.base + _rounded(other.size.channels * other.plane + SLACK))
+        value.base = at
+        placed.append(value)
+        size = max(size, at + need)
+    return size
