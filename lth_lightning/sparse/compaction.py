@@ -1,7 +1,7 @@
-"""Takes out what a pruned network computes for nothing: units and channels that nothing reaches, or that reach nothing.
+"""Takes out what a pruned network computes for nothing: channels that nothing reaches, or that reach nothing.
 
-A channel that no weight reaches is a constant (of its bias, after its ReLU), and folds into the biases of the layers that
-read it. A channel that no weight reads is not computed. Both go on from layer to layer. Only before zero padding a
+A channel that no weight reaches is a constant (of its bias, after its ReLU), and folds into the biases of the layers
+that read it. A channel that no weight reads is not computed. Both go on from layer to layer. Only before zero padding a
 constant other than 0 must stay: at the border it is not constant.
 """
 
@@ -146,15 +146,7 @@ def _ask(graph: Graph, step: Step, needed: Mapping[str, Tensor]) -> None:
     out = needed[step.output]
     first = needed[step.inputs[0]]
     if step.kind in LAYERS:
-        weight = step.tensors["weight"].flatten(2) if step.kind == "conv" else step.tensors["weight"][..., None]
-        if depthwise(step):
-            _alike(out, first)
-        elif step.settings.get("groups", 1) > 1:
-            out[:], first[:] = True, True
-        else:
-            first |= (weight[out] != 0).any(2).any(0)
-            if out.any() and not first.any():
-                first[0] = True  # a constant, but for each sample of the batch: someone must say how many they are
+        _ask_layer(step, out, first)
         if len(step.inputs) > 1:
             _alike(out, needed[step.inputs[1]])
     elif step.kind == "concat":
@@ -174,6 +166,18 @@ def _ask(graph: Graph, step: Step, needed: Mapping[str, Tensor]) -> None:
             _alike(out, needed[name])
         for name in step.inputs:
             _alike(out, needed[name])
+
+
+def _ask_layer(step: Step, out: Tensor, first: Tensor) -> None:
+    if depthwise(step):
+        _alike(out, first)
+    elif step.settings.get("groups", 1) > 1:
+        out[:], first[:] = True, True
+    else:
+        weight = step.tensors["weight"].flatten(2) if step.kind == "conv" else step.tensors["weight"][..., None]
+        first |= (weight[out] != 0).any(2).any(0)
+        if out.any() and not first.any():
+            first[0] = True  # a constant, but for each sample of the batch: someone must say how many they are
 
 
 def _alike(one: Tensor, other: Tensor) -> None:
@@ -202,26 +206,31 @@ def _remove(graph: Graph, needed: Mapping[str, Tensor]) -> None:
             steps.append(step)
             _select(graph, step.output, needed, steps)
             continue
-        columns = needed[step.inputs[0]]
-        if step.kind in LAYERS:
-            weight = step.tensors["weight"][out]
-            if depthwise(step):
-                step.settings["groups"] = int(out.sum())
-            elif step.settings.get("groups", 1) == 1:
-                weight = weight[:, columns]
-            step.tensors = {"weight": weight.contiguous(), "bias": step.tensors["bias"][out]}
-        elif step.kind == "affine":
-            step.tensors = {name: value[out] for name, value in step.tensors.items()}
-        elif step.kind == "concat":
+        if step.kind == "concat":
             step.inputs = tuple(name for name in step.inputs if needed[name].any())
-        elif step.kind == "flatten":
-            step.settings["sizes"] = [int(out.sum()), *step.settings["sizes"][1:]]
+        else:
+            _narrow(step, out, needed[step.inputs[0]])
         steps.append(step)
     graph.steps = steps
     for name, some in needed.items():
         if len(some) and name not in graph.inputs:
             shape = graph.shapes[name]
             graph.shapes[name] = (shape[0], int(some.sum()), *shape[2:])
+
+
+def _narrow(step: Step, rows: Tensor, columns: Tensor) -> None:
+    """Keep only these channels of a step's output and input."""
+    if step.kind in LAYERS:
+        weight = step.tensors["weight"][rows]
+        if depthwise(step):
+            step.settings["groups"] = int(rows.sum())
+        elif step.settings.get("groups", 1) == 1:
+            weight = weight[:, columns]
+        step.tensors = {"weight": weight.contiguous(), "bias": step.tensors["bias"][rows]}
+    elif step.kind == "affine":
+        step.tensors = {name: value[rows] for name, value in step.tensors.items()}
+    elif step.kind == "flatten":
+        step.settings["sizes"] = [int(rows.sum()), *step.settings["sizes"][1:]]
 
 
 def _select(graph: Graph, name: str, needed: Mapping[str, Tensor], steps: list[Step]) -> None:

@@ -1,4 +1,4 @@
-"""Runs a graph's steps by PyTorch, with dense weights: what is not worth kernels, and what kernels are compared with."""
+"""Runs a graph's steps by PyTorch, with dense weights: what kernels do not pay for, and what they are compared with."""
 
 import math
 import operator
@@ -26,7 +26,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "neg": lambda x, a, b: -x,
     "exp": lambda x, a, b: x.exp(),
     "sqrt": lambda x, a, b: x.sqrt(),
-    "softplus": lambda x, a, b: F.softplus(x, a, b),
+    "softplus": F.softplus,
 }
 PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -87,11 +87,11 @@ def _affine(step: Step, values: MutableMapping[str, Any]) -> Tensor:
 def _pool(step: Step, values: MutableMapping[str, Any]) -> Tensor:
     x, rows, columns = values[step.inputs[0]], step.settings["rows"], step.settings["columns"]
     largest = step.settings["function"] == "max"
-    if (regular := _regular(rows, x.shape[2])) and (across := _regular(columns, x.shape[3])):
-        (k, s), (l, t) = regular, across
+    if (down := _regular(rows, x.shape[2])) and (across := _regular(columns, x.shape[3])):
+        size, stride = (down[0], across[0]), (down[1], across[1])
         if largest:
-            return F.max_pool2d(x, (k, l), (s, t))
-        return F.avg_pool2d(x, (k, l), (s, t)) * (step.tensors["factor"] * (k * l))
+            return F.max_pool2d(x, size, stride)
+        return F.avg_pool2d(x, size, stride) * (step.tensors["factor"] * math.prod(size))
     reduce = (lambda part, dim: part.amax(dim)) if largest else (lambda part, dim: part.sum(dim))
     lines = torch.stack([reduce(x[:, :, a:b], 2) for a, b in rows], 2)
     out = torch.stack([reduce(lines[..., a:b], 3) for a, b in columns], 3)

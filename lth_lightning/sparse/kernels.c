@@ -15,6 +15,7 @@
 
 #ifndef REAL
 #define REAL float
+#define REAL_BYTES 4
 #endif
 typedef REAL real;
 
@@ -68,14 +69,20 @@ typedef struct {
     int64_t group, tile;           /* lanes of a group, and of a tile, for large batches */
 } Program;
 
+/* What stays the same from call to call of one thread: a program, the sizes of its tensors, and 64-byte aligned arenas. */
 typedef struct {
     const Program *program;
+    const int64_t *input_size, *output_size; /* numbers a sample */
+    real *planes, *features;
+} Call;
+
+typedef struct {
+    const Program *program;
+    const Call *call;
     const real *const *inputs;
     real *const *outputs;
-    const int64_t *input_size, *output_size; /* numbers a sample */
-    real *planes, *features;                 /* the two arenas, 64-byte aligned */
-    int64_t lanes, wide;                     /* numbers a pixel in each */
-    int64_t first, column;                   /* the tile's first sample, the group's first lane in the tile */
+    int64_t lanes, wide;   /* numbers a pixel in each arena */
+    int64_t first, column; /* the tile's first sample, the group's first lane in the tile */
 } Run;
 
 static inline vec read(const real *from) { return *(const vec *)from; }
@@ -182,7 +189,7 @@ static void dots(const Strip s) {
     }
 }
 
-static real *arena_of(const Run *run, const Value *value) { return value->features ? run->features : run->planes; }
+static real *arena_of(const Run *run, const Value *value) { return value->features ? run->call->features : run->call->planes; }
 static int64_t lanes_of(const Run *run, const Value *value) { return value->features ? run->wide : run->lanes; }
 
 /* The first number of row y of a channel; rows -pad to -1 are padding. */
@@ -257,11 +264,78 @@ static void rows_of(const Run *run, const Op *op) {
 /* The first sample of these lanes: a group's, or in the second arena a tile's. */
 static int64_t sample_of(const Run *run, const Value *value) { return run->first + (value->features ? 0 : run->column); }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+#ifdef SHUFFLES
+#define PAIR16(a, b, i) __builtin_shufflevector(a, b, i, 16 + i, 1 + i, 17 + i, 2 + i, 18 + i, 3 + i, 19 + i, 4 + i, \
+                                                20 + i, 5 + i, 21 + i, 6 + i, 22 + i, 7 + i, 23 + i)
+#define PAIR8(a, b, i) __builtin_shufflevector(a, b, i, 8 + i, 1 + i, 9 + i, 2 + i, 10 + i, 3 + i, 11 + i)
+#define PAIR4(a, b, i) __builtin_shufflevector(a, b, i, 4 + i, 1 + i, 5 + i)
+#define PAIR2(a, b, i) __builtin_shufflevector(a, b, i, 2 + i)
+#define TRANSPOSE(N)                                                                                                   \
+    static void transpose_##N(const real *from, int64_t size, vec *to) {                                               \
+        vec a[N], b[N];                                                                                                \
+        UNROLL for (int i = 0; i < N; i++) a[i] = read(from + i * size);                                               \
+        UNROLL for (int step = 1; step < N; step *= 2) {                                                               \
+            UNROLL for (int i = 0; i < N / 2; i++) {                                                                   \
+                b[2 * i] = PAIR##N(a[i], a[i + N / 2], 0);                                                             \
+                b[2 * i + 1] = PAIR##N(a[i], a[i + N / 2], N / 2);                                                     \
+            }                                                                                                          \
+            UNROLL for (int i = 0; i < N; i++) a[i] = b[i];                                                            \
+        }                                                                                                              \
+        UNROLL for (int i = 0; i < N; i++) to[i] = a[i];                                                               \
+    }
+#define NUMBERS (BYTES / REAL_BYTES)
+#if NUMBERS == 16
+TRANSPOSE(16)
+#define transpose transpose_16
+#elif NUMBERS == 8
+TRANSPOSE(8)
+#define transpose transpose_8
+#elif NUMBERS == 4
+TRANSPOSE(4)
+#define transpose transpose_4
+#else
+TRANSPOSE(2)
+#define transpose transpose_2
+#endif
+
+/* Features of whole vectors of samples: a square of WIDTH samples and WIDTH neighbouring features at a time. */
+static void load_squares(const real *from, int64_t size, const int32_t *index, int64_t count, real *to, int64_t lanes) {
+    int64_t first = 0;
+    while (first < count) {
+        int64_t start = index[first], end = first + 1;
+        if (start > size - WIDTH) start = size - WIDTH;
+        while (end < count && index[end] < start + WIDTH) end++;
+        for (int64_t lane = 0; lane < lanes; lane += WIDTH) {
+            vec square[NUMBERS];
+            transpose(from + lane * size + start, size, square);
+            for (int64_t i = first; i < end; i++) write(to + i * lanes + lane, square[index[i] - start]);
+        }
+        first = end;
+    }
+}
+#endif
+
 /* The input tensor, sample after sample, into lanes. */
 static void load(const Run *run, const Op *op) {
     const Value *const out = run->program->values + op->out;
-    const int64_t lanes = lanes_of(run, out), size = run->input_size[op->tensor], pixels = out->height * out->width;
+    const int64_t lanes = lanes_of(run, out), size = run->call->input_size[op->tensor], pixels = out->height * out->width;
     const real *const from = run->inputs[op->tensor] + sample_of(run, out) * size;
+    if (pixels == 1 && lanes == 1 && out->plane == 1) {
+        real *const to = at(run, out, 0, 0);
+        for (int64_t i = 0; i < out->channels; i++) to[i] = from[op->index[i]];
+        return;
+    }
+#ifdef SHUFFLES
+    if (pixels == 1 && out->plane == 1 && lanes % WIDTH == 0 && size >= WIDTH) {
+        load_squares(from, size, op->index, out->channels, at(run, out, 0, 0), lanes);
+        return;
+    }
+#endif
     for (int64_t channel = 0; channel < out->channels; channel++)
         for (int64_t y = 0; y < out->height; y++) {
             real *to = at(run, out, channel, y);
@@ -274,7 +348,7 @@ static void load(const Run *run, const Op *op) {
 
 static void store(const Run *run, const Op *op) {
     const Value *const in = run->program->values + op->in;
-    const int64_t lanes = lanes_of(run, in), size = run->output_size[op->tensor], pixels = in->height * in->width;
+    const int64_t lanes = lanes_of(run, in), size = run->call->output_size[op->tensor], pixels = in->height * in->width;
     real *const to = run->outputs[op->tensor] + sample_of(run, in) * size;
     for (int64_t channel = 0; channel < in->channels; channel++)
         for (int64_t y = 0; y < in->height; y++) {
@@ -326,7 +400,7 @@ static void pool(const Run *run, const Op *op) {
     const int64_t lanes = lanes_of(run, out), length = in->width * lanes;
     const int32_t *const rows = op->index, *const columns = op->index + 2 * out->height;
     const int largest = op->kind == MAX_POOL;
-    real *const line = run->planes + run->program->scratch * run->lanes;
+    real *const line = run->call->planes + run->program->scratch * run->lanes;
     for (int64_t channel = 0; channel < out->channels; channel++)
         for (int64_t y = 0; y < out->height; y++) {
             memcpy(line, at(run, in, channel, rows[2 * y]), length * sizeof(real));
@@ -448,8 +522,8 @@ int64_t lth_width(void) { return WIDTH; }
 
 /* Apply a program to samples `first` to `last` of the inputs. Whole tiles first; what is left goes through as many whole
  * vectors as it fills, and then in lanes of its own. */
-void lth_run(const Program *program, const real *const *inputs, real *const *outputs, const int64_t *input_size,
-             const int64_t *output_size, real *planes, real *features, int64_t first, int64_t last) {
+void lth_run(const Call *call, const real *const *inputs, real *const *outputs, int64_t first, int64_t last) {
+    const Program *const program = call->program;
     while (first < last) {
         const int64_t left = last - first;
         int64_t lanes = program->group, wide = program->tile;
@@ -457,7 +531,7 @@ void lth_run(const Program *program, const real *const *inputs, real *const *out
             wide = left < WIDTH ? left : left / WIDTH * WIDTH;
             lanes = wide % lanes ? (wide < WIDTH ? wide : WIDTH) : lanes;
         }
-        Run run = {program, inputs, outputs, input_size, output_size, planes, features, lanes, wide, first, 0};
+        Run run = {program, call, inputs, outputs, lanes, wide, first, 0};
         for (; run.column < wide; run.column += lanes)
             for (int64_t i = 0; i < program->split; i++) perform(&run, program->ops + i);
         run.column = 0;
@@ -465,3 +539,6 @@ void lth_run(const Program *program, const real *const *inputs, real *const *out
         first += wide;
     }
 }
+
+/* The same for a program from one tensor to one, for the shortest way from Python. */
+void lth_apply(const Call *call, const real *input, real *output, int64_t count) { lth_run(call, &input, &output, 0, count); }

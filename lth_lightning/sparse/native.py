@@ -22,6 +22,7 @@ from lth_lightning.errors import SettingError
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+REALS = {"float": 4, "double": 8}
 TARGETS = (("-march=native",), ("-mcpu=native",), ())  # not every compiler knows each for every CPU
 INSTALL = "install a C compiler (gcc or clang), or one from pip: pip install 'lth_lightning[native]'"
 
@@ -42,7 +43,10 @@ class Kernels:
         library = ctypes.CDLL(str(path))
         self.run = library.lth_run
         self.run.restype = None
-        self.run.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 2
+        self.run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2
+        self.apply = library.lth_apply
+        self.apply.restype = None
+        self.apply.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
         library.lth_width.restype = ctypes.c_int64
         self.width = int(library.lth_width())
         self.dtype = dtype
@@ -63,7 +67,7 @@ def _library(real: str) -> Path:
     tried = []
     for compiler in _compilers():
         for target in TARGETS:
-            command = [*compiler, *FLAGS, *target, f"-DREAL={real}"]
+            command = [*compiler, *FLAGS, *target, f"-DREAL={real}", f"-DREAL_BYTES={REALS[real]}"]
             key = hashlib.sha256(source + repr((command, _version(tuple(compiler)), _cpu())).encode()).hexdigest()[:20]
             path = _cache() / f"kernels-{key}{'.dylib' if sys.platform == 'darwin' else '.so'}"
             if path.exists():

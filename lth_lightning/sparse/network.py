@@ -4,8 +4,9 @@ import ctypes
 import math
 import os
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,76 +19,107 @@ from lth_lightning.sparse.native import Kernels, kernels
 from lth_lightning.sparse.plan import NATIVE, planned
 
 TILE = 4  # vectors of images that a weight of a linear layer multiplies at once
+ALIGNED = 64  # bytes
 PER_THREAD = 64  # images below which a second thread costs more than it gives
 
 
 class Chain:
-    """Steps that one call of the kernels runs, from tensors to tensors."""
+    """Steps that one call of the kernels runs, from tensors to tensors.
+
+    Args:
+        graph: the graph that the steps belong to.
+        steps: the steps, all of kinds that kernels can do.
+        outputs: the values that the chain gives.
+        native: the kernels.
+        group: images side by side at a pixel.
+    """
 
     def __init__(
         self, graph: Graph, steps: Sequence[Step], outputs: Sequence[str], native: Kernels, group: int
     ) -> None:
-        self.steps = list(steps)
-        plan = planned(graph, steps, outputs, native.dtype)
-        self.plan, self.native = plan, native
+        self.steps, self.native, self.group = list(steps), native, group
+        self.plan = plan = planned(graph, steps, outputs, native.dtype)
         self.inputs, self.outputs = plan.inputs, plan.outputs
-        self.input_sizes = [tuple(graph.shapes[name]) for name in plan.inputs]
-        rows = self.rows = any(step.kind == "linear" and len(graph.shapes[step.output]) > 2 for step in steps)
-        self.lead = -1 if rows else 1
-        tile = native.width * TILE
+        self.lead = -1 if any(_on_last_axis(graph, step) for step in steps) else 1  # dimensions of the batch
+        self.tile = native.width * TILE
         self._program = np.array(
-            [plan.values.ctypes.data, plan.operations.ctypes.data, len(plan.operations), plan.split, plan.scratch]
-            + [group, tile],
+            [
+                *(plan.values.ctypes.data, plan.operations.ctypes.data),
+                *(len(plan.operations), plan.split, plan.scratch, group, self.tile),
+            ],
             np.int64,
         )
-        sizes = [
-            [_numbers(shape[-1:] if rows else shape[1:]) for shape in shapes]
-            for shapes in (self.input_sizes, plan.output_shapes)
-        ]
-        self._sizes = [np.array(numbers, np.int64) for numbers in sizes]
-        self._arena = plan.pixels[0] * max(group, native.width), plan.pixels[1] * tile
+        given, made = ([self._sample(graph.shapes[name]) for name in names] for names in (self.inputs, self.outputs))
+        self._shapes = made
+        self._sizes = [np.array([math.prod(shape) for shape in shapes], np.int64) for shapes in (given, made)]
         self._local = threading.local()
-        self._pointers = ctypes.c_void_p * len(plan.inputs), ctypes.c_void_p * len(plan.outputs)
-        self._fixed = (self._program.ctypes.data, self._sizes[0].ctypes.data, self._sizes[1].ctypes.data)
-        self._shapes = [shape[-1:] if rows else shape[1:] for shape in plan.output_shapes]
+        self._pointers = ctypes.c_void_p * len(given), ctypes.c_void_p * len(made)
+
+    def _sample(self, shape: Shape) -> tuple[int, ...]:
+        return tuple(size for size in shape[self.lead :] if size is not None)
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the chain's outputs for its inputs."""
         dtype = self.native.dtype
         tensors = [x if x.is_contiguous() and x.dtype is dtype else x.to(dtype).contiguous() for x in tensors]
         lead = tensors[0].shape[: self.lead]
-        count = lead[0] if self.lead == 1 else math.prod(lead)
-        results = [torch.empty((*lead, *shape), dtype=dtype) for shape in self._shapes]  # type: ignore[misc]
+        results = [torch.empty((*lead, *shape), dtype=dtype) for shape in self._shapes]
         sources = self._pointers[0](*[x.data_ptr() for x in tensors])
         targets = self._pointers[1](*[x.data_ptr() for x in results])
+        count = lead.numel()
         if count >= 2 * PER_THREAD and (threads := torch.get_num_threads()) > 1:
             self._shared(sources, targets, count, min(threads, count // PER_THREAD))
         else:
             self._run(sources, targets, 0, count)
         return results
 
-    def _run(self, sources: Any, targets: Any, first: int, last: int) -> None:
-        try:
-            planes, features = self._local.addresses
-        except AttributeError:
-            planes, features = self._local.addresses = self._new_arenas()
-        program, input_sizes, output_sizes = self._fixed
-        self.native.run(program, sources, targets, input_sizes, output_sizes, planes, features, first, last)
+    def one(self, x: Tensor) -> Tensor:
+        """The same for a chain from one tensor, batch first, to one, with less work in Python."""
+        count, dtype = len(x), self.native.dtype
+        if count >= 2 * PER_THREAD or not x.is_contiguous() or x.dtype is not dtype:
+            return self([x])[0]
+        result = torch.empty((count, *self._shapes[0]), dtype=dtype)
+        self.native.apply(self._address(), x.data_ptr(), result.data_ptr(), count)
+        return result
 
-    def _new_arenas(self) -> tuple[int, int]:
-        arenas = [np.zeros(size * np.dtype(np.float64).itemsize + 64, np.uint8) for size in self._arena]
-        self._local.arenas = arenas
-        planes, features = (-(-arena.ctypes.data // 64) * 64 for arena in arenas)
-        return planes, features
+    def _run(self, sources: Any, targets: Any, first: int, last: int) -> None:
+        self.native.run(self._address(), sources, targets, first, last)
+
+    def _address(self) -> int:
+        """Where this thread's call lies: with arenas of its own, so that threads can share a network."""
+        try:
+            return self._local.address
+        except AttributeError:
+            local, plan = self._local, self.plan
+            numbers = plan.pixels[0] * max(self.group, self.native.width), plan.pixels[1] * self.tile
+            size = self.native.dtype.itemsize
+            local.arenas = [np.zeros(number * size + ALIGNED, np.uint8) for number in numbers]
+            starts = [-(-arena.ctypes.data // ALIGNED) * ALIGNED for arena in local.arenas]
+            fixed = [self._program.ctypes.data, *(sizes.ctypes.data for sizes in self._sizes)]
+            local.call = np.array([*fixed, *starts], np.int64)
+            local.address = local.call.ctypes.data
+            return local.address
+
+    def alone(self, step: Step, count: int) -> Callable[[], None]:
+        """Return a call of one layer's operation alone, on a batch of `count`, for measuring its time.
+
+        It works on what the last run of this thread left in the arenas.
+        """
+        plan = self.plan
+        number = plan.operation_of[id(step)]
+        self._address()
+        program, call = self._program.copy(), self._local.call.copy()
+        program[1] = plan.operations[number : number + 1].ctypes.data
+        program[2], program[3] = 1, int(number < plan.split)
+        call[0] = program.ctypes.data
+        run, kept = self.native.run, (program, call)
+        return lambda: run(kept[1].ctypes.data, None, None, 0, count)
 
     def _shared(self, sources: Any, targets: Any, count: int, threads: int) -> None:
         """Give each thread whole tiles; the first share is this thread's."""
-        tile = self.native.width * TILE
-        tiles = -(-count // tile)
-        ends = [min(tiles * (i + 1) // threads * tile, count) for i in range(threads)]
-        others = [
-            _pool().submit(self._run, sources, targets, first, last)
-            for first, last in zip(ends, ends[1:], strict=False)
-        ]
+        tiles = -(-count // self.tile)
+        ends = [min(tiles * (i + 1) // threads * self.tile, count) for i in range(threads)]
+        others = [_pool().submit(self._run, sources, targets, first, last) for first, last in pairwise(ends)]
         self._run(sources, targets, 0, ends[0])
         for other in others:
             other.result()
@@ -103,26 +135,31 @@ def _pool() -> ThreadPoolExecutor:
     return _pools[os.getpid()]
 
 
-def _numbers(shape: Shape) -> int:
-    return math.prod(size or 0 for size in shape)
+def _on_last_axis(graph: Graph, step: Step) -> bool:
+    """Whether a step is a linear layer over the last of several dimensions: all before it are its batch."""
+    return step.kind == "linear" and len(graph.shapes[step.output]) > 2
 
 
 class SparseNetwork(nn.Module):
-    """A network for inference that costs what survives: it takes and gives the same tensors as the one it was made from.
+    """A network for inference that costs what survives. It takes and gives the tensors of the one it was made from.
 
     Args:
         graph: what it computes.
         dense: outputs of the layers that PyTorch runs; all others run in kernels.
         group: images side by side at a pixel.
+        device: the kind of device that its inputs must lie on.
 
     Raises:
         NoCompilerError: a layer is to run in kernels, and they cannot be compiled.
     """
 
-    def __init__(self, graph: Graph, dense: Collection[str] = (), group: int | None = None) -> None:
+    def __init__(
+        self, graph: Graph, dense: Collection[str] = (), group: int | None = None, device: str = "cpu"
+    ) -> None:
         super().__init__()
         self.graph = graph
         self.dense = set(dense)
+        self.device = device
         self.dtype = dtype_of(graph)
         self.parts: list[Chain | Step] = []
         self._values: dict[str, Tensor] = graph.constants
@@ -138,7 +175,7 @@ class SparseNetwork(nn.Module):
         if self._only is not None:
             x = inputs[0]
             if len(inputs) == 1 and x.shape[1:] == self._tail[0] and x.device.type == "cpu":
-                return self._only(inputs)[0]
+                return self._only.one(x)
         self._check(inputs)
         values: dict[str, Any] = {**self._values, **dict(zip(self.graph.inputs, inputs, strict=True))}
         with torch.no_grad():
@@ -156,11 +193,11 @@ class SparseNetwork(nn.Module):
         for x, name in zip(inputs, self.graph.inputs, strict=True):
             shape = self.graph.shapes[name]
             fits = len(x.shape) == len(shape) and all(a in (None, b) for a, b in zip(shape, x.shape, strict=True))
-            if not fits or x.device.type != "cpu":
+            if not fits or x.device.type != self.device:
                 wanted = ", ".join("N" if size is None else str(size) for size in shape)
                 raise ValueError(
-                    f"the network takes ({wanted}) on the CPU, got {tuple(x.shape)} on {x.device}. It was compiled for "
-                    "inputs of this shape; compile it again for another."
+                    f"the network takes ({wanted}) on {self.device}, got {tuple(x.shape)} on {x.device}. "
+                    "It was compiled for inputs of this shape; compile it again for another."
                 )
 
     def _divide(self, group: int | None) -> None:
@@ -198,8 +235,8 @@ class SparseNetwork(nn.Module):
         made = {one.output for one in chain}
         if not ({*step.inputs} & (made | {name for one in chain for name in one.inputs})):
             return False  # it may have another batch size
-        rows = any(one.kind == "linear" and len(self.graph.shapes[one.output]) > 2 for one in chain)
-        wide = step.kind == "linear" and len(self.graph.shapes[step.output]) > 2
+        rows = any(_on_last_axis(self.graph, one) for one in chain)
+        wide = _on_last_axis(self.graph, step)
         if rows or wide:
             return step.kind in ("linear", "unary") and rows and {*step.inputs} <= made
         return True

@@ -1,21 +1,21 @@
-"""Lays out a chain of steps for the kernels: where each value lies, and where each weight finds what it multiplies.
+"""Lays out a chain of steps for the kernels: where each value lies, and where each weight reads its input.
 
-The kernels (`kernels.c`) run a list of operations over two arenas. In the first lie planes: a group of a few images side
-by side at each pixel, so that a layer's input stays in the cache. In the second lie features, of a whole tile of images,
-behind the last layer with pixels: one weight is then a multiply-add of four vectors. Values share memory when they are
-not alive at the same time. Around planes lie zeros where a convolution pads. The input of a strided convolution is split
-into its phases, so that the stride is 1 for kernels.
+The kernels (`kernels.c`) run a list of operations over two arenas. In the first lie planes: a group of a few images
+side by side at each pixel, so that a layer's input stays in the cache. In the second lie features, of a whole tile of
+images, behind the last layer with pixels: one weight is then a multiply-add of four vectors. Values share memory when
+they are not alive at the same time. Around planes lie zeros where a convolution pads. The input of a strided
+convolution is split into its phases, so that the stride is 1 for kernels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from lth_lightning.sparse.graph import LAYERS, Graph, Planes, Shape, Step, planes
+from lth_lightning.sparse.graph import LAYERS, Graph, Planes, Step, planes
 
 KINDS = ("LOAD", "STORE", "ROWS", "PHASES", "FLATTEN", "MAX_POOL", "SUM_POOL", "AFFINE", "UNARY", "BINARY", "COPY")
 UNARY = (
@@ -36,7 +36,9 @@ UNARY = (
     *("exp", "sqrt", "softplus"),
 )
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
-VALUE = np.dtype([(n, "i8") for n in "base channels height width pitch plane pad features".split()])
+VALUE = np.dtype(
+    [(name, "i8") for name in ("base", "channels", "height", "width", "pitch", "plane", "pad", "features")]
+)
 OPERATION = np.dtype(
     [(name, "i8") for name in ("kind", "function", "in", "other", "out", "tensor", "count")]
     + [(name, "f8") for name in ("low", "high")]
@@ -90,23 +92,23 @@ class Plan:
 
     Args:
         inputs, outputs: names of the tensors that it takes and gives.
-        output_shapes: their shapes.
         operations, values: as in `kernels.c`.
         split: the first operation on all lanes of a tile.
         pixels: the size of each arena, in pixels.
         scratch: where pools keep a line, in the first arena.
-        survivors: weights that are multiplied, and multiply-adds for one sample.
+        arrays: what the operations point to.
+        operation_of: the number of each step's operation, by the step's id.
     """
 
     inputs: list[str]
     outputs: list[str]
-    output_shapes: list[Shape]
     operations: np.ndarray
     values: np.ndarray
     split: int
     pixels: tuple[int, int]
     scratch: int
     arrays: list[np.ndarray]
+    operation_of: dict[int, int]
 
 
 def planned(graph: Graph, steps: Sequence[Step], outputs: Sequence[str], dtype: torch.dtype) -> Plan:
@@ -186,43 +188,45 @@ class _Planner:
 
     def _lay(self, step: Step, wide: bool) -> None:
         if step.kind in ("flatten", "select") and step.inputs[0] in self.loads:
-            tensor, index, size = self.loads[step.inputs[0]]
-            if step.kind == "select":
-                self.loads[step.output] = tensor, index[step.tensors["index"].numpy()], size
-            elif size.pixels == 1:
-                self.loads[step.output] = tensor, index, size
-            else:
-                channels = (index[:, None] * size.pixels + np.arange(size.pixels)).reshape(-1)
-                self.loads[step.output] = tensor, channels, Planes(len(channels), 1, 1)
-            return
-        if step.kind == "flatten":
+            self._load_otherwise(step)
+        elif step.kind == "flatten":
             self._flatten(step, wide)
-            return
-        sources = [self._value(name, wide) for name in step.inputs]
-        if step.kind == "concat":
+        elif step.kind == "concat":
+            sources = [self._value(name, wide) for name in step.inputs]
             out = self.values[step.output, wide] = self._new(self._size(step.output), wide)
             start = 0
             for source in sources:
                 self._add("COPY", source, out, wide, count=start)
                 start += source.size.channels
-            return
+        else:
+            self._compute(step, wide)
+
+    def _load_otherwise(self, step: Step) -> None:
+        """Load an input as features, or only some of its channels."""
+        tensor, index, size = self.loads[step.inputs[0]]
+        if step.kind == "select":
+            index = index[step.tensors["index"].numpy()]
+        elif size.pixels > 1:
+            index = (index[:, None] * size.pixels + np.arange(size.pixels)).reshape(-1)
+            size = Planes(len(index), 1, 1)
+        self.loads[step.output] = tensor, index, size
+
+    def _compute(self, step: Step, wide: bool) -> None:
+        source, *others = (self._value(name, wide) for name in step.inputs)
+        other = others[0] if others else None
         if step.kind == "conv" and step.settings["stride"] != [1, 1]:
-            sources[0] = self._phases(step, sources[0], wide)
+            source = self._phases(step, source, wide)
         out = self.values[step.output, wide] = self._new(self._size(step.output), wide)
-        other = sources[1] if len(sources) > 1 else None
-        kind = {"linear": "ROWS", "conv": "ROWS", "affine": "AFFINE", "unary": "UNARY", "binary": "BINARY"}.get(
-            step.kind
-        )
+        settings = step.settings
+        kind = "ROWS" if step.kind in LAYERS else step.kind.upper()
         if step.kind == "pool":
-            kind = "MAX_POOL" if step.settings["function"] == "max" else "SUM_POOL"
-        assert kind is not None
-        operation = self._add(kind, sources[0], out, wide, other=other, step=step)
+            kind = "MAX_POOL" if settings["function"] == "max" else "SUM_POOL"
+        operation = self._add(kind, source, out, wide, other=other, step=step)
         if kind == "ROWS":
-            sources[0].pad = max(sources[0].pad, *self._reach(step, sources[0]))
-            for value in (sources[0], other):
+            source.pad = max(source.pad, *self._reach(step))
+            for value in (source, other):  # rows of pixels can be one strip if they are equally far apart
                 if value is not None and value.root() is not out.root():
                     value.root().joined = out.root()
-        settings = step.settings
         if "low" in settings:
             operation.function, operation.low, operation.high = 1, settings["low"], settings["high"]
         if step.kind == "unary":
@@ -251,19 +255,18 @@ class _Planner:
         lefts = [(k * s["dilation"][1] - s["padding"][1]) for k in range(weight.shape[3])]
         used = sorted({(top % down, left % across) for top in tops for left in lefts})
         out = self._size(step.output)
-        height = max(min(-(-(source.size.height - dy) // down), out.height) for dy, _ in used)
-        width = max(min(-(-(source.size.width - dx) // across), out.width) for _, dx in used)
-        height, width = max(height, 1), max(width, 1)
-        below = max(top // down for top in tops) + out.height - height
-        right = max(left // across for left in lefts) + out.width - width
+        bottom, right = out.height + max(top // down for top in tops), out.width + max(x // across for x in lefts)
+        height = max(1, max(min(-(-(source.size.height - dy) // down), bottom) for dy, _ in used))
+        width = max(1, max(min(-(-(source.size.width - dx) // across), right) for _, dx in used))
         split = self._new(Planes(source.size.channels * len(used), height, width), wide)
-        split.pad = max(0, below, right, -min(top // down for top in tops), -min(left // across for left in lefts))
+        above, before = -min(top // down for top in tops), -min(left // across for left in lefts)
+        split.pad = max(0, bottom - height, right - width, above, before)
         channels = [(channel, dy, dx) for channel in range(source.size.channels) for dy, dx in used]
         operation = self._add("PHASES", source, split, wide, count=(down << 32) | across)
         operation.arrays["index"] = np.array(channels, np.int32).reshape(-1)
         return split
 
-    def _reach(self, step: Step, source: _Value) -> tuple[int, int]:
+    def _reach(self, step: Step) -> tuple[int, int]:
         """How far beyond its input a layer reads."""
         if step.kind == "linear" or step.settings["stride"] != [1, 1]:
             return 0, 0
@@ -306,12 +309,20 @@ class _Planner:
             ],
             VALUE,
         )
-        shapes = [self.shapes[name] for name in self.outputs]
+        own = {id(operation.step): number for number, operation in enumerate(operations) if operation.step is not None}
         return Plan(
-            self.inputs, self.outputs, shapes, table, values, len(self.groups), (sizes[0], sizes[1]), scratch, arrays
+            self.inputs,
+            self.outputs,
+            table,
+            values,
+            len(self.groups),
+            (sizes[0], sizes[1]),
+            scratch,
+            arrays,
+            own,
         )
 
-    def _tables(self, operation: _Operation) -> Mapping[str, np.ndarray]:
+    def _tables(self, operation: _Operation) -> dict[str, np.ndarray]:
         step, source = operation.step, operation.source
         if operation.kind == "FLATTEN":
             assert source is not None

@@ -1,4 +1,4 @@
-"""Fewer steps for the same result: batch normalisation folds into weights, ReLUs and residual sums into their layers."""
+"""Fewer steps for the same result: batch normalisation folds into weights, ReLUs and residual sums into layers."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,8 @@ def simplified(graph: Graph) -> Graph:
     for merge in merges:
         changed = True
         while changed:
-            changed = any([merge(graph, step) for step in list(graph.steps) if _holds(graph, step)])
+            merged = [merge(graph, step) for step in list(graph.steps) if _holds(graph, step)]
+            changed = any(merged)
     return graph
 
 
@@ -137,11 +138,11 @@ def _sum_into_layer(graph: Graph, step: Step) -> bool:
     for own, other in (step.inputs, step.inputs[::-1]):
         layer = _maker(graph, own)
         fits = graph.shapes[own] == graph.shapes.get(other)
-        if layer and layer.kind in LAYERS and fits and len(layer.inputs) == 1 and not _clamps(layer):
-            if _only(graph, own) is step:
-                layer.inputs = (*layer.inputs, other)
-                _drop(graph, step, layer)
-                return True
+        free = layer is not None and layer.kind in LAYERS and len(layer.inputs) == 1 and not _clamps(layer)
+        if layer is not None and free and fits and _only(graph, own) is step:
+            layer.inputs = (*layer.inputs, other)
+            _drop(graph, step, layer)
+            return True
     return False
 
 

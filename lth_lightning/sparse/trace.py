@@ -46,7 +46,7 @@ UNARY: dict[str, Callable[..., tuple[str, float, float]]] = {
     "softplus": lambda beta=1.0, threshold=20.0: ("softplus", beta, threshold),
 }
 """By ATen's name: the function, and its parameters from the operator's further arguments."""
-BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "maximum", "minimum": "minimum"}
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 RESHAPES = ("view", "reshape", "flatten", "_unsafe_view", "squeeze", "unsqueeze")
 UNCHANGED = ("clone", "detach", "alias", "contiguous", "lift_fresh_copy", "_to_copy", "to")
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
@@ -56,12 +56,12 @@ RELAXED = {"aten.view.default": "aten.reshape.default"}
 LITERALS = (torch.dtype, torch.layout, torch.memory_format, torch.device)
 
 
-class _NotOurs(Exception):
+class _NotOursError(Exception):
     """An operator that no kernel computes in this form."""
 
 
 def _unknown() -> Any:
-    raise _NotOurs
+    raise _NotOursError
 
 
 @torch.no_grad()
@@ -190,16 +190,16 @@ class _Reader:
         return self.same.get(node.name, node.name)
 
     def _read(self, node: Node) -> None:
-        sources = [source for source in node.all_input_nodes]
+        sources = list(node.all_input_nodes)
         if all(self._name(source) in self.known for source in sources):
             self.known[node.name] = _computed(node, {source: self.known[self._name(source)] for source in sources})
             return
         self._describe(node, node.name)
         try:
             self._read_ours(node)
-        except _NotOurs:
+        except _NotOursError:
             if node.target in SYMBOLIC:
-                target = SYMBOLIC[node.target]  # type: ignore[index]
+                target = SYMBOLIC[node.target]
             elif node.target is operator.getitem:
                 target = "getitem"
             else:
@@ -215,97 +215,97 @@ class _Reader:
         """Add the step of a kind of its own that `node` is.
 
         Raises:
-            _NotOurs: it is not one.
+            _NotOursError: it is not one.
         """
         if node.target is operator.getitem:
             source, index = node.args
             if isinstance(source, Node) and source.name in self.normalised and index == 0:
                 self.same[node.name] = self._name(source)
                 return
-            raise _NotOurs
+            raise _NotOursError
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
-            raise _NotOurs
+            raise _NotOursError
         name = node.target._opname
         if self.dtypes.get(node.name) not in (torch.float32, torch.float64) and name not in NORMS:
-            raise _NotOurs
-        arguments = list(node.args)
-        first = arguments[0] if arguments else None
-        if not isinstance(first, Node) and not isinstance(first, list | tuple):
-            raise _NotOurs
-        if name in UNCHANGED or (name in DROPOUTS and not _training(node)):
-            self._unchanged(node, first)
-        elif name in RESHAPES:
-            self._reshape(node, first)
-        elif name == "linear":
-            self._linear(node)
-        elif name in ("conv1d", "conv2d"):
-            self._convolution(node)
-        elif name in NORMS:
-            self._normalisation(node)
-        elif name in UNARY:
-            function, a, b = UNARY[name](*arguments[1:], **node.kwargs)
-            self._add("unary", [self._value(first)], node, {"function": function, "a": float(a), "b": float(b)})
-        elif name in BINARY and not node.kwargs:
-            self._binary(node, BINARY[name])
-        elif name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"):
-            self._pool(node, name)
-        elif name in ("cat", "concat"):
-            self._concat(node)
+            raise _NotOursError
+        if not node.args or not isinstance(node.args[0], Node | list | tuple):
+            raise _NotOursError
+        if name in UNARY:
+            function, a, b = UNARY[name](*node.args[1:], **node.kwargs)
+            self._add("unary", [self._value(node.args[0])], node, {"function": function, "a": float(a), "b": float(b)})
+        elif name in DROPOUTS and _training(node):
+            raise _NotOursError
         else:
-            raise _NotOurs
+            self._reader_of(name)(node)
+
+    def _reader_of(self, name: str) -> Callable[[Node], None]:
+        readers: list[tuple[Sequence[str], Callable[[Node], None]]] = [
+            ((*UNCHANGED, *DROPOUTS), self._unchanged),
+            (RESHAPES, self._reshape),
+            (("linear",), self._linear),
+            (("conv1d", "conv2d"), self._convolution),
+            (NORMS, self._normalisation),
+            (BINARY, self._binary),
+            (("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"), self._pool),
+            (("cat", "concat"), self._concat),
+        ]
+        for names, reader in readers:
+            if name in names:
+                return reader
+        raise _NotOursError
 
     def _value(self, node: Any) -> str:
         """The name of an operand that is a value of the network.
 
         Raises:
-            _NotOurs: it is a constant, a number, or has another type than the result.
+            _NotOursError: it is a constant, a number, or has another type than the result.
         """
         if not isinstance(node, Node) or self._name(node) in self.known:
-            raise _NotOurs
+            raise _NotOursError
         name = self._name(node)
         if self.dtypes.get(name) not in (torch.float32, torch.float64) or name not in self.shapes:
-            raise _NotOurs
+            raise _NotOursError
         return name
 
     def _constant(self, node: Any) -> Tensor:
         if isinstance(node, int | float) and not isinstance(node, bool):
             return torch.tensor(float(node), dtype=torch.float64)
         if not isinstance(node, Node) or not isinstance(self.known.get(self._name(node)), Tensor):
-            raise _NotOurs
+            raise _NotOursError
         return self.known[self._name(node)]
 
     def _planes(self, name: str) -> Shape:
         """The shape of a value with channels.
 
         Raises:
-            _NotOurs: it has none: (N, C), (N, C, L) and (N, C, H, W) do.
+            _NotOursError: it has none: (N, C), (N, C, L) and (N, C, H, W) do.
         """
         shape = self.shapes[name]
         if not 2 <= len(shape) <= 4 or shape[0] is not None or None in shape[1:]:
-            raise _NotOurs
+            raise _NotOursError
         return shape
 
-    def _unchanged(self, node: Node, first: Any) -> None:
-        source = self._value(first)
+    def _unchanged(self, node: Node) -> None:
+        source = self._value(node.args[0])
         if self.dtypes[source] != self.dtypes[node.name] or self.shapes[source] != self.shapes[node.name]:
-            raise _NotOurs
+            raise _NotOursError
         if node.kwargs.get("device", torch.device("cpu")) != torch.device("cpu"):
-            raise _NotOurs
+            raise _NotOursError
         self.same[node.name] = source
 
-    def _reshape(self, node: Node, first: Any) -> None:
-        source = self._value(first)
+    def _reshape(self, node: Node) -> None:
+        source = self._value(node.args[0])
         old, new = self._planes(source), self._planes(node.name)
         one_pixel = all(size == 1 for size in new[2:]) and len(new) in (2, 4)
         if not one_pixel or math.prod(old[1:]) != new[1]:  # type: ignore[arg-type]
-            raise _NotOurs
+            raise _NotOursError
         self._add("flatten", [source], node, {"sizes": list(new[1:])})
 
     def _linear(self, node: Node) -> None:
         source, weight = self._value(node.args[0]), self._constant(node.args[1])
         bias = self._bias(node, 2, weight)
         if len(self.shapes[source]) < 2 or weight.ndim != 2:
-            raise _NotOurs
+            raise _NotOursError
         self._add("linear", [source], node, {}, weight=weight.clone(), bias=bias)
 
     def _bias(self, node: Node, place: int, weight: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ class _Reader:
         stride, padding, dilation = (_pair(rest[i], default, flat) for i, default in ((0, 1), (1, 0), (2, 1)))
         settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": rest[3] or 1}
         if isinstance(rest[1], str) or node.kwargs:
-            raise _NotOurs
+            raise _NotOursError
         weight = weight.unsqueeze(2) if flat else weight
         self._add("conv", [source], node, settings, weight=weight.clone(), bias=self._bias(node, 2, weight))
 
@@ -329,7 +329,7 @@ class _Reader:
         source = self._value(node.args[0])
         self._planes(source)
         if node.target._opname == "batch_norm" and node.args[5]:  # type: ignore[union-attr]
-            raise _NotOurs
+            raise _NotOursError
         mean, variance = self._constant(node.args[3]), self._constant(node.args[4])
         eps = float(node.args[-1] if node.target._opname != "batch_norm" else node.args[7])  # type: ignore[union-attr,arg-type]
         factor = (variance.double() + eps).rsqrt()
@@ -343,41 +343,42 @@ class _Reader:
         self.normalised.add(node.name)
         self._add("affine", [source], node, {}, scale=factor.to(dtype), shift=shift.to(dtype))
 
-    def _binary(self, node: Node, function: str) -> None:
-        if len(node.args) != 2:
-            raise _NotOurs
+    def _binary(self, node: Node) -> None:
+        function = node.target._opname  # type: ignore[union-attr]
+        if len(node.args) != 2 or node.kwargs:
+            raise _NotOursError
         left, right = node.args
         known = [not isinstance(side, Node) or self._name(side) in self.known for side in (left, right)]
         if not any(known):
             self._pairwise(node, function, self._value(left), self._value(right))
             return
         if function in ("maximum", "minimum") or (known[0] and function in ("sub", "div")):
-            raise _NotOurs
+            raise _NotOursError
         source, constant = (self._value(right), left) if known[0] else (self._value(left), right)
         self._affine(node, function, source, self._constant(constant))
 
     def _pairwise(self, node: Node, function: str, left: str, right: str) -> None:
         shapes = [self.shapes[name] for name in (left, right)]
         if self.dtypes[left] != self.dtypes[right]:
-            raise _NotOurs
+            raise _NotOursError
         if shapes[0] != shapes[1]:
             if not all(len(shape) == 4 for shape in shapes) or shapes[0][:2] != shapes[1][:2]:
-                raise _NotOurs
+                raise _NotOursError
             if shapes[0][2:] == (1, 1) and function in ("add", "mul"):
                 left, right = right, left  # the one with one pixel a channel comes second
             elif shapes[1][2:] != (1, 1):
-                raise _NotOurs
+                raise _NotOursError
         self._add("binary", [left, right], node, {"function": function})
 
     def _affine(self, node: Node, function: str, source: str, constant: Tensor) -> None:
         shape, dtype = self._planes(source), self.dtypes[source]
         if self.dtypes[node.name] != dtype or self.shapes[node.name] != shape:
-            raise _NotOurs
+            raise _NotOursError
         channels = shape[1]
         assert channels is not None
         by_channel = constant.reshape(constant.shape[1:] if constant.ndim == len(shape) else constant.shape)
         if constant.numel() != 1 and tuple(by_channel.shape) != (channels, *([1] * (len(shape) - 2))):
-            raise _NotOurs
+            raise _NotOursError
         value = constant.reshape(-1).double().expand(channels)
         one, zero = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
         factor, shift = {
@@ -388,57 +389,33 @@ class _Reader:
         }[function]
         self._add("affine", [source], node, {}, scale=factor.to(dtype), shift=shift.to(dtype))
 
-    def _pool(self, node: Node, name: str) -> None:
-        source = self._value(node.args[0])
+    def _pool(self, node: Node) -> None:
+        name, source = node.target._opname, self._value(node.args[0])  # type: ignore[union-attr]
         shape = self._planes(source)
         if len(shape) != 4 or node.kwargs.get("dtype") is not None:
-            raise _NotOurs
-        height, width = (size for size in shape[2:] if size is not None)
-        dtype = self.dtypes[source]
+            raise _NotOursError
+        sizes = [size for size in shape[2:] if size is not None]
+        windows: list[list[list[int]]]
         if name == "mean":
-            dims = node.args[1] if len(node.args) > 1 else None
-            if not isinstance(dims, list | tuple) or sorted(dim % 4 for dim in dims) != [2, 3]:  # type: ignore[operator]
-                raise _NotOurs
-            rows, columns = [[0, height]], [[0, width]]
-            factor = torch.tensor([[1 / (height * width)]], dtype=torch.float64)
+            dims: Any = node.args[1] if len(node.args) > 1 else None
+            if not isinstance(dims, list | tuple) or sorted(dim % 4 for dim in dims) != [2, 3]:
+                raise _NotOursError
+            windows = [[[0, size]] for size in sizes]
+            factor = _one_over(*windows)
         elif name == "adaptive_avg_pool2d":
-            out = node.args[1]
-            assert isinstance(out, list | tuple)
-            rows, columns = (
-                [[i * size // n, -(-(i + 1) * size // n)] for i in range(n)]  # type: ignore[operator,arg-type]
-                for size, n in ((height, out[0]), (width, out[1]))
-            )
-            factor = 1 / (_lengths(rows)[:, None] * _lengths(columns)[None])
+            out: Any = node.args[1]
+            windows = [
+                [[i * size // n, -(-(i + 1) * size // n)] for i in range(n)] for size, n in zip(sizes, out, strict=True)
+            ]
+            factor = _one_over(*windows)
         else:
-            arguments = [*node.args[1:], *([None] * 5)]
-            kernel = _pair(arguments[0], 1, flat=False)
-            stride = _pair(arguments[1] or kernel, 1, flat=False)
-            padding = _pair(arguments[2], 0, flat=False)
-            if name == "max_pool2d" and _pair(arguments[3], 1, flat=False) != [1, 1]:
-                raise _NotOurs
-            sizes = [size for size in self.shapes[node.name][2:] if size is not None]
-            rows, columns = (
-                _windows(size, n, k, s, p)
-                for size, n, k, s, p in zip((height, width), sizes, kernel, stride, padding, strict=True)
-            )
-            factor = torch.ones(len(rows), len(columns), dtype=torch.float64)
-            if name == "avg_pool2d":
-                whole = arguments[4] if arguments[4] is not None else True
-                if whole:
-                    counted = [
-                        torch.tensor(
-                            [min(i * s - p + k, size + p) - (i * s - p) for i in range(n)], dtype=torch.float64
-                        )
-                        for size, n, k, s, p in zip((height, width), sizes, kernel, stride, padding, strict=True)
-                    ]
-                else:
-                    counted = [_lengths(rows), _lengths(columns)]
-                divisor = node.args[6] if len(node.args) > 6 else None
-                factor = 1 / (counted[0][:, None] * counted[1][None]) if divisor is None else factor / divisor  # type: ignore[operator]
-        if any(end <= first for first, end in (*rows, *columns)):
-            raise _NotOurs
-        settings = {"function": "max" if name == "max_pool2d" else "sum", "rows": rows, "columns": columns}
-        step = Step("pool", (source,), node.name, settings, {"factor": factor.to(dtype)})
+            counts = [size for size in self.shapes[node.name][2:] if size is not None]
+            windows, factor = _pooling(name, sizes, counts, [*node.args[1:], *([None] * 6)])
+        if any(end <= first for axis in windows for first, end in axis):
+            raise _NotOursError
+        function = "max" if name == "max_pool2d" else "sum"
+        settings = {"function": function, "rows": windows[0], "columns": windows[1]}
+        step = Step("pool", (source,), node.name, settings, {"factor": factor.to(self.dtypes[source])})
         self.steps.append(step)
         if len(self.shapes[node.name]) == 2:  # the mean without `keepdim`
             step.output += "_pooled"
@@ -452,7 +429,7 @@ class _Reader:
         sources = [self._value(part) for part in parts]
         shapes = [self._planes(source) for source in sources]
         if not isinstance(dim, int) or dim % len(shapes[0]) != 1 or len({shape[2:] for shape in shapes}) != 1:
-            raise _NotOurs
+            raise _NotOursError
         self._add("concat", sources, node, {})
 
 
@@ -479,20 +456,43 @@ def _pair(given: Any, default: int, flat: bool) -> list[int]:
         [default] if given is None or isinstance(given, str) else [given] if isinstance(given, int) else list(given)
     )
     if any(not isinstance(value, int) for value in values):
-        raise _NotOurs
+        raise _NotOursError
     if flat:
         return [default, values[0]]
     return values * 2 if len(values) == 1 else values
 
 
-def _windows(size: int, count: int, kernel: int, stride: int, padding: int) -> list[list[int]]:
-    """First and last + 1 index of each window, within 0 to `size`."""
-    starts = [i * stride - padding for i in range(count)]
-    return [[max(start, 0), min(start + kernel, size)] for start in starts]
+def _pooling(
+    name: str, sizes: list[int], counts: list[int], arguments: list[Any]
+) -> tuple[list[list[list[int]]], Tensor]:
+    """The windows of max or average pooling in both directions, and the factor of each window's sum.
+
+    Args:
+        sizes, counts: height and width of the input and of the output.
+        arguments: ATen's, from the kernel's size on, filled up with None.
+
+    Raises:
+        _NotOursError: the windows have holes.
+    """
+    kernel = _pair(arguments[0], 1, flat=False)
+    stride = _pair(arguments[1] or kernel, 1, flat=False)
+    padding = _pair(arguments[2], 0, flat=False)
+    if name == "max_pool2d" and _pair(arguments[3], 1, flat=False) != [1, 1]:
+        raise _NotOursError
+    axes = list(zip(sizes, counts, kernel, stride, padding, strict=True))
+    windows = [[[max(i * s - p, 0), min(i * s - p + k, size)] for i in range(n)] for size, n, k, s, p in axes]
+    if name == "max_pool2d":
+        return windows, torch.ones(counts, dtype=torch.float64)
+    padded, divisor = arguments[4] is not False, arguments[5]
+    counted = [[[i * s - p, min(i * s - p + k, size + p)] for i in range(n)] for size, n, k, s, p in axes]
+    factor = _one_over(*(counted if padded else windows))
+    return windows, factor if divisor is None else torch.full_like(factor, 1 / divisor)
 
 
-def _lengths(windows: list[list[int]]) -> Tensor:
-    return torch.tensor([end - first for first, end in windows], dtype=torch.float64)
+def _one_over(rows: list[list[int]], columns: list[list[int]]) -> Tensor:
+    """One over the number of pixels of each window."""
+    down, across = (torch.tensor([b - a for a, b in axis], dtype=torch.float64) for axis in (rows, columns))
+    return 1 / (down[:, None] * across)
 
 
 def _plain(structure: Any) -> Any:
