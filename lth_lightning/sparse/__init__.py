@@ -6,6 +6,6 @@ Reading order: `graph`, `trace`, `simplify`, `compaction`, `dense`, `plan`, `ker
 Its rule: it imports the foundation only. A graph is plain data; nothing here knows a ticket or a network's class.
 """
 
-from lth_lightning.sparse.compile import compile
+from lth_lightning.sparse.compile import Choice, compile
 
-__all__ = ["compile"]
+__all__ = ["Choice", "compile"]
