@@ -169,17 +169,14 @@ static void (*const strips[])(Strip) = {
 /* One image, one pixel a row: a dot product of survivors with gathered inputs. */
 static void dots(const Strip s) {
     for (int64_t row = s.first; row < s.last; row++) {
-        real a = s.bias[row], b = 0, c = 0, d = 0;
+        real a = s.bias[row], sum[8] = {0};
         int64_t one = s.start[row];
         const int64_t end = s.start[row + 1];
-        for (; one + 4 <= end; one += 4) {
-            a += s.weight[one] * s.in[s.index[one]];
-            b += s.weight[one + 1] * s.in[s.index[one + 1]];
-            c += s.weight[one + 2] * s.in[s.index[one + 2]];
-            d += s.weight[one + 3] * s.in[s.index[one + 3]];
+        for (; one + 8 <= end; one += 8) {
+            UNROLL for (int c = 0; c < 8; c++) sum[c] += s.weight[one + c] * s.in[s.index[one + c]];
         }
         for (; one < end; one++) a += s.weight[one] * s.in[s.index[one]];
-        a += b + (c + d);
+        a += ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
         if (s.residual) a += s.residual[row * s.residual_step];
         if (s.clamp) {
             if (a < s.low) a = s.low;
@@ -393,36 +390,57 @@ static void flatten(const Run *run, const Op *op) {
         for (int64_t lane = 0; lane < lanes; lane++) to[lane] = from[op->index[feature] * lanes + lane];
 }
 
-/* Windows: index holds the first and last + 1 row of each output row, then the columns of each output column. First over
- * rows, along contiguous memory, then over columns. SUM_POOL multiplies by weight[y * width + x] (one over the count). */
+/* The larger of each pair; a NaN wins, as in PyTorch. */
+static inline vec larger(vec a, vec b) { return EITHER((b > a) | (b != b), b, a); }
+static inline vec both(int largest, vec a, vec b) {
+    if (largest) return larger(a, b);
+    return a + b;
+}
+
+/* Windows: index holds the first and last + 1 row of each output row, then the columns of each output column. SUM_POOL
+ * multiplies by weight[y * width + x] (one over the count). With lanes of less than a vector, rows first, along contiguous
+ * memory, into a line; then each output's columns. */
 static void pool(const Run *run, const Op *op) {
     const Value *const in = run->program->values + op->in, *const out = run->program->values + op->out;
-    const int64_t lanes = lanes_of(run, out), length = in->width * lanes;
+    const int64_t lanes = lanes_of(run, out), length = in->width * lanes, step = in->pitch * lanes;
     const int32_t *const rows = op->index, *const columns = op->index + 2 * out->height;
-    const int largest = op->kind == MAX_POOL;
+    const int largest = op->kind == MAX_POOL, whole = lanes % WIDTH == 0;
     real *const line = run->call->planes + run->program->scratch * run->lanes;
     for (int64_t channel = 0; channel < out->channels; channel++)
         for (int64_t y = 0; y < out->height; y++) {
-            memcpy(line, at(run, in, channel, rows[2 * y]), length * sizeof(real));
-            for (int64_t r = rows[2 * y] + 1; r < rows[2 * y + 1]; r++) {
-                const real *const next = at(run, in, channel, r);
-                if (largest)
-                    for (int64_t i = 0; i < length; i++) line[i] = line[i] >= next[i] || line[i] != line[i] ? line[i] : next[i];
-                else
-                    for (int64_t i = 0; i < length; i++) line[i] += next[i];
-            }
+            const real *const first = at(run, in, channel, rows[2 * y]);
+            const int64_t down = rows[2 * y + 1] - rows[2 * y];
             real *to = at(run, out, channel, y);
+            if (!whole)
+                for (int64_t i = 0; i < length; i += WIDTH) {
+                    vec best = read(first + i);
+                    for (int64_t r = 1; r < down; r++) {
+                        const vec next = read(first + r * step + i);
+                        best = both(largest, best, next);
+                    }
+                    write(line + i, best);
+                }
             for (int64_t x = 0; x < out->width; x++, to += lanes) {
-                const int64_t first = columns[2 * x], end = columns[2 * x + 1];
+                const int64_t start = columns[2 * x], across = columns[2 * x + 1] - start;
                 const real factor = largest ? 1 : op->weight[y * out->width + x];
+                if (whole) {
+                    for (int64_t lane = 0; lane < lanes; lane += WIDTH) {
+                        const real *const corner = first + start * lanes + lane;
+                        vec best = read(corner);
+                        for (int64_t r = 0; r < down; r++)
+                            for (int64_t c = r == 0; c < across; c++) {
+                                const vec next = read(corner + r * step + c * lanes);
+                                best = both(largest, best, next);
+                            }
+                        write(to + lane, best * factor);
+                    }
+                    continue;
+                }
                 for (int64_t lane = 0; lane < lanes; lane++) {
-                    real best = line[first * lanes + lane];
-                    for (int64_t c = first + 1; c < end; c++) {
+                    real best = line[start * lanes + lane];
+                    for (int64_t c = start + 1; c < start + across; c++) {
                         const real next = line[c * lanes + lane];
-                        if (largest)
-                            best = best >= next || best != best ? best : next;
-                        else
-                            best += next;
+                        best = !largest ? best + next : next > best || next != next ? next : best;
                     }
                     to[lane] = best * factor;
                 }

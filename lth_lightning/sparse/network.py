@@ -174,7 +174,7 @@ class SparseNetwork(nn.Module):
         """Return what the network returned, for inputs of its shapes and any batch size."""
         if self._only is not None:
             x = inputs[0]
-            if len(inputs) == 1 and x.shape[1:] == self._tail[0] and x.device.type == "cpu":
+            if len(inputs) == 1 and x.is_cpu and x.shape[1:] == self._tail[0]:
                 return self._only.one(x)
         self._check(inputs)
         values: dict[str, Any] = {**self._values, **dict(zip(self.graph.inputs, inputs, strict=True))}
