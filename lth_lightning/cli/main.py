@@ -13,7 +13,7 @@ from lth_lightning.cli.arguments import completed, named_parts, program, shipped
 from lth_lightning.cli.known_settings import check_names
 from lth_lightning.errors import DataError, DivergedError, RevivedError, SettingError, unknown_name
 
-COMMANDS = ("fit", "validate", "test", "predict", "report")
+COMMANDS = ("fit", "validate", "test", "predict", "report", "export")
 INTERRUPTED = 130  # the exit code of a program that Ctrl+C ends
 HELP = """\
 usage: {program} COMMAND [--setting VALUE ...]
@@ -26,6 +26,7 @@ commands:
   validate   the same on the validation images
   predict    the class of each of your images, or of each test image
   report     tables and figures from one run or many
+  export     what tickets cost when they run; files that run them elsewhere (torch, onnx, c)
 
 configs (--config NAME, or a file of your own):
 {configs}
@@ -90,7 +91,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def answered(given: list[str]) -> int | None:
-    """Run what needs no Lightning (help, version, report) and return its exit code; None for all other commands.
+    """Run what needs no trainer (help, version, report, export) and return its exit code; None for all other commands.
 
     Raises:
         SettingError: the command is missing or unknown.
@@ -107,6 +108,11 @@ def answered(given: list[str]) -> int | None:
         from lth_lightning.report.command import main as report
 
         return report(given[1:])
+    if command == "export":
+        with ready_to_import():
+            from lth_lightning.cli.export import main as export
+
+        return export(given[1:])
     return None
 
 

@@ -189,6 +189,10 @@ class ImageDataModule(L.LightningDataModule):
         """The official test images."""
         return self._loader("test", self.eval_batch_size)
 
+    def raw_test_images(self) -> tuple[Tensor, Tensor]:
+        """The official test images as the data set stores them, (N, C, H, W), and their classes; after `setup`."""
+        return self._splits["test"]
+
     def predict_dataloader(self) -> TensorLoader:
         """The official test images, in their order."""
         return self.test_dataloader()

@@ -131,13 +131,13 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
         if any(isinstance(part, Chain) and part.plan.split for part in fast.parts) and batch_size > 1:
             width = next(part.native.width for part in fast.parts if isinstance(part, Chain))
             candidates += [SparseNetwork(small, group=width // 2), SparseNetwork(small, group=2 * width)]
-        times = _in_turns([_call(one, samples) for one in candidates])
+        times = in_turns([_call(one, samples) for one in candidates])
         best = times.index(min(times))
         ways["sparse"] = candidates[best]
         if not candidates[best].dense:
             for layer in choice.layers:
                 layer.way = "sparse"
-    choice.milliseconds = dict(zip(ways, _in_turns([_call(one, samples) for one in ways.values()]), strict=True))
+    choice.milliseconds = dict(zip(ways, in_turns([_call(one, samples) for one in ways.values()]), strict=True))
     choice.way = min(choice.milliseconds, key=lambda way: choice.milliseconds[way])
     if choice.way != "sparse":
         for layer in choice.layers:
@@ -175,7 +175,7 @@ def _call(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[[], Any]:
     return lambda: module(*samples)
 
 
-def _in_turns(calls: Sequence[Callable[[], Any]]) -> list[float]:
+def in_turns(calls: Sequence[Callable[[], Any]]) -> list[float]:
     """Return the median milliseconds of each call; they take turns, so that what disturbs one disturbs all."""
     repeats = []
     for call in calls:
@@ -207,7 +207,7 @@ def _layers(whole: Graph, small: Graph, fast: SparseNetwork, samples: tuple[Tens
         if id(step) in kernels:
             chain, source = kernels[id(step)], after[step.inputs[0]]
             calls["sparse"] = chain.alone(step, source.shape[: chain.lead].numel())
-        times = dict(zip(calls, _in_turns(list(calls.values())), strict=True))
+        times = dict(zip(calls, in_turns(list(calls.values())), strict=True))
         by_torch = min(times["dense"], times["compacted"])
         way = "sparse" if "sparse" in times and times["sparse"] * PAYS <= by_torch else "compacted"
         density = int(step.tensors["weight"].count_nonzero()) / max(weight.numel(), 1)

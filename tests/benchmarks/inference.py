@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 taskset -c 0 uv run --extra export python tests/benchmarks/inference.py
     … inference.py lenet conv4 --batches 1,64
 
-A network pruned to each density by magnitude, compiled (`lth_lightning.sparse`), beside the dense network in the fastest
-of four engines: torch eager, channels-last, `torch.jit.freeze`, ONNX Runtime where it is installed. Contestants take
-turns; each figure is the ratio of medians.
+A network pruned to each density by magnitude, compiled (`lth_lightning.sparse`), beside the dense network in the
+fastest of four engines: torch eager, channels-last, `torch.jit.freeze`, ONNX Runtime where it is installed. Contestants
+take turns; each figure is the ratio of medians.
 """
 
 import argparse
@@ -38,7 +38,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "vgg11": lambda: VGG(depth=11, input_shape=(3, 32, 32), num_classes=10),
 }
 DENSITIES: dict[str, list[float]] = {"resnet20": [0.21, 0.06, 0.03], "conv4_paper": [6, 12, 17]}
-"""Of each prunable layer; for the paper's Conv-4, the round, in which convolutions keep 0.9 and layers 0.8 to its power."""
+"""Of each prunable layer; for the paper's Conv-4 the round r, in which convolutions keep 0.9^r and layers 0.8^r."""
 
 
 @torch.no_grad()
@@ -72,7 +72,6 @@ def engines(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
     found["frozen"] = lambda: frozen(x)
     try:
         import onnxruntime
-
         from lth_lightning.sparse.onnx_model import onnx_model
 
         options = onnxruntime.SessionOptions()
@@ -124,10 +123,10 @@ def main() -> None:
                 times = in_turns({"sparse": lambda n=network, x=x: n(x), **engines(net, x)})
                 sparse = times.pop("sparse")
                 best = min(times, key=lambda engine: times[engine])
+                dense = f"{1e3 * times[best]:.3f} ({best})"
+                gains = f"{times[best] / sparse:.1f} | {times['eager'] / sparse:.1f}"
                 print(
-                    f"| {name} | {batch} | {100 * whole:.1f} % | {1e3 * sparse:.3f} | {1e3 * times[best]:.3f} ({best}) | "
-                    f"{times[best] / sparse:.1f} | {times['eager'] / sparse:.1f} |",
-                    flush=True,
+                    f"| {name} | {batch} | {100 * whole:.1f} % | {1e3 * sparse:.3f} | {dense} | {gains} |", flush=True
                 )
 
 

@@ -1,0 +1,328 @@
+"""The command `export`: what a ticket costs when it runs, and files that run it elsewhere."""
+
+import argparse
+import csv
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lth_lightning.data.datamodule import ImageDataModule
+from lth_lightning.errors import SettingError
+from lth_lightning.files import replace_file
+from lth_lightning.report.table import Cell, Table
+from lth_lightning.sparse.c_source import c_source
+from lth_lightning.sparse.compaction import compacted
+from lth_lightning.sparse.compile import Choice, compile, in_turns
+from lth_lightning.sparse.file import save
+from lth_lightning.sparse.graph import Graph
+from lth_lightning.sparse.onnx_model import onnx_model
+from lth_lightning.sparse.simplify import simplified
+from lth_lightning.sparse.trace import trace
+from lth_lightning.tickets.ticket import Ticket
+
+FORMATS = ("torch", "onnx", "c")
+SUFFIX = {"torch": ".sparse.safetensors", "onnx": ".onnx", "c": ".c"}
+COLUMNS = (
+    *("ticket", "density", "accuracy", "bytes", "dense_bytes", "batch_size", "way"),
+    *("milliseconds", "dense_milliseconds", "onnx_runtime_milliseconds"),
+)
+BATCH = 1000
+EXAMPLES = """\
+examples:
+  python train.py export runs/lenet/0                          # a table and a figure over all rounds
+  python train.py export runs/lenet/0/tickets/round_12.safetensors --to c --int8
+  python train.py export runs/lenet/0/tickets/round_12.safetensors --to onnx --out models
+"""
+
+
+@dataclass
+class Export:
+    """A ticket's network for inference, and what was measured of it.
+
+    Args:
+        path: the ticket's file.
+        ticket: the ticket.
+        module: the network with its trained weights, from raw images to scores.
+        graph: the same, compacted.
+        accuracy: on the test images, of the compiled network; None without test data.
+        size, dense_size: bytes of the file for `sparse.load`, and of the dense weights.
+        choices: by batch size.
+        other: milliseconds of the dense network in ONNX Runtime, by batch size.
+    """
+
+    path: Path
+    ticket: Ticket
+    module: nn.Module
+    graph: Graph
+    accuracy: float | None = None
+    size: int = 0
+    dense_size: int = 0
+    choices: dict[int, Choice] = field(default_factory=dict)
+    other: dict[int, float] = field(default_factory=dict)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser of `train.py export`."""
+    made = argparse.ArgumentParser(
+        "train.py export",
+        usage="python train.py export RUN_OR_TICKET [RUN_OR_TICKET …] [--to torch|onnx|c] [--batch_size N[,N…]]\n"
+        "       [--int8] [--out DIR] [--data_dir DIR]",
+        description="Size, accuracy and speed of tickets when they run; with --to, a file that runs them elsewhere.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("paths", metavar="RUN_OR_TICKET", nargs="+", type=Path, help="a run's folder, or a ticket's file")
+    made.add_argument(
+        "--to",
+        metavar="FORMAT",
+        help="torch: a small file that lth_lightning.sparse.load opens; onnx: the dense network without dead channels; "
+        "c: one C99 file and its header, without libraries. Without it, a table is printed and written to export.md",
+    )
+    made.add_argument("--batch_size", metavar="N[,N…]", default="1,64", help="batch sizes to measure; default 1,64")
+    made.add_argument("--int8", action="store_true", help="with --to c: one byte a weight")
+    made.add_argument("--out", metavar="DIR", type=Path, help="where to write; by default the run's folder")
+    made.add_argument("--data_dir", metavar="DIR", help="where the data are, if not where the run found them")
+    return made
+
+
+def main(args: Sequence[str]) -> int:
+    """Run `train.py export` and return the exit code.
+
+    Raises:
+        SettingError: a ticket, a format or a folder cannot be used.
+    """
+    given = parser().parse_args(args)
+    if given.to is not None and given.to not in FORMATS:
+        raise SettingError(f"--to: {given.to!r} is unknown; choose from {', '.join(FORMATS)}.")
+    if given.int8 and given.to != "c":
+        raise SettingError("--int8 is for --to c: the other formats keep the weights as they are.")
+    sizes = _batch_sizes(given.batch_size)
+    paths = [path for one in given.paths for path in _tickets(one)]
+    out = given.out or _run_of(paths[0]) or paths[0].parent
+    _check_folder(out)
+    exports = [_read(path) for path in paths]
+    if given.to is not None:
+        for one in exports:
+            for file in _write(one, given.to, out, given.int8):
+                print(f"{file}  {file.stat().st_size:,} bytes")
+        return 0
+    data = _test_data(exports[0], given.data_dir)
+    for one in exports:
+        _measure(one, sizes, data)
+        print(f"{one.path.stem}: {_percent(one.ticket.density)} of the weights")
+        print(*one.choices.values(), sep="\n")
+    table = _table(exports, sizes)
+    replace_file(out / "export.md", _page(table, sizes).encode())
+    replace_file(out / "export.csv", _csv(exports, sizes).encode())
+    print(table.markdown())
+    if len(exports) > 1:
+        print(_figure(exports, sizes, out))
+    print(out / "export.md")
+    return 0
+
+
+def _batch_sizes(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise SettingError(f"--batch_size: {text!r} must be whole numbers of at least 1, separated by commas: 1,64.")
+    return [int(part) for part in parts]
+
+
+def _tickets(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted((path / "tickets").glob("round_*.safetensors"))
+    found = [one for one in found if one.stem.removeprefix("round_").isdigit()]
+    if not found:
+        raise SettingError(f"{path} is neither a ticket's file nor a run's folder with tickets/round_….safetensors.")
+    return found
+
+
+def _run_of(ticket: Path) -> Path | None:
+    run = ticket.parent.parent
+    return run if ticket.parent.name == "tickets" and (run / "results.csv").exists() else None
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / ".export", b"")
+        (out / ".export").unlink()
+    except OSError as error:
+        raise SettingError(f"--out: {out} cannot be written ({error.strerror or error}).") from error
+
+
+@torch.no_grad()
+def _read(path: Path) -> Export:
+    ticket = Ticket.load(path)
+    module = ticket.to_module()
+    shape = ticket.info.get("input_shape")
+    if not shape:
+        raise SettingError(
+            f"{path} does not record the shape of an input, so its network cannot be read. In Python: "
+            "Ticket.load(path).compile(net, example=x)."
+        )
+    example = torch.zeros(1, *shape)
+    return Export(path, ticket, module, compacted(simplified(trace(module, example))))
+
+
+def _write(one: Export, kind: str, out: Path, int8: bool) -> list[Path]:
+    file = out / f"{one.path.stem}{SUFFIX[kind]}"
+    if kind == "torch":
+        save(one.graph, file)
+        return [file]
+    if kind == "onnx":
+        replace_file(file, onnx_model(one.graph, one.path.stem).SerializeToString())
+        return [file]
+    header, source = c_source(one.graph, one.path.stem, int8=int8, comment=_comment(one))
+    replace_file(file.with_suffix(".h"), header.encode())
+    replace_file(file, source.encode())
+    return [file, file.with_suffix(".h")]
+
+
+def _comment(one: Export) -> str:
+    info = one.ticket.info
+    what = " on ".join(str(info[key]) for key in ("architecture", "data") if info.get(key))
+    raw = " It takes raw pixels, as the data set stores them." if info.get("normalisation") else ""
+    return f"{what or 'A network'} at {_percent(one.ticket.density)} of its weights.{raw}"
+
+
+def _test_data(one: Export, data_dir: str | None) -> tuple[Tensor, Tensor] | None:
+    """The raw test images of a ticket's run, and their classes; None if nothing says what they are."""
+    run = _run_of(one.path)
+    config = None if run is None else run / "config.yaml"
+    if config is None or not config.exists() or not one.ticket.info.get("normalisation"):
+        print("Accuracy is not measured: the ticket does not lie in a run whose config.yaml names its images.")
+        return None
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+    settings |= {"data_dir": data_dir} if data_dir else {}
+    data = ImageDataModule(**settings)
+    data.setup("test")
+    return data.raw_test_images()
+
+
+@torch.no_grad()
+def _measure(one: Export, sizes: Sequence[int], data: tuple[Tensor, Tensor] | None) -> None:
+    example = torch.zeros(1, *one.ticket.info["input_shape"])
+    one.dense_size = sum(value.numel() * value.element_size() for value in one.module.parameters())
+    one.size = _stored_size(one.graph)
+    for size in sizes:
+        network = compile(one.module, example, size)
+        assert isinstance(network.choice, Choice)
+        one.choices[size] = network.choice
+        if (session := _onnx_runtime(one, example, size)) is not None:
+            batch = example.expand(size, *example.shape[1:]).contiguous()
+            one.other[size] = in_turns([partial(network, batch), session])[1]
+    if data is not None:
+        images, targets = data
+        right = sum(
+            int((network(part.float()).argmax(1) == classes).sum())
+            for part, classes in zip(images.split(BATCH), targets.split(BATCH), strict=True)
+        )
+        one.accuracy = right / len(targets)
+
+
+def _stored_size(graph: Graph) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        save(graph, Path(folder) / "network")
+        return (Path(folder) / "network").stat().st_size
+
+
+def _onnx_runtime(one: Export, example: Tensor, size: int) -> Callable[[], Any] | None:
+    """A call of the dense network in ONNX Runtime, if it is installed."""
+    try:
+        import onnxruntime
+
+        model = onnx_model(simplified(trace(one.module, example))).SerializeToString()
+    except (ImportError, SettingError):
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: example.expand(size, *example.shape[1:]).numpy()}
+    return lambda: session.run(None, given)
+
+
+def _table(exports: Sequence[Export], sizes: Sequence[int]) -> Table:
+    headers = ["ticket", "weights", "accuracy", "size", "dense"]
+    others = any(one.other for one in exports)
+    for size in sizes:
+        headers += [f"ms, batch {size}", "torch, dense", "speed-up"]
+        headers += ["ONNX Runtime, dense", "speed-up"] if others else []
+    lines = []
+    for one in exports:
+        accuracy = "" if one.accuracy is None else _percent(one.accuracy)
+        line = [one.path.stem, _percent(one.ticket.density), accuracy, f"{one.size:,}", f"{one.dense_size:,}"]
+        for size in sizes:
+            choice = one.choices[size]
+            own, dense = choice.milliseconds[choice.way], choice.milliseconds["dense"]
+            line += [f"{own:.3f}", f"{dense:.3f}", f"{dense / own:.1f}"]
+            if others:
+                line += [f"{one.other[size]:.3f}", f"{one.other[size] / own:.1f}"] if size in one.other else ["", ""]
+        lines.append([Cell(text) for text in line])
+    return Table(headers, lines)
+
+
+def _page(table: Table, sizes: Sequence[int]) -> str:
+    return (
+        f"# Tickets that run\n\n{table.markdown()}\n\nSizes are bytes. Times are milliseconds for a batch, medians of "
+        f"turns in one process with {torch.get_num_threads()} threads, torch {torch.__version__}. Each layer runs in "
+        "the way that was measured to be the fastest. Accuracy is the compiled network's, on the test images.\n"
+    )
+
+
+def _csv(exports: Sequence[Export], sizes: Sequence[int]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for one in exports:
+        facts = [one.path.stem, one.ticket.density, "" if one.accuracy is None else one.accuracy]
+        for size in sizes:
+            choice = one.choices[size]
+            times = [choice.milliseconds[choice.way], choice.milliseconds["dense"], one.other.get(size, "")]
+            rows.writerow([*facts, one.size, one.dense_size, size, choice.way, *times])
+    return text.getvalue()
+
+
+def _figure(exports: Sequence[Export], sizes: Sequence[int], out: Path) -> Path:
+    """Draw time and size over density, each as a fraction of the dense network's, with accuracy below."""
+    from matplotlib.figure import Figure  # a second that the other formats do not need
+
+    densities = [100 * one.ticket.density for one in exports]
+    known = [one.accuracy for one in exports if one.accuracy is not None]
+    figure = Figure(figsize=(7, 6 if known else 4), layout="constrained")
+    axes = figure.subplots(2 if known else 1, sharex=True, squeeze=False)[:, 0]
+    for size in sizes:
+        times = [one.choices[size].milliseconds for one in exports]
+        ways = [one.choices[size].way for one in exports]
+        gains = [found["dense"] / found[way] for found, way in zip(times, ways, strict=True)]
+        axes[0].plot(densities, gains, marker="o", label=f"faster, batch {size}")
+    axes[0].plot(densities, [one.dense_size / one.size for one in exports], "--", color="0.4", label="smaller file")
+    axes[0].set(xscale="log", yscale="log", ylabel="times, against dense torch")
+    axes[0].axhline(1, color="0.7", linewidth=1)
+    axes[0].invert_xaxis()
+    axes[0].legend(frameon=False)
+    if known:
+        axes[1].plot(densities, [100 * accuracy for accuracy in known], marker="o", color="C3")
+        axes[1].set(ylabel="test accuracy (%)")
+    axes[-1].set_xlabel("weights remaining (%)")
+    axes[-1].set_xticks([100, 50, 20, 10, 5, 2, 1], ["100", "50", "20", "10", "5", "2", "1"])
+    axes[-1].minorticks_off()
+    (out / "figures").mkdir(exist_ok=True)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150)
+    path = out / "figures" / "export.png"
+    replace_file(path, image.getvalue())
+    return path
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.4g} %"
