@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from lth_lightning.data.datamodule import ImageDataModule
-from lth_lightning.errors import SettingError
+from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.files import replace_file
 from lth_lightning.report.table import Cell, Table
 from lth_lightning.sparse.c_source import c_source
@@ -101,7 +101,7 @@ def main(args: Sequence[str]) -> int:
     """
     given = parser().parse_args(args)
     if given.to is not None and given.to not in FORMATS:
-        raise SettingError(f"--to: {given.to!r} is unknown; choose from {', '.join(FORMATS)}.")
+        raise unknown_name("--to", given.to, FORMATS)
     if given.int8 and given.to != "c":
         raise SettingError("--int8 is for --to c: the other formats keep the weights as they are.")
     sizes = _batch_sizes(given.batch_size)
