@@ -1,11 +1,12 @@
 """Networks that cost what survives: kernels, compilation, export.
 
 Reading order: `graph`, `trace`, `simplify`, `compaction`, `dense`, `plan`, `kernels.c`, `native`, `network`,
-`compile`.
+`compile`; then what leaves the house: `file`, `onnx_model`, `c_source`.
 
 Its rule: it imports the foundation only. A graph is plain data; nothing here knows a ticket or a network's class.
 """
 
 from lth_lightning.sparse.compile import Choice, compile
+from lth_lightning.sparse.network import SparseNetwork, load
 
-__all__ = ["Choice", "compile"]
+__all__ = ["Choice", "SparseNetwork", "compile", "load"]

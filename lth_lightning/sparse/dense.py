@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lth_lightning.sparse.graph import Graph, Step, filled
+from lth_lightning.sparse.graph import Graph, Step, filled, regular
 
 FUNCTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "clamp": lambda x, a, b: x.relu() if (a, b) == (0, math.inf) else x.clamp(a, b),
@@ -87,7 +87,7 @@ def _affine(step: Step, values: MutableMapping[str, Any]) -> Tensor:
 def _pool(step: Step, values: MutableMapping[str, Any]) -> Tensor:
     x, rows, columns = values[step.inputs[0]], step.settings["rows"], step.settings["columns"]
     largest = step.settings["function"] == "max"
-    if (down := _regular(rows, x.shape[2])) and (across := _regular(columns, x.shape[3])):
+    if (down := regular(rows, x.shape[2])) and (across := regular(columns, x.shape[3])):
         size, stride = (down[0], across[0]), (down[1], across[1])
         if largest:
             return F.max_pool2d(x, size, stride)
@@ -96,14 +96,6 @@ def _pool(step: Step, values: MutableMapping[str, Any]) -> Tensor:
     lines = torch.stack([reduce(x[:, :, a:b], 2) for a, b in rows], 2)
     out = torch.stack([reduce(lines[..., a:b], 3) for a, b in columns], 3)
     return out if largest else out * step.tensors["factor"]
-
-
-def _regular(windows: list[list[int]], size: int) -> tuple[int, int] | None:
-    """The length and stride of windows that are all alike and within the input, as PyTorch's pooling wants them."""
-    length = windows[0][1] - windows[0][0]
-    stride = windows[1][0] - windows[0][0] if len(windows) > 1 else max(size, 1)
-    alike = all(window == [i * stride, i * stride + length] for i, window in enumerate(windows))
-    return (length, stride) if alike and stride > 0 and len(windows) == (size - length) // stride + 1 else None
 
 
 def _torch(step: Step, values: MutableMapping[str, Any]) -> Any:

@@ -155,3 +155,16 @@ def without_unused(graph: Graph) -> Graph:
     graph.steps = kept[::-1]
     graph.constants = {name: value for name, value in graph.constants.items() if name in needed}
     return graph
+
+
+def regular(windows: list[list[int]], size: int) -> tuple[int, int] | None:
+    """Return the length and stride of a pool's windows if ordinary pooling without padding has them.
+
+    Args:
+        windows: the first and last + 1 index of each.
+        size: of the input.
+    """
+    length = windows[0][1] - windows[0][0]
+    stride = windows[1][0] - windows[0][0] if len(windows) > 1 else max(size, 1)
+    alike = all(window == [i * stride, i * stride + length] for i, window in enumerate(windows))
+    return (length, stride) if alike and stride > 0 and len(windows) == (size - length) // stride + 1 else None

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lth_lightning.sparse.dense import perform
+from lth_lightning.sparse.file import read
 from lth_lightning.sparse.graph import LAYERS, Graph, Shape, Step, filled
-from lth_lightning.sparse.native import Kernels, kernels
+from lth_lightning.sparse.native import Kernels, NoCompilerError, kernels
 from lth_lightning.sparse.plan import NATIVE, planned
 
 TILE = 4  # vectors of images that a weight of a linear layer multiplies at once
@@ -245,3 +247,16 @@ class SparseNetwork(nn.Module):
 def dtype_of(graph: Graph) -> torch.dtype:
     """Return the type of a graph's weights."""
     return next((step.tensors["weight"].dtype for step in graph.layers()), torch.float32)
+
+
+def load(path: str | Path) -> SparseNetwork:
+    """Open a network that `train.py export --to torch` wrote; without a compiler, it runs dense.
+
+    Raises:
+        SettingError: the file cannot be read.
+    """
+    graph = read(path)
+    try:
+        return SparseNetwork(graph)
+    except NoCompilerError:
+        return SparseNetwork(graph, dense=[step.output for step in graph.layers()])

@@ -40,7 +40,7 @@ def test_a_run_gives_a_table_and_a_figure(run: Path, tmp_path: Path, capsys: pyt
     assert len(rows) == 6
     for row in rows:
         assert float(row["accuracy"]) == pytest.approx(float(results[row["density"]]["test_acc"]), abs=1e-3)
-        assert 0 < float(row["milliseconds"]) and int(row["bytes"]) > 0
+        assert float(row["milliseconds"]) > 0 and int(row["bytes"]) > 0
     assert int(rows[-1]["bytes"]) < int(rows[0]["bytes"])
 
 
