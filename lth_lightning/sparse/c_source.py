@@ -538,7 +538,8 @@ WALKS = {
     ),
 }
 LINEAR = """
-static void NAME(const float *x, float *y, const float *other, int rows, TABLES, const float *bias)
+static void NAME(const float *x, float *y, const float *other, int rows,
+    TABLES, const float *bias)
 {
     for (int row = 0; row < rows; row++) {
         float sum = 0.0f;
@@ -577,7 +578,8 @@ static void add_plane(const conv_shape *s, const float *x, float *y, int column,
 }
 """
 CONV = """
-static void NAME(const float *x, float *y, const float *other, const conv_shape *s, TABLES, const float *bias)
+static void NAME(const float *x, float *y, const float *other, const conv_shape *s,
+    TABLES, const float *bias)
 {
     const int pixels = s->height * s->width, group = s->group_in * s->in_height * s->in_width;
     for (int row = 0; row < s->channels; row++, y += pixels) {
@@ -651,7 +653,8 @@ static void pool_max(const float *x, float *y, int channels, int height, int wid
 """,
     "pool_sum": """
 static void pool_sum(const float *x, float *y, int channels, int height, int width,
-                     const uint16_t *rows, int out_height, const uint16_t *columns, int out_width, const float *factor, int factors)
+                     const uint16_t *rows, int out_height, const uint16_t *columns, int out_width,
+                     const float *factor, int factors)
 {
     for (int channel = 0; channel < channels; channel++, x += height * width)
         for (int i = 0; i < out_height; i++)

@@ -49,10 +49,10 @@ def compiled(folder: Path, graph: Graph, int8: bool = False, comment: str = "") 
     header, source = c_source(graph, "net", int8=int8, comment=comment)
     (folder / "net.h").write_text(header)
     (folder / "net.c").write_text(source)
-    subprocess.run(
-        ["cc", *STRICT, "-O2", "-shared", "-fPIC", "net.c", "-o", f"net{int8}.so", "-lm"], cwd=folder, check=True
-    )
-    return ctypes.CDLL(str(folder / f"net{int8}.so"))
+    library = folder / f"net{len(list(folder.iterdir()))}.so"  # a name of its own: a loaded library must not change
+    library.touch()
+    subprocess.run(["cc", *STRICT, "-O2", "-shared", "-fPIC", "net.c", "-o", library, "-lm"], cwd=folder, check=True)
+    return ctypes.CDLL(str(library))
 
 
 def run(library: ctypes.CDLL, images: Tensor, scores: int) -> tuple[Tensor, list[int]]:
