@@ -164,14 +164,7 @@ def _check_folder(out: Path) -> None:
 def _read(path: Path) -> Export:
     ticket = Ticket.load(path)
     module = ticket.to_module()
-    shape = ticket.info.get("input_shape")
-    if not shape:
-        raise SettingError(
-            f"{path} does not record the shape of an input, so its network cannot be read. In Python: "
-            "Ticket.load(path).compile(net, example=x)."
-        )
-    example = torch.zeros(1, *shape)
-    return Export(path, ticket, module, compacted(simplified(trace(module, example))))
+    return Export(path, ticket, module, compacted(simplified(trace(module, ticket.example()))))
 
 
 def _write(one: Export, kind: str, out: Path, int8: bool) -> list[Path]:
@@ -211,7 +204,7 @@ def _test_data(one: Export, data_dir: str | None) -> tuple[Tensor, Tensor] | Non
 
 @torch.no_grad()
 def _measure(one: Export, sizes: Sequence[int], data: tuple[Tensor, Tensor] | None) -> None:
-    example = torch.zeros(1, *one.ticket.info["input_shape"])
+    example = one.ticket.example()
     one.dense_size = sum(value.numel() * value.element_size() for value in one.module.parameters())
     one.size = _stored_size(one.graph)
     for size in sizes:

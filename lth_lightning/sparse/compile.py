@@ -99,7 +99,7 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
 
     Args:
         module: any trained module with zeros in its weights.
-        example: one input, or a tuple of several, with the batch first. Only shape and type matter.
+        example: one input, or a tuple of several, with the batch first. It is repeated for measurements.
         batch_size: the batch size to choose for. The result takes any.
 
     Returns:
@@ -162,13 +162,7 @@ def _on_accelerator(graph: Graph, device: torch.device, batch_size: int) -> nn.M
 
 
 def _batch(x: Tensor, batch_size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    if not x.ndim:
-        return x
-    shape = (batch_size, *x.shape[1:])
-    return (
-        torch.rand(shape, generator=generator, dtype=x.dtype) if x.is_floating_point() else x[:1].expand(shape).clone()
-    )
+    return x.repeat(-(-batch_size // len(x)), *[1] * (x.ndim - 1))[:batch_size].contiguous() if x.ndim else x
 
 
 def _call(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[[], Any]:

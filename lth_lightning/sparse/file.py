@@ -37,7 +37,7 @@ def save(graph: Graph, path: str | Path) -> None:
     tensors: dict[str, Tensor] = {f"constant.{name}": value for name, value in graph.constants.items()}
     steps = []
     for number, step in enumerate(graph.steps):
-        shapes = {}
+        shapes: dict[str, list[int]] = {}
         for name, value in step.tensors.items():
             packed = _packed(name, value)
             shapes |= {name: list(value.shape)} if len(packed) > 1 or name == "index" else {}

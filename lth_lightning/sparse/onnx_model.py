@@ -52,7 +52,7 @@ class _Writer:
     def model(self, name: str) -> Any:
         helper, graph = self.onnx.helper, self.graph
         self.type = next((step.tensors["weight"].dtype for step in graph.layers()), torch.float32)
-        kinds: dict[str, Callable[[Step], None]] = {
+        kinds: dict[str, Callable[[Step], object]] = {
             "linear": self._linear,
             "conv": self._conv,
             "affine": self._affine,
@@ -66,11 +66,10 @@ class _Writer:
         for step in graph.steps:
             kinds[step.kind](step)
         number = self.onnx.TensorProto.DOUBLE if self.type == torch.float64 else self.onnx.TensorProto.FLOAT
-        inputs = [helper.make_tensor_value_info(one, number, self._shape(graph.shapes[one])) for one in graph.inputs]
-        outputs = [
-            helper.make_tensor_value_info(one, number, self._shape(graph.shapes[one]))
-            for one in names_in(graph.outputs)
-        ]
+        inputs, outputs = (
+            [helper.make_tensor_value_info(one, number, self._shape(graph.shapes[one])) for one in names]
+            for names in (graph.inputs, names_in(graph.outputs))
+        )
         made = helper.make_graph(self.nodes, name, inputs, outputs, self.weights)
         opset = helper.make_opsetid("", OPSET)
         return helper.make_model(made, opset_imports=[opset], ir_version=IR_VERSION, producer_name="lth_lightning")
@@ -116,10 +115,8 @@ class _Writer:
         if len(self.graph.shapes[step.output]) == 2:
             self._add("Gemm", [step.inputs[0], self._weight(weight, "weight"), bias], made, transB=1)
         else:
-            product = self._add(
-                "MatMul", [step.inputs[0], self._weight(weight.t(), "weight")], f"{step.output}.product"
-            )
-            self._add("Add", [product, bias], made)
+            turned = self._weight(weight.t(), "weight")
+            self._add("Add", [self._add("MatMul", [step.inputs[0], turned], f"{step.output}.product"), bias], made)
         self._finish(step, made)
 
     def _conv(self, step: Step) -> None:

@@ -302,12 +302,22 @@ class Ticket:
         """
         from lth_lightning import sparse  # a second of imports that no other use of a ticket needs
 
-        shape: Sequence[int] = self.info.get("input_shape") or ()
-        if example is None and not shape:
-            raise TicketError("the ticket does not record the shape of an input: pass one, compile(net, example=x).")
         module = copy.deepcopy(net)
         self.apply(module, weights)
-        return sparse.compile(module, torch.zeros(1, *shape) if example is None else example, batch_size)
+        return sparse.compile(module, self.example() if example is None else example, batch_size)
+
+    def example(self) -> Tensor:
+        """Return noise of the shape and range of this ticket's raw images, (1, C, H, W).
+
+        Raises:
+            TicketError: the ticket does not record the shape of an input.
+        """
+        shape: Sequence[int] | None = self.info.get("input_shape")
+        if not shape:
+            raise TicketError("the ticket does not record the shape of an input: pass one, compile(net, example=x).")
+        facts = self.info.get("normalisation") or {"low": 0.0, "high": 1.0}
+        noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+        return facts["low"] + noise * (facts["high"] - facts["low"])
 
     def _check_weights(self, weights: str) -> None:
         if weights not in ("rewind_point", "trained"):

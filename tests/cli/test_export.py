@@ -10,6 +10,10 @@ import torch
 from lth_lightning import Ticket, sparse
 from lth_lightning.cli.main import main
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.usefixtures("plain_figures"),
+]
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="kernels need a C compiler"
 )
@@ -35,8 +39,8 @@ def test_a_run_gives_a_table_and_a_figure(run: Path, tmp_path: Path, capsys: pyt
     assert "ms, batch 8" in said and (tmp_path / "new" / "figures" / "export.png").stat().st_size > 5000
     page = (tmp_path / "new" / "export.md").read_text()
     assert page.count("\n| round_") == 3 and "ONNX Runtime, dense" in page
-    rows = list(csv.DictReader((tmp_path / "new" / "export.csv").open()))
-    results = {row["density"]: row for row in csv.DictReader((run / "results.csv").open())}
+    rows = list(csv.DictReader((tmp_path / "new" / "export.csv").read_text().splitlines()))
+    results = {row["density"]: row for row in csv.DictReader((run / "results.csv").read_text().splitlines())}
     assert len(rows) == 6
     for row in rows:
         assert float(row["accuracy"]) == pytest.approx(float(results[row["density"]]["test_acc"]), abs=1e-3)
