@@ -300,6 +300,7 @@ def _figure(exports: Sequence[Export], sizes: Sequence[int], out: Path) -> Path:
         axes[0].plot(densities, gains, marker="o", label=f"faster, batch {size}")
     axes[0].plot(densities, [one.dense_size / one.size for one in exports], "--", color="0.4", label="smaller file")
     axes[0].set(xscale="log", yscale="log", ylabel="times, against dense torch")
+    axes[0].set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes[0].axhline(1, color="0.7", linewidth=1)
     axes[0].invert_xaxis()
     axes[0].legend(frameon=False)
@@ -308,7 +309,8 @@ def _figure(exports: Sequence[Export], sizes: Sequence[int], out: Path) -> Path:
         axes[1].set(ylabel="test accuracy (%)")
     axes[-1].set_xlabel("weights remaining (%)")
     axes[-1].set_xticks([100, 50, 20, 10, 5, 2, 1], ["100", "50", "20", "10", "5", "2", "1"])
-    axes[-1].minorticks_off()
+    for axis in axes:
+        axis.minorticks_off()
     (out / "figures").mkdir(exist_ok=True)
     image = io.BytesIO()
     figure.savefig(image, dpi=150)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import weekly
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("density", [0.6, 0.1, 0.005])
+@pytest.mark.parametrize("density", [pytest.param(0.6, marks=weekly), 0.1, pytest.param(0.005, marks=weekly)])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_papers_networks(network: str, density: float, tmp_path: Path) -> None:
     make, shape = NETWORKS[network]

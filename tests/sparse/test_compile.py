@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import weekly
 from torch import Tensor, nn
 
 from lth_lightning import Ticket, sparse
@@ -89,8 +90,8 @@ NETWORKS = [
     (Conv4, (3, 32, 32)),
     (lambda: ResNet(depth=20, input_shape=(3, 32, 32), num_classes=10), (3, 32, 32)),
     (lambda: VGG(depth=11, input_shape=(3, 32, 32), num_classes=10), (3, 32, 32)),
-    (lambda: torchvision.models.resnet18(weights=None), (3, 64, 64)),
-    (lambda: torchvision.models.mobilenet_v3_small(weights=None), (3, 64, 64)),
+    pytest.param(lambda: torchvision.models.resnet18(weights=None), (3, 64, 64), marks=weekly),
+    pytest.param(lambda: torchvision.models.mobilenet_v3_small(weights=None), (3, 64, 64), marks=weekly),
     (lambda: torchvision.models.squeezenet1_1(weights=None), (3, 64, 64)),
     (lambda: nn.TransformerEncoderLayer(32, 4, batch_first=True), (5, 32)),
 ]
@@ -159,7 +160,7 @@ def test_a_constant_before_zero_padding_is_kept() -> None:
 
 
 def test_normalisation_and_relus_fold_into_layers() -> None:
-    module = pruned(ResNet(depth=20, input_shape=(3, 32, 32), num_classes=10), 0.3)
+    module = pruned(ResNet(depth=8, input_shape=(3, 32, 32), num_classes=10), 0.3)
     kinds = [step.kind for step in graph_of(module, torch.zeros(1, 3, 32, 32)).steps]
     assert set(kinds) <= {*LAYERS, "pool", "flatten", "select"}
 
