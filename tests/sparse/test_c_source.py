@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import weekly
 import torch.nn.functional as F
+from conftest import weekly
 from torch import Tensor, nn
 
 from lth_lightning.errors import SettingError
