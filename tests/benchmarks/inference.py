@@ -72,6 +72,7 @@ def engines(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
     found["frozen"] = lambda: frozen(x)
     try:
         import onnxruntime
+
         from lth_lightning.sparse.onnx_model import onnx_model
 
         options = onnxruntime.SessionOptions()
