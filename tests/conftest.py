@@ -5,6 +5,7 @@ import csv
 import itertools
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -170,6 +171,11 @@ def resnet(**settings: Any) -> ImageClassifier:
 def digits(**settings: Any) -> ImageDataModule:
     """250 training images of Digits in batches of 40: 7 steps an epoch, the last batch partial."""
     return ImageDataModule(**{"dataset": "Digits", "train_size": 250, "val_size": 100, "batch_size": 40, **settings})
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="kernels need a C compiler"
+)
 
 
 ARCHITECTURES: dict[

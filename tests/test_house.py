@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": set(),
     "data": set(),
     "runs": set(),
-    "sparse": set(),
+    "sparse": {"pruning"},
     "tickets": {"pruning", "sparse"},
     "trainer": {"pruning"},
     "classifier": {"pruning", "models"},

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +20,9 @@ from lth_lightning.report.table import Cell, Table
 from lth_lightning.sparse.c_source import c_source
 from lth_lightning.sparse.compaction import compacted
 from lth_lightning.sparse.compile import Choice, compile, in_turns
-from lth_lightning.sparse.file import save
+from lth_lightning.sparse.file import save, stored
 from lth_lightning.sparse.graph import Graph
-from lth_lightning.sparse.onnx_model import onnx_model
+from lth_lightning.sparse.onnx_model import onnx_model, onnx_runtime
 from lth_lightning.sparse.simplify import simplified
 from lth_lightning.sparse.trace import trace
 from lth_lightning.tickets.ticket import Ticket
@@ -206,14 +205,15 @@ def _test_data(one: Export, data_dir: str | None) -> tuple[Tensor, Tensor] | Non
 def _measure(one: Export, sizes: Sequence[int], data: tuple[Tensor, Tensor] | None) -> None:
     example = one.ticket.example()
     one.dense_size = sum(value.numel() * value.element_size() for value in one.module.parameters())
-    one.size = _stored_size(one.graph)
+    one.size = len(stored(one.graph))
+    dense = _onnx_runtime(one, example)
     for size in sizes:
         network = compile(one.module, example, size)
         assert isinstance(network.choice, Choice)
         one.choices[size] = network.choice
-        if (session := _onnx_runtime(one, example, size)) is not None:
+        if dense is not None:
             batch = example.expand(size, *example.shape[1:]).contiguous()
-            one.other[size] = in_turns([partial(network, batch), session])[1]
+            one.other[size] = in_turns([partial(network, batch), partial(dense, batch)])[1]
     if data is not None:
         images, targets = data
         right = sum(
@@ -223,25 +223,12 @@ def _measure(one: Export, sizes: Sequence[int], data: tuple[Tensor, Tensor] | No
         one.accuracy = right / len(targets)
 
 
-def _stored_size(graph: Graph) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        save(graph, Path(folder) / "network")
-        return (Path(folder) / "network").stat().st_size
-
-
-def _onnx_runtime(one: Export, example: Tensor, size: int) -> Callable[[], Any] | None:
-    """A call of the dense network in ONNX Runtime, if it is installed."""
+def _onnx_runtime(one: Export, example: Tensor) -> Callable[[Tensor], Any] | None:
+    """The dense network in ONNX Runtime, if it is installed and can run it."""
     try:
-        import onnxruntime
-
-        model = onnx_model(simplified(trace(one.module, example))).SerializeToString()
+        return onnx_runtime(simplified(trace(one.module, example)))
     except (ImportError, SettingError):
         return None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    given = {session.get_inputs()[0].name: example.expand(size, *example.shape[1:]).numpy()}
-    return lambda: session.run(None, given)
 
 
 def _table(exports: Sequence[Export], sizes: Sequence[int]) -> Table:

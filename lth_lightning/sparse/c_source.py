@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from lth_lightning.errors import SettingError
+from lth_lightning.sparse.gaps import as_bytes
 from lth_lightning.sparse.graph import LAYERS, Graph, Step, names_in, planes
 
-MARKER = 255
-"""The gap that stands for 255 columns without a weight."""
 LEVELS = 127
 """The largest weight of a row, as a signed byte."""
 TABLE_TYPES = {"u1": "uint8_t", "u2": "uint16_t", "u4": "uint32_t", "i1": "int8_t", "f4": "float"}
@@ -196,7 +195,7 @@ def _stored(weight: np.ndarray, int8: bool) -> _Weights:
     counts = counts.astype(np.uint16 if counts.max(initial=0) < 2**16 else np.uint32)
     values = weight[rows, columns]
     first = np.diff(rows, prepend=-1) != 0
-    gaps = _gaps(np.where(first, columns, np.diff(columns, prepend=0)))
+    gaps = as_bytes(np.where(first, columns, np.diff(columns, prepend=0)))
     sparse = [("gaps", gaps)]
     if weight.shape[1] <= 2**16:
         sparse.append(("indices", columns.astype(np.uint16)))
@@ -204,14 +203,6 @@ def _stored(weight: np.ndarray, int8: bool) -> _Weights:
     if 2 * len(values) > weight.size or weight.nbytes <= values.nbytes + table.nbytes + counts.nbytes:
         return _Weights("dense", counts, table, weight.reshape(-1), scales)
     return _Weights(storage, counts, table, values, scales)
-
-
-def _gaps(steps: np.ndarray) -> np.ndarray:
-    """Columns to go on before each weight, as bytes."""
-    markers = steps // MARKER
-    gaps = np.full(len(steps) + int(markers.sum()), MARKER, np.uint8)
-    gaps[np.cumsum(markers + 1) - 1] = steps % MARKER
-    return gaps
 
 
 @dataclass
@@ -246,7 +237,7 @@ class _Writer:
                 self.call("copy", self.places.of(name), f"{self._out(step)} + {done}", self.places.size(name))
                 done += self.places.size(name)
         elif step.kind == "select":
-            pixels = 1 if step.settings.get("flat") else planes(self.graph.shapes[step.inputs[0]]).pixels
+            pixels = planes(self.graph.shapes[step.inputs[0]]).pixels
             index = step.tensors["index"].numpy()
             wide = bool(index.max(initial=0) >= 2**16)
             table = self.table("index", index.astype(np.uint32 if wide else np.uint16))

@@ -21,9 +21,7 @@ from lth_lightning.sparse.trace import trace
 
 ROUNDS = 7
 AT_LEAST = 2e-3  # seconds of a measurement: shorter ones measure the clock
-PAYS = (
-    0.7  # a layer may leave the kernels if PyTorch takes less than this part of their time: its tensors must be copied
-)
+PAYS = 0.7  # of the kernels' time: what PyTorch may take for a layer to leave them, as its tensors must be copied
 
 
 @dataclass
@@ -169,16 +167,22 @@ def _call(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[[], Any]:
     return lambda: module(*samples)
 
 
-def in_turns(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """Return the median milliseconds of each call; they take turns, so that what disturbs one disturbs all."""
+def in_turns(calls: Sequence[Callable[[], Any]], rounds: int = ROUNDS, at_least: float = AT_LEAST) -> list[float]:
+    """Return the median milliseconds of each call; they take turns, so that what disturbs one disturbs all.
+
+    Args:
+        calls: what to time.
+        rounds: turns of each.
+        at_least: seconds of a turn, in which a call is repeated.
+    """
     repeats = []
     for call in calls:
         call()
         start = time.perf_counter()
         call()
-        repeats.append(max(1, int(AT_LEAST / max(time.perf_counter() - start, 1e-7))))
+        repeats.append(max(1, int(at_least / max(time.perf_counter() - start, 1e-7))))
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for call, count, found in zip(calls, repeats, times, strict=True):
             start = time.perf_counter()
             for _ in range(count):

@@ -138,10 +138,6 @@ _KINDS: dict[str, Callable[[Step, MutableMapping[str, Any]], Any]] = {
     "flatten": lambda step, values: values[step.inputs[0]].reshape(
         values[step.inputs[0]].shape[0], *step.settings["sizes"]
     ),
-    "select": lambda step, values: (
-        values[step.inputs[0]].flatten(1)[:, step.tensors["index"]]
-        if step.settings.get("flat")
-        else values[step.inputs[0]][:, step.tensors["index"]]
-    ),
+    "select": lambda step, values: values[step.inputs[0]][:, step.tensors["index"]],
     "torch": _torch,
 }

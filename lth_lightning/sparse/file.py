@@ -20,12 +20,13 @@ from torch import Tensor
 
 from lth_lightning.errors import SettingError
 from lth_lightning.files import replace_file
+from lth_lightning.pruning.state import fingerprint
 from lth_lightning.sparse.dense import NUMBERS, operator_named
+from lth_lightning.sparse.gaps import MARKER, as_bytes
 from lth_lightning.sparse.graph import Graph, Step
 
 KEY = "lth_lightning.sparse"
 FORMAT = 1
-JUMP = 255
 
 
 def save(graph: Graph, path: str | Path) -> None:
@@ -34,6 +35,11 @@ def save(graph: Graph, path: str | Path) -> None:
     Raises:
         SettingError: the file cannot be written.
     """
+    replace_file(Path(path), stored(graph))
+
+
+def stored(graph: Graph) -> bytes:
+    """Return the content of a graph's file."""
     tensors: dict[str, Tensor] = {f"constant.{name}": value for name, value in graph.constants.items()}
     steps = []
     for number, step in enumerate(graph.steps):
@@ -52,7 +58,7 @@ def save(graph: Graph, path: str | Path) -> None:
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(facts, separators=(",", ":"))
-    replace_file(Path(path), to_bytes(tensors, {KEY: text, "hash": _hash(tensors, text)}))
+    return to_bytes(tensors, {KEY: text, "hash": _hash(tensors, text)})
 
 
 def read(path: str | Path) -> Graph:
@@ -129,17 +135,13 @@ def _packed(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def _gaps(places: np.ndarray) -> Tensor:
-    zeros = np.diff(places, prepend=-1) - 1
-    jumps = zeros // JUMP
-    found = np.full(len(places) + int(jumps.sum()), JUMP, np.uint8)
-    found[np.arange(len(places)) + jumps.cumsum()] = zeros % JUMP
-    return torch.from_numpy(found)
+    return torch.from_numpy(as_bytes(np.diff(places, prepend=-1) - 1))
 
 
 def _unpacked(name: str, own: dict[str, Tensor], shape: list[int]) -> Tensor:
     gaps = own.pop(f"{name}.gaps").numpy()
-    steps = np.where(gaps == JUMP, JUMP, gaps.astype(np.int64) + 1)
-    places = torch.from_numpy(steps.cumsum()[gaps != JUMP] - 1)
+    steps = np.where(gaps == MARKER, MARKER, gaps.astype(np.int64) + 1)
+    places = torch.from_numpy(steps.cumsum()[gaps != MARKER] - 1)
     if name == "index":
         return places
     values = own.pop(f"{name}.values")
@@ -166,9 +168,4 @@ def _restored(settings: Any) -> Any:
 
 
 def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
-    found = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return found.hexdigest()[:32]
+    return hashlib.sha256(f"{fingerprint(tensors)} {text}".encode()).hexdigest()[:32]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int | None, ...]
@@ -88,6 +89,11 @@ class Graph:
     def layers(self) -> list[Step]:
         """Return the linear layers and convolutions, in order."""
         return [step for step in self.steps if step.kind in LAYERS]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the layers' weights."""
+        return next((step.tensors["weight"].dtype for step in self.layers()), torch.float32)
 
     def weights(self) -> int:
         """Count the weights that are not 0, in linear layers and convolutions."""

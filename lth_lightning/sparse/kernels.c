@@ -58,7 +58,7 @@ typedef struct {
     int64_t kind, function, in, other, out, tensor, count;
     double low, high;
     const int64_t *start; /* ROWS: survivors of row r are start[r] to start[r + 1] */
-    const int32_t *index; /* ROWS: offsets; LOAD, COPY: channels; FLATTEN: pixels; pools: windows */
+    const int32_t *index; /* ROWS: offsets; LOAD, PHASES: channels; FLATTEN: pixels; pools: windows */
     const real *weight, *bias;
 } Op;
 

@@ -162,7 +162,7 @@ class SparseNetwork(nn.Module):
         self.graph = graph
         self.dense = set(dense)
         self.device = device
-        self.dtype = dtype_of(graph)
+        self.dtype = graph.dtype
         self.parts: list[Chain | Step] = []
         self._values: dict[str, Tensor] = graph.constants
         self._divide(group)
@@ -204,26 +204,26 @@ class SparseNetwork(nn.Module):
 
     def _divide(self, group: int | None) -> None:
         """Make a chain of each run of steps that kernels can do, where it holds a layer."""
-        chains: list[list[Step]] = []
+        runs: list[Step | list[Step]] = []
         for step in self.graph.steps:
-            current = chains[-1] if chains and chains[-1][0].kind != "torch" else None
+            current = runs[-1] if runs else None
             if not self._native(step):
-                chains.append([Step("torch", (), ""), step])
-            elif current is not None and self._joins(step, current):
+                runs.append(step)
+            elif isinstance(current, list) and self._joins(step, current):
                 current.append(step)
             else:
-                chains.append([step])
-        for number, steps in enumerate(chains):
-            if steps[0].kind == "torch":
-                self.parts.append(steps[1])
-            elif not any(step.kind in LAYERS for step in steps):
-                self.parts += steps
-            else:
-                later = {name for rest in chains[number + 1 :] for step in rest for name in step.inputs}
-                later |= self.graph.returned()
-                outputs = [step.output for step in steps if step.output in later]
+                runs.append([step])
+        needed = self.graph.returned()
+        for run in reversed(runs):
+            steps = run if isinstance(run, list) else [run]
+            if isinstance(run, list) and any(step.kind in LAYERS for step in run):
                 native = kernels(self.dtype)
-                self.parts.append(Chain(self.graph, steps, outputs, native, group or native.width))
+                outputs = [step.output for step in run if step.output in needed]
+                self.parts.append(Chain(self.graph, run, outputs, native, group or native.width))
+            else:
+                self.parts += reversed(steps)
+            needed |= {name for step in steps for name in step.inputs}
+        self.parts.reverse()
 
     def _native(self, step: Step) -> bool:
         if step.kind not in NATIVE or step.output in self.dense:
@@ -242,11 +242,6 @@ class SparseNetwork(nn.Module):
         if rows or wide:
             return step.kind in ("linear", "unary") and rows and {*step.inputs} <= made
         return True
-
-
-def dtype_of(graph: Graph) -> torch.dtype:
-    """Return the type of a graph's weights."""
-    return next((step.tensors["weight"].dtype for step in graph.layers()), torch.float32)
 
 
 def load(path: str | Path) -> SparseNetwork:

@@ -42,16 +42,32 @@ def onnx_model(graph: Graph, name: str = "network") -> Any:
     return model
 
 
+def onnx_runtime(graph: Graph) -> Callable[[Tensor], Any]:
+    """Return the graph as ONNX Runtime runs it, on the CPU with PyTorch's number of threads.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+        SettingError: as in `onnx_model`.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    model = onnx_model(graph).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x.numpy()})
+
+
 class _Writer:
     def __init__(self, graph: Graph, onnx: Any) -> None:
         self.graph, self.onnx = graph, onnx
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
-        self.type = torch.float32
+        self.type = graph.dtype
 
     def model(self, name: str) -> Any:
         helper, graph = self.onnx.helper, self.graph
-        self.type = next((step.tensors["weight"].dtype for step in graph.layers()), torch.float32)
         kinds: dict[str, Callable[[Step], object]] = {
             "linear": self._linear,
             "conv": self._conv,

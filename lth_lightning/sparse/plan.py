@@ -131,6 +131,7 @@ class _Planner:
         made = {step.output for step in steps}
         self.inputs = list(dict.fromkeys(name for step in steps for name in step.inputs if name not in made))
         self.last_axis = any(step.kind == "linear" and len(graph.shapes[step.output]) > 2 for step in steps)
+        self.wide = self._first_wide()
         self.values: dict[tuple[str, bool], _Value] = {}
         self.loads: dict[str, tuple[int, np.ndarray, Planes]] = {}
         self.every: list[_Value] = []
@@ -145,9 +146,8 @@ class _Planner:
         return Planes(shape[-1] or 0, 1, 1) if self.last_axis else planes(shape)
 
     def plan(self) -> Plan:
-        wide = self._first_wide()
         for number, step in enumerate(self.steps):
-            self._lay(step, number >= wide)
+            self._lay(step, number >= self.wide)
         for number, name in enumerate(self.outputs):
             features = (name, True) in self.values or name in self.loads
             self._add("STORE", self._value(name, features), None, features, tensor=number)
@@ -240,20 +240,16 @@ class _Planner:
         if size.pixels == 1:
             self.values[step.output, wide] = self._value(name, wide)
             return
-        ends = all(one.output != step.output for one in self.steps[self._first_wide() :])
-        consumers = [i for i, one in enumerate(self.steps) if step.output in one.inputs]
-        into = bool(consumers) and ends and min(consumers) >= self._first_wide()
+        takers = [number for number, one in enumerate(self.steps) if step.output in one.inputs]
+        into = bool(takers) and min(takers) >= self.wide
         source = self._value(name, features=False)
         out = self.values[step.output, into] = self._new(self._size(step.output), into)
         self._add("FLATTEN", source, out, features=False)
 
     def _phases(self, step: Step, source: _Value, wide: bool) -> _Value:
         """Split a strided convolution's input into the phases that its weights read."""
-        weight, s = step.tensors["weight"], step.settings
-        down, across = s["stride"]
-        tops = [(k * s["dilation"][0] - s["padding"][0]) for k in range(weight.shape[2])]
-        lefts = [(k * s["dilation"][1] - s["padding"][1]) for k in range(weight.shape[3])]
-        used = sorted({(top % down, left % across) for top in tops for left in lefts})
+        down, across = step.settings["stride"]
+        tops, lefts, used = _phases_read(step)
         out = self._size(step.output)
         bottom, right = out.height + max(top // down for top in tops), out.width + max(x // across for x in lefts)
         height = max(1, *(min(-(-(source.size.height - dy) // down), bottom) for dy, _ in used))
@@ -347,6 +343,14 @@ class _Planner:
         return {}
 
 
+def _phases_read(step: Step) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    """Where a convolution's kernel reads beside each stride, down and across, and the phases of the input in that."""
+    s, (*_, height, width) = step.settings, step.tensors["weight"].shape
+    tops = [k * s["dilation"][0] - s["padding"][0] for k in range(height)]
+    lefts = [k * s["dilation"][1] - s["padding"][1] for k in range(width)]
+    return tops, lefts, sorted({(top % s["stride"][0], left % s["stride"][1]) for top in tops for left in lefts})
+
+
 def _survivors(step: Step, source: _Value, dtype: Any) -> dict[str, np.ndarray]:
     """Each row's surviving weights, and where in the input they read, in the order of memory."""
     weight = step.tensors["weight"].numpy()
@@ -360,9 +364,7 @@ def _survivors(step: Step, source: _Value, dtype: Any) -> dict[str, np.ndarray]:
         x = rest[2] * s["dilation"][1] - s["padding"][1]
         down, across = s["stride"]
         if (down, across) != (1, 1):
-            tops = [(k * s["dilation"][0] - s["padding"][0]) for k in range(weight.shape[2])]
-            lefts = [(k * s["dilation"][1] - s["padding"][1]) for k in range(weight.shape[3])]
-            used = sorted({(top % down, left % across) for top in tops for left in lefts})
+            _, _, used = _phases_read(step)
             lookup = np.zeros((down, across), np.int64)
             for number, phase in enumerate(used):
                 lookup[phase] = number

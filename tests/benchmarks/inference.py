@@ -10,10 +10,8 @@ take turns; each figure is the ratio of medians.
 
 import argparse
 import platform
-import time
 import warnings
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +20,9 @@ from torch import Tensor, nn
 from lth_lightning.errors import SettingError
 from lth_lightning.models import VGG, Conv4, LeNet300, ResNet
 from lth_lightning.sparse.compaction import compacted
+from lth_lightning.sparse.compile import in_turns
 from lth_lightning.sparse.network import SparseNetwork
+from lth_lightning.sparse.onnx_model import onnx_runtime
 from lth_lightning.sparse.simplify import simplified
 from lth_lightning.sparse.trace import trace
 
@@ -71,37 +71,11 @@ def engines(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
         frozen = torch.jit.freeze(torch.jit.trace(net, x))
     found["frozen"] = lambda: frozen(x)
     try:
-        import onnxruntime
-
-        from lth_lightning.sparse.onnx_model import onnx_model
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        model = onnx_model(simplified(trace(net, x[:1]))).SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        given = {session.get_inputs()[0].name: x.numpy()}
-        found["ONNX Runtime"] = lambda: session.run(None, given)
+        run = onnx_runtime(simplified(trace(net, x[:1])))
+        found["ONNX Runtime"] = lambda: run(x)
     except (ImportError, SettingError) as error:
         print(f"without ONNX Runtime: {error}")
     return found
-
-
-def in_turns(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each call."""
-    counts = {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        counts[name] = max(1, int(SECONDS / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(TURNS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(counts[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / counts[name])
-    return {name: median(found) for name, found in times.items()}
 
 
 def main() -> None:
@@ -121,14 +95,14 @@ def main() -> None:
                 whole = prune(name, net, density)
                 network = SparseNetwork(compacted(simplified(trace(net, x[:1]))))
                 assert torch.allclose(network(x), net(x), rtol=1e-4, atol=1e-4)
-                times = in_turns({"sparse": lambda n=network, x=x: n(x), **engines(net, x)})
+                calls = {"sparse": lambda n=network, x=x: n(x), **engines(net, x)}
+                milliseconds = in_turns(list(calls.values()), TURNS, SECONDS)
+                times = dict(zip(calls, milliseconds, strict=True))
                 sparse = times.pop("sparse")
                 best = min(times, key=lambda engine: times[engine])
-                dense = f"{1e3 * times[best]:.3f} ({best})"
+                dense = f"{times[best]:.3f} ({best})"
                 gains = f"{times[best] / sparse:.1f} | {times['eager'] / sparse:.1f}"
-                print(
-                    f"| {name} | {batch} | {100 * whole:.1f} % | {1e3 * sparse:.3f} | {dense} | {gains} |", flush=True
-                )
+                print(f"| {name} | {batch} | {100 * whole:.1f} % | {sparse:.3f} | {dense} | {gains} |", flush=True)
 
 
 if __name__ == "__main__":

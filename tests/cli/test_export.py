@@ -1,11 +1,11 @@
 """`train.py export`: the table of a run, and each format's file, from a real run on the embedded Digits."""
 
 import csv
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_compiler
 
 from lth_lightning import Ticket, sparse
 from lth_lightning.cli.main import main
@@ -14,9 +14,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.usefixtures("plain_figures"),
 ]
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="kernels need a C compiler"
-)
 
 
 @pytest.fixture(scope="module")

@@ -215,11 +215,10 @@ def test_selected_columns(tmp_path: Path) -> None:
     check(tmp_path, graph, x)
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_selected_channels(flat: bool, tmp_path: Path) -> None:
+def test_selected_channels(tmp_path: Path) -> None:
     index = torch.tensor([2, 0, 3])
-    select = Step("select", ("x",), "y", {"flat": True} if flat else {}, {"index": index})
-    shape = (None, 3) if flat else (None, 3, 2, 2)
+    select = Step("select", ("x",), "y", {}, {"index": index})
+    shape = (None, 3, 2, 2)
     last = Step("unary", ("y",), "z", {"function": "neg", "a": 0.0, "b": 0.0})
     graph = Graph(["x"], {"value": "z"}, [select, last], {"x": (None, 4, 2, 2), "y": shape, "z": shape})
     check(tmp_path, graph, torch.randn(3, 4, 2, 2))

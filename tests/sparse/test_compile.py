@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import weekly
+from conftest import needs_compiler, weekly
 from torch import Tensor, nn
 
 from lth_lightning import Ticket, sparse
@@ -26,10 +26,6 @@ from lth_lightning.sparse.graph import LAYERS, Graph
 from lth_lightning.sparse.network import Chain, SparseNetwork
 from lth_lightning.sparse.simplify import simplified
 from lth_lightning.sparse.trace import trace
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="kernels need a C compiler"
-)
 
 
 def pruned(module: nn.Module, density: float) -> nn.Module:

@@ -1,10 +1,9 @@
 """Each operation of the kernels against PyTorch, on graphs made by hand: any shape, density and batch size."""
 
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +12,7 @@ from lth_lightning.sparse.dense import FUNCTIONS, PAIRS, evaluate
 from lth_lightning.sparse.graph import Graph, Shape, Step
 from lth_lightning.sparse.network import Chain, SparseNetwork
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+pytestmark = needs_compiler
 BATCHES = st.sampled_from((1, 2, 7, 15, 16, 17, 64, 65))
 DTYPES = st.sampled_from((torch.float32, torch.float64))
 DENSITIES = st.sampled_from((0.0, 0.02, 0.3, 1.0))
