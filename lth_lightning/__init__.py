@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lth_lightning.pruning.pruning import Pruning
     from lth_lightning.regressor import Regressor
     from lth_lightning.runs.score import Score
+    from lth_lightning.sweeps.sweep import sweep
     from lth_lightning.tickets.ticket import Ticket
 
 __version__ = "0.2.0"
@@ -58,6 +59,7 @@ _HOME = {
     "best_ticket": "matching",
     "prunable_weights": "pruning.prunable",
     "read_runs": "notebook",
+    "sweep": "sweeps.sweep",
 }
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "best_ticket",
     "prunable_weights",
     "read_runs",
+    "sweep",
 ]
 
 

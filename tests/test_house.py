@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 PACKAGE = Path(__file__).parents[1] / "lth_lightning"
-FOUNDATION = {"errors", "seeding", "files", "images", "cards"}
+FOUNDATION = {"errors", "seeding", "files", "images", "cards", "consoles"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: set() for name in FOUNDATION},
     "pruning": set(),
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "notebook": {"runs", "report"},
     "matching": {"runs", "report", "tickets"},
     "display": {"lottery", "report", "runs", "trainer"},
+    "sweeps": {"runs", "report", "notebook", "cli"},
 }
 """What each room imports beside itself and the foundation; PROGRAM and the package's own names may import all."""
 PROGRAM = ("cli", "__main__")

@@ -38,8 +38,9 @@ from lth_lightning.cli.run_dir import (
     numbered_runs,
     wanted_run,
 )
+from lth_lightning.consoles import in_ci
 from lth_lightning.display.tensorboard import LotteryBoard
-from lth_lightning.display.terminal import LotteryProgress, in_ci
+from lth_lightning.display.terminal import LotteryProgress
 from lth_lightning.errors import SettingError, WriteError
 from lth_lightning.files import failure_to_write, is_failure_to_write, replace_file
 from lth_lightning.lottery.callback import LotteryTicket
@@ -218,6 +219,11 @@ class LotteryCLI(LightningCLI):
     ) -> None:
         given = list(sys.argv[1:] if args is None else args)
         with one_line_errors(), warnings.catch_warnings():
+            if given[:1] == ["sweep"] and (model_class or datamodule_class):
+                raise SettingError(
+                    "sweep runs `python train.py`, which does not know the classes of this program. Name them in a "
+                    "config (model: {class_path: …}), and use `python train.py sweep` or `lth sweep`."
+                )
             if (code := answered(given)) is not None:
                 raise SystemExit(code)
             # Lightning 2.6 on torch 2.15; only Lightning can fix it.
@@ -321,6 +327,12 @@ class LotteryCLI(LightningCLI):
     def settings(self) -> Namespace:
         """The settings of the command that runs."""
         return self.config[self.subcommand]
+
+    @property
+    def lottery(self) -> LotteryTicket:
+        """The callback, once it is made."""
+        made: LotteryTicket = self._get(self.config_init, "lottery")
+        return made
 
     @property
     def _quiet(self) -> bool:
@@ -502,7 +514,7 @@ class LotteryCLI(LightningCLI):
         if self.subcommand == "fit":
             self._note_network()
             self._try_optimizer()
-            lottery = self._get(self.config_init, "lottery")
+            lottery = self.lottery
             lottery.folder_is_locked = self._lock is not None
             if lottery.reinit is None:
                 lottery.reinit = self._way_to_draw_anew()
@@ -613,7 +625,7 @@ class LotteryCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         run_dir = Path(self.settings.run_dir)
-        lottery = self._get(self.config_init, "lottery")
+        lottery = self.lottery
         console = Console(highlight=False, markup=False, force_terminal=False if in_ci() else None)
         if self._rehearsal is not None:
             self._end_rehearsal(console, run_dir, len(lottery.results))
@@ -624,7 +636,7 @@ class LotteryCLI(LightningCLI):
             self._say_where(console, run_dir, len(lottery.results), len(lottery.plan))
 
     def _report(self, console: Console, run_dir: Path) -> None:
-        if self._get(self.config_init, "lottery").results:
+        if self.lottery.results:
             run = RunFiles.read(run_dir)
             write_report([run], run_dir)
             self._show_figures()

@@ -13,7 +13,7 @@ from lth_lightning.cli.arguments import completed, named_parts, program, shipped
 from lth_lightning.cli.known_settings import check_names
 from lth_lightning.errors import DataError, DivergedError, RevivedError, SettingError, unknown_name
 
-COMMANDS = ("fit", "validate", "test", "predict", "report", "export")
+COMMANDS = ("fit", "validate", "test", "predict", "report", "export", "sweep")
 INTERRUPTED = 130  # the exit code of a program that Ctrl+C ends
 HELP = """\
 usage: {program} COMMAND [--setting VALUE ...]
@@ -27,6 +27,7 @@ commands:
   predict    the class of each of your images, or of each test image
   report     tables and figures from one run or many
   export     what tickets cost when they run; files that run them elsewhere (torch, onnx, c)
+  sweep      many runs side by side: seeds and settings, on all cores, GPUs and machines
 
 configs (--config NAME, or a file of your own):
 {configs}
@@ -91,7 +92,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def answered(given: list[str]) -> int | None:
-    """Run what needs no trainer (help, version, report, export) and return its exit code; None for all other commands.
+    """Run what needs no trainer here (help, version, report, export, sweep) and return its exit code; None for others.
 
     Raises:
         SettingError: the command is missing or unknown.
@@ -113,6 +114,10 @@ def answered(given: list[str]) -> int | None:
             from lth_lightning.cli.export import main as export
 
         return export(given[1:])
+    if command == "sweep":
+        from lth_lightning.sweeps.command import main as sweep
+
+        return sweep(given[1:])
     return None
 
 

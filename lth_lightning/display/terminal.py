@@ -3,7 +3,6 @@
 Where nothing can be redrawn (a file, a pipe, CI, a notebook), only the table is printed, line by line.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from lth_lightning.consoles import can_redraw, duration
 from lth_lightning.display.pace import Pace
 from lth_lightning.errors import SettingError
 from lth_lightning.lottery.callback import LotteryTicket
@@ -150,26 +150,7 @@ def _figures(now: Glimpse) -> list[str]:
     return figures
 
 
-def duration(seconds: float) -> str:
-    """Format seconds as `0:07`, `2:05:09` or `3 d 4 h`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 # ------------------------------------------------------------------------------------- where it is shown
-
-
-def in_ci() -> bool:
-    """Whether this is continuous integration, whose logs are read later, even if it emulates a terminal."""
-    return os.environ.get("CI", "").lower() not in ("", "0", "false")
-
-
-def can_redraw(console: Console) -> bool:
-    """Whether the console can redraw lines. FORCE_COLOR does not make a pipe a terminal."""
-    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty() and not in_ci()
 
 
 class LotteryProgress(ProgressBar):

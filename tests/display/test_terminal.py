@@ -13,9 +13,10 @@ from rich.console import Console
 
 from lth_lightning import LotteryProgress, SettingError
 from lth_lightning.cli.main import main
+from lth_lightning.consoles import duration
 from lth_lightning.display import terminal
 from lth_lightning.display.pace import Pace
-from lth_lightning.display.terminal import Glimpse, NetworkLines, drawn, duration
+from lth_lightning.display.terminal import Glimpse, NetworkLines, drawn
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.runs.rows import Evaluation, Row
 from lth_lightning.runs.score import ACCURACY

@@ -1,0 +1,172 @@
+"""What a sweep shows: on a terminal one table that is redrawn, a line a run; elsewhere a line an event."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lth_lightning.consoles import can_redraw, duration
+from lth_lightning.errors import SettingError
+from lth_lightning.runs.folder import RESULTS
+from lth_lightning.runs.rows import Row, read_rows
+from lth_lightning.runs.score import known_score
+
+REFRESH_SECONDS = 1.0
+
+
+@dataclass
+class Standing:
+    """How far a run is, as its folder shows.
+
+    Args:
+        name: the run's name.
+        folder: its folder.
+        state: `waiting`, `training`, `done` or `failed`.
+        networks: (round, variant, replicate) of each network, in training order; empty until the run is checked.
+        message: why it failed.
+    """
+
+    name: str
+    folder: Path
+    state: str = "waiting"
+    networks: Sequence[tuple[int, str, int]] = ()
+    message: str = ""
+    rows: list[Row] = field(default_factory=list)
+    _seen: int = 0
+    _since: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """Note that a training starts or resumes."""
+        self.state, self._since = "training", time.monotonic()
+
+    def look(self) -> None:
+        """Read the results if they have changed."""
+        path = self.folder / RESULTS
+        try:
+            changed = path.stat().st_mtime_ns
+            if changed != self._seen:
+                self.rows, self._seen, self._since = read_rows(path), changed, time.monotonic()
+        except (OSError, SettingError):  # no network is trained yet
+            return
+
+    @property
+    def current(self) -> str:
+        """The network in training: `round 3 of 12  random_mask`."""
+        if self.state != "training" or len(self.rows) >= len(self.networks):
+            return self.state
+        round, variant, replicate = self.networks[len(self.rows)]
+        return f"round {round} of {self.networks[-1][0]}  {variant}" + (f" #{replicate + 1}" if replicate else "")
+
+    @property
+    def score(self) -> str:
+        """The score of the last ticket so far."""
+        last = next((row for row in reversed(self.rows) if row.variant == "ticket"), None)
+        if last is None:
+            return ""
+        score = known_score(self.rows, None)
+        value = score.value(last, "test") if score.value(last, "test") is not None else score.value(last, "val")
+        return "" if value is None else f"{score.text(value)}{score.unit}"
+
+    @property
+    def seconds_a_network(self) -> float | None:
+        """The mean time of its trained networks; None if there are none yet."""
+        trained = [row.seconds for row in self.rows if row.steps]
+        return sum(trained) / len(trained) if trained else None
+
+    def seconds_left(self, otherwise: float | None = None) -> float | None:
+        """The time until it is done, in one worker; None if not known.
+
+        Args:
+            otherwise: the time of a network, while none of its own is trained.
+        """
+        if self.state in ("done", "failed"):
+            return 0.0
+        each = self.seconds_a_network or otherwise
+        if each is None or not self.networks:
+            return None
+        to_go = sum(variant != "pruned_only" for _, variant, _ in self.networks[len(self.rows) :])
+        return max(0.0, to_go * each - (time.monotonic() - self._since if self.state == "training" else 0.0))
+
+
+def seconds_left(standings: Sequence[Standing], workers: int) -> float | None:
+    """The time until all runs are done: the longest run, or all of them shared by the workers."""
+    known = [each for one in standings if (each := one.seconds_a_network) is not None]
+    usual = sum(known) / len(known) if known else None
+    lefts = [one.seconds_left(usual) for one in standings]
+    if any(left is None for left in lefts):
+        return None
+    each = [left for left in lefts if left is not None]
+    return max([sum(each) / max(1, workers), *each])
+
+
+class SweepDisplay:
+    """Shows a sweep while it runs.
+
+    Args:
+        console: where.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = Live(console=console, auto_refresh=False) if can_redraw(console) else None
+        self._due = 0.0
+
+    def __enter__(self) -> "SweepDisplay":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """Print an event, where no table shows it."""
+        if self._live is None:
+            print(line, file=self.console.file, flush=True)
+
+    def show(self, standings: Sequence[Standing], workers: int, at_once: bool = False) -> None:
+        """Redraw the table, if it is time."""
+        if self._live is None or (time.monotonic() < self._due and not at_once):
+            return
+        for one in standings:
+            if one.state == "training":
+                one.look()
+        self._live.update(drawn(standings, workers, self.console.height), refresh=True)
+        self._due = time.monotonic() + REFRESH_SECONDS
+
+
+def drawn(standings: Sequence[Standing], workers: int, height: int = 50) -> Table:
+    """The table: a line a run, those in training first if not all fit, and a line for the whole."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in ("run", "network", "networks", "ticket", "time left"):
+        table.add_column(header, justify="right" if header in ("networks", "ticket", "time left") else "left")
+    room = max(3, height - 5)
+    order = ("training", "failed", "waiting", "done")
+    shown = sorted(standings, key=lambda one: order.index(one.state))[:room] if len(standings) > room else standings
+    for one in shown:
+        left = one.seconds_left() if one.state == "training" else None
+        dim = "dim" if one.state in ("waiting", "done") else "red" if one.state == "failed" else ""
+        table.add_row(
+            Text(one.name, style=dim),
+            Text(one.current, style=dim),
+            f"{len(one.rows)}/{len(one.networks)}" if one.networks else "",
+            one.score,
+            "" if left is None else duration(left),
+        )
+    counts = {state: sum(one.state == state for one in standings) for state in order}
+    said = ", ".join(f"{counts[state]} {state}" for state in ("done", "training", "waiting", "failed") if counts[state])
+    done, planned = sum(len(one.rows) for one in standings), sum(len(one.networks) for one in standings)
+    left = seconds_left(standings, workers)
+    table.add_row(
+        Text(f"{len(standings)} runs", style="bold"), said, f"{done}/{planned}", "", duration(left) if left else ""
+    )
+    return table
