@@ -76,7 +76,7 @@ def read(args: Sequence[str]) -> Request:
         seeds_of(given["--seeds"]) if "--seeds" in given else [],
         vary,
         Path(given["--sweep_dir"]) if "--sweep_dir" in given else None,
-        _number(given, "--cpus", float) or 1,
+        _number({"--cpus": "1", **given}, "--cpus", float),
         _number(given, "--gpus", float),
         _number(given, "--max_parallel", int),
         given.get("--address"),

@@ -1,0 +1,282 @@
+"""A sweep leaves what its fits would leave, byte for byte, whatever dies meanwhile.
+
+One Ray for the module; only the weekly run starts whole processes and clusters, and kills them.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import HANGS, draw_plainly, weekly
+
+import lth_lightning
+from lth_lightning.cli.main import main
+from lth_lightning.errors import SettingError
+
+ray = pytest.importorskip("ray")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray's own sockets
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+SMALL = [
+    *("--config", "quickstart", "--data.train_size", "200", "--data.val_size", "100", "--data.batch_size", "40"),
+    *("--model.net", '{"class_path": "MLP", "init_args": {"hidden": [20, 10]}}'),
+    *("--lottery.rounds", "1", "--lottery.train_for", "13it", "--lottery.rewind_to", "3it"),
+    *("--lottery.controls", "[random_mask]", "--trainer.log_every_n_steps", "5"),
+]
+MORTAL = '''
+import os
+import signal
+from pathlib import Path
+
+from lightning import Callback
+
+
+class Mortal(Callback):
+    """Kills its process before the third network, once in a folder."""
+
+    def on_network_start(self, trainer, *_):
+        self.networks = getattr(self, "networks", 0) + 1
+        mark = Path(trainer.default_root_dir) / "killed"
+        if self.networks == 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory for the module."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "mortal.py").write_text(MORTAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        draw_plainly(patch)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ray_of_module() -> Iterator[None]:
+    """Ray on this machine, with room for two trainings."""
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+class Swept:
+    """What a sweep has left and said."""
+
+    def __init__(self, folder: Path, code: int, out: str) -> None:
+        self.folder, self.code, self.out = folder, code, out
+
+
+@pytest.fixture(scope="module")
+def swept(here: Path, ray_of_module: None) -> Swept:
+    """Two seeds, of which each loses its process once, and a setting with which they diverge."""
+    out = io.StringIO()
+    flags = ["--trainer.callbacks+", "mortal.Mortal", "--sweep_dir", "swept"]
+    with contextlib.redirect_stdout(out):
+        code = main(["sweep", *SMALL, *flags, "--seeds", "1,2", "--vary", "model.optimizer.lr=3e-3,1e30"])
+    return Swept(here / "swept", code, out.getvalue())
+
+
+def results(run: Path) -> list[dict[str, str]]:
+    """results.csv without the seconds, which no two runs share."""
+    rows = list(csv.DictReader((run / "results.csv").open()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    assert results(run) == results(other)
+    names = [path.relative_to(other) for part in ("curves", "tickets") for path in sorted((other / part).iterdir())]
+    assert len(names) >= 4
+    for name in (Path("layers.csv"), Path("config.yaml"), Path("environment.json"), *names):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_run_is_that_of_a_fit_though_its_process_was_killed(swept: Swept, here: Path, seed: int) -> None:
+    alone = here / f"alone_{seed}"
+    alone.mkdir()
+    (alone / "killed").touch()
+    flags = ["--trainer.callbacks+", "mortal.Mortal", "--model.optimizer.lr", "3e-3", "--seed_everything", str(seed)]
+    assert main(["fit", *SMALL, *flags, "--run_dir", str(alone)]) == 0
+    run = swept.folder / f"lr=3e-3,seed={seed}"
+    assert (run / "killed").exists()
+    assert f"lr=3e-3,seed={seed}: its process ended; it will resume" in swept.out
+    assert_same_run(run, alone)
+
+
+def test_a_training_that_fails_fails_alone_and_is_named(swept: Swept) -> None:
+    assert swept.code == 1
+    states = {name: run["state"] for name, run in json.loads((swept.folder / "sweep.json").read_text())["runs"].items()}
+    assert states == {
+        "lr=3e-3,seed=1": "done",
+        "lr=3e-3,seed=2": "done",
+        "lr=1e30,seed=1": "failed",
+        "lr=1e30,seed=2": "failed",
+    }
+    said = swept.out[swept.out.index("2 of 4 runs failed:") :]
+    assert re.search(r"lr=1e30,seed=1: round 0, ticket, step \d+: the training loss is (nan|inf)", said)
+    assert "log:    swept/lr=1e30,seed=1/log.txt" in said
+    assert "Training has diverged" in (swept.folder / "lr=1e30,seed=1/log.txt").read_text()
+    repeat = shlex.split(next(line for line in said.splitlines() if "repeat:" in line).partition("repeat:")[2])
+    assert main(repeat[repeat.index("fit") :]) == 1  # alone it fails as well
+
+
+def test_what_is_done_is_pooled_in_one_report(swept: Swept) -> None:
+    assert "n = 2" in (swept.folder / "report.md").read_text()
+    assert (swept.folder / "report.html").is_file()
+
+
+def test_what_is_done_is_not_repeated_and_python_gives_the_runs(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lth_lightning.sweeps.sweep.Cluster", None)  # no need of Ray
+    settings = dict(zip([flag.removeprefix("--") for flag in SMALL[2::2]], SMALL[3::2], strict=True))
+    settings["trainer.callbacks+"] = "mortal.Mortal"
+    runs = lth_lightning.sweep(
+        "quickstart", seeds=[1, 2], vary={"model.optimizer.lr": ["3e-3"]}, settings=settings, sweep_dir=swept.folder
+    )
+    assert [run.name for run in runs] == ["lr=3e-3,seed=1", "lr=3e-3,seed=2"]
+    assert len(runs.results) == 6
+
+
+def test_settings_are_checked_before_anything_starts(
+    swept: Swept, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ["--vary", "lottery.pruning.rate=0.5,2", "--sweep_dir", "refused"]
+    assert main(["sweep", *SMALL, *rates, "--seeds", "1,2"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: rate=2,seed=1 and 1 more: lottery.pruning.rate must be in [0, 1), got 2.0.\n"
+    assert not (here / "refused").exists()
+    assert main(["sweep", *SMALL, "--cpus", "64"]) == 2
+    assert "--cpus: a training is to take 64, but no machine has more than 2" in capsys.readouterr().err
+    assert main(["sweep", *SMALL, "--lottery.round", "2"]) == 2
+    assert "Did you mean --lottery.rounds?" in capsys.readouterr().err
+
+
+def test_a_begun_run_goes_on_only_with_its_own_settings(
+    swept: Swept, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--trainer.callbacks+", "mortal.Mortal", "--seeds", "1", "--vary", "model.optimizer.lr=3e-3,1e30"]
+    assert main(["sweep", *SMALL, *flags, "--lottery.rounds", "2", "--sweep_dir", "swept"]) == 2
+    assert "the run began with other settings: lottery.rounds was 1, is 2" in capsys.readouterr().err
+
+
+def test_without_ray_the_command_says_how_to_get_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["sweep", *SMALL, "--seeds", "1"]) == 2
+    assert "pip install 'lth_lightning[sweep]'" in capsys.readouterr().err
+
+
+def test_a_program_of_its_own_says_how_to_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        lth_lightning.LotteryCLI(lth_lightning.ImageClassifier, args=["sweep", "--seeds", "1"])
+    assert "Name them in a config" in capsys.readouterr().err
+
+
+def test_what_no_run_can_be_pooled_for_is_said_and_not_an_error() -> None:
+    with pytest.raises(SettingError, match="--gpus must be at least 0"):
+        lth_lightning.sweep("quickstart", gpus=-1)
+
+
+# ------------------------------------------------------------------------ whole processes, killed
+
+
+def processes_of(session: Path) -> list[str]:
+    """The command lines of processes of a Ray session, or that run in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "cwd") == str(session):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(condition: object, seconds: float = HANGS) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+LONG = [*SMALL, "--lottery.train_for", "400it", "--lottery.rounds", "3", "--seeds", "1,2"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(here: Path) -> Path:
+    for seed in (1, 2):
+        flags = [*LONG[:-2], "--seed_everything", str(seed)]
+        assert main(["fit", *flags, "--run_dir", str(here / f"undisturbed/seed={seed}")]) == 0
+    return here / "undisturbed"
+
+
+def start(cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lth_lightning", "sweep", *LONG, "--sweep_dir", "killed"]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+@weekly
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_ended_leaves_no_process_and_goes_on(
+    undisturbed: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    process = start(tmp_path)
+    wait_until(lambda: any((tmp_path / "killed").glob("*/tickets/round_01*")))
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+    process.communicate(timeout=HANGS)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
+    wait_until(lambda: not processes_of(tmp_path), 30)
+    again = start(tmp_path)
+    out, _ = again.communicate(timeout=HANGS)
+    assert again.returncode == 0, out
+    assert "resumes after" in out
+    wait_until(lambda: not processes_of(tmp_path), 30)
+    for seed in (1, 2):
+        assert_same_run(tmp_path / f"killed/seed={seed}", undisturbed / f"seed={seed}")
+
+
+@weekly
+def test_a_cluster_finishes_with_the_same_bytes_though_a_machine_dies(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    monkeypatch.chdir(tmp_path)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    try:
+        command = [sys.executable, "-m", "lth_lightning", "sweep", *LONG, "--sweep_dir", "killed"]
+        process = subprocess.Popen(
+            [*command, "--address", cluster.address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        wait_until(lambda: len(list((tmp_path / "killed").glob("*/tickets/round_01*"))) == 2)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        out, _ = process.communicate(timeout=HANGS)
+        assert process.returncode == 0, out
+        assert "its process ended; it will resume" in out
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    for seed in (1, 2):
+        assert_same_run(tmp_path / f"killed/seed={seed}", undisturbed / f"seed={seed}")
