@@ -3,7 +3,10 @@
 import logging
 import math
 import os
+import sys
+import threading
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from types import TracebackType
 from typing import Any
 
@@ -52,6 +55,7 @@ class Cluster:
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._is_ours = not self.ray.is_initialized()
         self._hired: list[Any] = []
+        self._calm = redirect_stdout(_WithoutRay(sys.stdout))
 
     def __enter__(self) -> "Cluster":
         if self._is_ours:
@@ -63,6 +67,7 @@ class Cluster:
                 raise SettingError(
                     f"--address: cannot use the Ray cluster at {self._address}: {reason[:300]}"
                 ) from error
+        self._calm.__enter__()
         return self
 
     def __exit__(
@@ -70,9 +75,10 @@ class Cluster:
     ) -> None:
         if self._is_ours:
             self.ray.shutdown()
-            return
-        for worker in self._hired:
-            self.ray.kill(worker)
+        else:
+            for worker in self._hired:
+                self.ray.kill(worker)
+        self._calm.__exit__(kind, error, trace)
 
     def nodes(self) -> list[dict[str, float]]:
         """The resources of each machine that is up."""
@@ -84,6 +90,21 @@ class Cluster:
         actor = self.ray.remote(Worker).options(**options)
         self._hired.append(actor.remote(os.getcwd(), program, max(1, int(cpus)), gpus > 0))
         return self._hired[-1]
+
+
+class _WithoutRay:
+    """Standard output without what Ray's own threads print of dead workers, which `log_to_driver` does not stop."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, unless a thread of Ray does."""
+        is_rays = threading.current_thread().name.startswith("ray_")
+        return len(text) if is_rays else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def places(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:

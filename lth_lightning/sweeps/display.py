@@ -99,10 +99,8 @@ def seconds_left(standings: Sequence[Standing], workers: int) -> float | None:
     known = [each for one in standings if (each := one.seconds_a_network) is not None]
     usual = sum(known) / len(known) if known else None
     lefts = [one.seconds_left(usual) for one in standings]
-    if any(left is None for left in lefts):
-        return None
-    each = [left for left in lefts if left is not None]
-    return max([sum(each) / max(1, workers), *each])
+    to_go = [left for left in lefts if left is not None]
+    return max([sum(to_go) / max(1, workers), *to_go]) if len(to_go) == len(standings) else None
 
 
 class SweepDisplay:
