@@ -78,7 +78,7 @@ class Sweep:
                 run.standing.look()
         self._waiting = deque(run for run in self.runs if run.standing.state != "done")
         if self._waiting:
-            with ended_by_sigterm(), Cluster(self.request.address) as self.cluster:
+            with Cluster(self.request.address) as self.cluster, ended_by_sigterm():  # after Ray's own handler
                 self._train_all()
         return all(run.standing.state == "done" for run in self.runs)
 
