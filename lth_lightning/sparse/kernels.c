@@ -24,13 +24,13 @@ typedef REAL real;
 #define MOST 16 /* vectors that are summed at once: they must fit into the registers */
 #elif defined(__AVX__)
 #define BYTES 32
-#define MOST 8
+#define MOST 12
 #elif defined(__aarch64__)
 #define BYTES 16
 #define MOST 16
 #else
 #define BYTES 16
-#define MOST 8
+#define MOST 12
 #endif
 #define WIDTH ((int64_t)(BYTES / sizeof(real)))
 
@@ -56,9 +56,13 @@ typedef struct {
 
 typedef struct {
     int64_t kind, function, in, other, out, tensor, count;
+    int64_t pooled; /* ROWS: the value that takes the maxima of 2 x 2 pixels, or -1 */
     double low, high;
-    const int64_t *start; /* ROWS: survivors of row r are start[r] to start[r + 1] */
-    const int32_t *index; /* ROWS: offsets; LOAD, PHASES: channels; FLATTEN: pixels; pools: windows */
+    /* ROWS: the input is cut into `count` blocks, which stay in the cache. Of block b and row r, with i = b * rows + r, the
+     * survivors are start[i] to start[i + 1], and read offset[] pixels behind base[i]. */
+    const int64_t *start, *base;
+    const uint16_t *offset;
+    const int32_t *index; /* LOAD, PHASES: channels; FLATTEN: pixels; pools: windows */
     const real *weight, *bias;
 } Op;
 
@@ -95,94 +99,167 @@ static inline vec clamped(vec x, real low, real high) {
     return EITHER(x > highs, highs, x);
 }
 
-/* T vectors of one strip of pixels, for rows `first` to `last`; C sums side by side hide the latency of few vectors. */
+/* The larger of each pair; a NaN wins, as in PyTorch. */
+static inline vec larger(vec a, vec b) { return EITHER((b > a) | (b != b), b, a); }
+
+/* One block of a layer for a tile of its output: R lines of T vectors, of all rows (output channels). The sums stay in
+ * registers over all survivors of a row; between blocks they wait in `sums`. */
 typedef struct {
-    const int64_t *start;
-    const int32_t *index;
+    const int64_t *start, *base;
+    const uint16_t *offset;
     const real *weight, *bias, *in, *residual;
-    real *out;
-    int64_t lanes, step, residual_step, first, last; /* step: from a row's output to the next row's */
-    int clamp;
+    real *out, *sums;
+    int64_t rows, lanes, first, last;                /* whether the block is the first, and the last */
+    int64_t in_line, out_line, residual_line;        /* from a line to the next */
+    int64_t out_step, residual_step;                 /* from a row to the next */
+    int64_t end;                                     /* where the last vector of a line begins */
+    int64_t few;                                     /* numbers in a line of less than a vector, otherwise 0 */
+    int64_t clamp, pooled;                           /* pooled: of 2 lines, the maxima of 2 x 2 vectors are kept */
     real low, high;
 } Strip;
 
-#define STRIP(T, C)                                                                                                    \
-    static void strip_##T(const Strip s) {                                                                             \
-        const real *const in = s.in, *const weight = s.weight;                                                         \
-        const int32_t *const index = s.index;                                                                          \
-        const int64_t lanes = s.lanes;                                                                                 \
-        for (int64_t row = s.first; row < s.last; row++) {                                                             \
-            vec sum[C][T];                                                                                             \
-            const vec bias = (vec){0} + s.bias[row];                                                                   \
-            UNROLL for (int t = 0; t < T; t++) sum[0][t] = bias;                                                       \
-            UNROLL for (int c = 1; c < C; c++) { UNROLL for (int t = 0; t < T; t++) sum[c][t] = (vec){0}; }            \
-            int64_t one = s.start[row];                                                                                \
-            const int64_t end = s.start[row + 1];                                                                      \
-            for (; one + C <= end; one += C) {                                                                         \
-                UNROLL for (int c = 0; c < C; c++) {                                                                   \
-                    const real *const from = in + index[one + c] * lanes;                                              \
-                    const vec w = (vec){0} + weight[one + c];                                                          \
-                    UNROLL for (int t = 0; t < T; t++) sum[c][t] += w * read(from + t * WIDTH);                        \
-                }                                                                                                      \
-            }                                                                                                          \
-            for (; one < end; one++) {                                                                                 \
-                const real *const from = in + index[one] * lanes;                                                      \
-                const vec w = (vec){0} + weight[one];                                                                  \
-                UNROLL for (int t = 0; t < T; t++) sum[0][t] += w * read(from + t * WIDTH);                            \
-            }                                                                                                          \
-            real *const out = s.out + row * s.step;                                                                    \
-            UNROLL for (int c = 1; c < C; c++) { UNROLL for (int t = 0; t < T; t++) sum[0][t] += sum[c][t]; }          \
-            if (s.residual) {                                                                                          \
-                UNROLL for (int t = 0; t < T; t++) sum[0][t] += read(s.residual + row * s.residual_step + t * WIDTH);  \
-            }                                                                                                          \
-            if (s.clamp) { UNROLL for (int t = 0; t < T; t++) sum[0][t] = clamped(sum[0][t], s.low, s.high); }         \
-            UNROLL for (int t = 0; t < T; t++) write(out + t * WIDTH, sum[0][t]);                                      \
-        }                                                                                                              \
+/* Keeps a pointer in a register of its own: compilers would rather add up the address of each vector. */
+#define SEPARATE(pointer) __asm__("" : "+r"(pointer))
+#define EACH_T UNROLL for (int t = 0; t < T; t++)
+#define EACH_RT UNROLL for (int r = 0; r < R; r++) EACH_T
+#define PLACE (t < T - 1 ? t * WIDTH : T == 1 ? 0 : s->end) /* of vector t in its line */
+
+/* Written once for constant T, R and C, and compiled for each. C sums side by side hide the latency of few vectors. */
+static inline __attribute__((always_inline)) void strip(const Strip *s, const int T, const int R, const int C) {
+    const real *const weight = s->weight;
+    const uint16_t *const offset = s->offset;
+    const int64_t lanes = s->lanes, in_line = s->in_line;
+    real *sums = s->sums;
+    for (int64_t row = 0; row < s->rows; row++, sums += R * T * WIDTH) {
+        vec sum[4][2][MOST];
+        if (s->first) {
+            const vec bias = (vec){0} + s->bias[row];
+            EACH_RT sum[0][r][t] = bias;
+            if (s->residual) {
+                const real *const from = s->residual + row * s->residual_step;
+                EACH_RT sum[0][r][t] += read(from + r * s->residual_line + PLACE);
+            }
+        } else {
+            EACH_RT sum[0][r][t] = read(sums + (r * T + t) * WIDTH);
+        }
+        UNROLL for (int c = 1; c < C; c++) { EACH_RT sum[c][r][t] = (vec){0}; }
+        const real *const in = s->in + s->base[row] * lanes;
+        int64_t one = s->start[row];
+        const int64_t end = s->start[row + 1];
+        for (; one + C <= end; one += C) {
+            UNROLL for (int c = 0; c < C; c++) {
+                const real *line[2] = {in + offset[one + c] * lanes, in + offset[one + c] * lanes + in_line};
+                const vec w = weight[one + c] - (vec){0};
+                SEPARATE(line[1]);
+                EACH_RT sum[c][r][t] += w * read(line[r] + PLACE);
+            }
+        }
+        if (C > 1)
+            for (; one < end; one++) {
+                const real *line[2] = {in + offset[one] * lanes, in + offset[one] * lanes + in_line};
+                const vec w = weight[one] - (vec){0};
+                EACH_RT sum[0][r][t] += w * read(line[r] + PLACE);
+            }
+        UNROLL for (int c = 1; c < C; c++) { EACH_RT sum[0][r][t] += sum[c][r][t]; }
+        if (!s->last) {
+            EACH_RT write(sums + (r * T + t) * WIDTH, sum[0][r][t]);
+            continue;
+        }
+        if (s->clamp) { EACH_RT sum[0][r][t] = clamped(sum[0][r][t], s->low, s->high); }
+        real *const out = s->out + row * s->out_step;
+        if (R == 2 && T % 2 == 0 && s->pooled) {
+            UNROLL for (int t = 0; t < T; t += 2) {
+                const vec upper = larger(sum[0][0][t], sum[0][0][t + 1]), lower = larger(sum[0][R - 1][t], sum[0][R - 1][t + 1]);
+                write(out + t / 2 * WIDTH, larger(upper, lower));
+            }
+        } else if (T == 1 && s->few) {
+            for (int64_t i = 0; i < s->few; i++) out[i] = sum[0][0][0][i];
+        } else {
+            EACH_RT write(out + r * s->out_line + PLACE, sum[0][r][t]);
+        }
     }
+}
 
-STRIP(1, 4)
-STRIP(2, 2)
-STRIP(3, 2)
-STRIP(4, 1)
-STRIP(5, 1)
-STRIP(6, 1)
-STRIP(7, 1)
-STRIP(8, 1)
+#define STRIP(T, R, C) \
+    static void strip_##T##_##R(const Strip *s) { strip(s, T, R, C); }
+STRIP(1, 1, 4)
+STRIP(2, 1, 4)
+STRIP(3, 1, 2)
+STRIP(4, 1, 2)
+STRIP(5, 1, 2)
+STRIP(6, 1, 1)
+STRIP(7, 1, 1)
+STRIP(8, 1, 1)
+STRIP(9, 1, 1)
+STRIP(10, 1, 1)
+STRIP(11, 1, 1)
+STRIP(12, 1, 1)
+STRIP(1, 2, 4)
+STRIP(2, 2, 2)
+STRIP(3, 2, 1)
+STRIP(4, 2, 1)
+STRIP(5, 2, 1)
+STRIP(6, 2, 1)
 #if MOST == 16
-STRIP(9, 1)
-STRIP(10, 1)
-STRIP(11, 1)
-STRIP(12, 1)
-STRIP(13, 1)
-STRIP(14, 1)
-STRIP(15, 1)
-STRIP(16, 1)
+STRIP(13, 1, 1)
+STRIP(14, 1, 1)
+STRIP(15, 1, 1)
+STRIP(16, 1, 1)
+STRIP(7, 2, 1)
+STRIP(8, 2, 1)
 #endif
 
-static void (*const strips[])(Strip) = {
-    0,       strip_1,  strip_2,  strip_3,  strip_4,  strip_5,  strip_6,  strip_7,  strip_8,
+static void (*const strips[2][MOST + 1])(const Strip *) = {
+    {0, strip_1_1, strip_2_1, strip_3_1, strip_4_1, strip_5_1, strip_6_1, strip_7_1, strip_8_1, strip_9_1, strip_10_1,
+     strip_11_1, strip_12_1,
 #if MOST == 16
-    strip_9, strip_10, strip_11, strip_12, strip_13, strip_14, strip_15, strip_16,
+     strip_13_1, strip_14_1, strip_15_1, strip_16_1
 #endif
+    },
+    {0, strip_1_2, strip_2_2, strip_3_2, strip_4_2, strip_5_2, strip_6_2,
+#if MOST == 16
+     strip_7_2, strip_8_2
+#endif
+    },
 };
 
-/* One image, one pixel a row: a dot product of survivors with gathered inputs. */
-static void dots(const Strip s) {
-    for (int64_t row = s.first; row < s.last; row++) {
-        real a = s.bias[row], sum[8] = {0};
-        int64_t one = s.start[row];
-        const int64_t end = s.start[row + 1];
-        for (; one + 8 <= end; one += 8) {
-            UNROLL for (int c = 0; c < 8; c++) sum[c] += s.weight[one + c] * s.in[s.index[one + c]];
+/* One image, one pixel a row: a dot product of survivors with inputs from anywhere. They are put together one by one:
+ * gather instructions are slower. */
+#define SOME (BYTES < 32 ? BYTES : 32)
+#define SOME_NUMBERS (SOME / REAL_BYTES)
+typedef real some __attribute__((vector_size(SOME), aligned(sizeof(real)), may_alias));
+#if SOME_NUMBERS == 8
+#define PICKED(x, i) ((some){x[(i)[0]], x[(i)[1]], x[(i)[2]], x[(i)[3]], x[(i)[4]], x[(i)[5]], x[(i)[6]], x[(i)[7]]})
+#elif SOME_NUMBERS == 4
+#define PICKED(x, i) ((some){x[(i)[0]], x[(i)[1]], x[(i)[2]], x[(i)[3]]})
+#else
+#define PICKED(x, i) ((some){x[(i)[0]], x[(i)[1]]})
+#endif
+
+static void dots(const Strip *s, const Op *op) {
+    for (int64_t row = 0; row < s->rows; row++) {
+        some sum = {0};
+        real a = s->bias[row], b = 0;
+        for (int64_t block = 0; block < op->count; block++) {
+            const int64_t i = block * s->rows + row, end = op->start[i + 1];
+            const real *const x = s->in + op->base[i];
+            int64_t one = op->start[i];
+            for (; one + SOME_NUMBERS <= end; one += SOME_NUMBERS)
+                sum += *(const some *)(op->weight + one) * PICKED(x, op->offset + one);
+            for (; one + 2 <= end; one += 2) {
+                a += op->weight[one] * x[op->offset[one]];
+                b += op->weight[one + 1] * x[op->offset[one + 1]];
+            }
+            if (one < end) a += op->weight[one] * x[op->offset[one]];
         }
-        for (; one < end; one++) a += s.weight[one] * s.in[s.index[one]];
-        a += ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-        if (s.residual) a += s.residual[row * s.residual_step];
-        if (s.clamp) {
-            if (a < s.low) a = s.low;
-            if (a > s.high) a = s.high;
+        UNROLL for (int i = 0; i < SOME_NUMBERS; i += 2) a += sum[i], b += sum[i + 1];
+        a += b;
+        if (s->residual) a += s->residual[row * s->residual_step];
+        if (s->clamp) {
+            if (a < s->low) a = s->low;
+            if (a > s->high) a = s->high;
         }
-        s.out[row * s.step] = a;
+        s->out[row * s->out_step] = a;
     }
 }
 
@@ -209,52 +286,61 @@ static void clear_padding(const Run *run, const Value *value) {
     }
 }
 
-/* A strip of any length, in equal parts that fit into the registers. */
-static void in_parts(Strip s, int64_t in, int64_t out, int64_t residual, int64_t vectors) {
-    const int64_t parts = (vectors + MOST - 1) / MOST;
-    for (int64_t part = 0; part < parts; part++) {
-        const int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
-        Strip p = s;
-        p.in += in + from * WIDTH;
-        p.out += out + from * WIDTH;
-        if (p.residual) p.residual += residual + from * WIDTH;
-        strips[to - from](p);
+/* A layer's output in tiles, each for all rows before the next, so that what they read stays in the cache: `lines` lines
+ * of `length` numbers. */
+static void tiles(Strip s, const Op *op, int64_t lines, int64_t length) {
+    const real *const in = s.in, *const residual = s.residual;
+    real *const out = s.out;
+    const int64_t vectors = (length + WIDTH - 1) / WIDTH, least = s.pooled ? 2 : 1;
+    s.few = length < WIDTH ? length : 0;
+    for (int64_t y = 0, high; y < lines; y += high) {
+        high = y + 1 < lines && !s.few ? 2 : 1;
+        const int64_t most = MOST / high / least, parts = (vectors / least + most - 1) / most;
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t from = vectors / least * part / parts * least, to = vectors / least * (part + 1) / parts * least;
+            s.end = (to * WIDTH < length || s.few ? to * WIDTH : length) - WIDTH - from * WIDTH;
+            s.out = s.pooled ? out + y / 2 * s.out_line + from / 2 * WIDTH : out + y * s.out_line + from * WIDTH;
+            s.in = in + y * s.in_line + from * WIDTH;
+            if (residual) s.residual = residual + y * s.residual_line + from * WIDTH;
+            for (int64_t block = 0; block < op->count; block++) {
+                s.start = op->start + block * s.rows;
+                s.base = op->base + block * s.rows;
+                s.first = block == 0;
+                s.last = block == op->count - 1;
+                strips[high - 1][to - from](&s);
+            }
+        }
     }
 }
 
 /* Linear layers and convolutions: out[row] = bias[row] + sum of weight * in[offset] (+ residual[row]), clamped. */
 static void rows_of(const Run *run, const Op *op) {
-    const Value *const in = run->program->values + op->in, *const out = run->program->values + op->out;
+    const Value *const in = run->program->values + op->in, *out = run->program->values + op->out;
     const Value *const other = op->other < 0 ? 0 : run->program->values + op->other;
-    const int64_t lanes = lanes_of(run, out);
-    Strip s = {op->start,         op->index,           op->weight, op->bias,      at(run, in, 0, 0),
-               0,                 at(run, out, 0, 0),  lanes,      out->plane * lanes, 0,
-               0,                 out->channels,       (int)op->function,  (real)op->low,  (real)op->high};
+    const int64_t lanes = lanes_of(run, out), pooled = op->pooled >= 0 && lanes == WIDTH;
+    /* All rows of pixels as one line, over the padding between them, unless a row alone fills the registers. */
+    const int fits = in->pitch == out->pitch && (!other || other->pitch == out->pitch);
+    const int whole = out->height == 1 || (fits && !pooled && (lanes % WIDTH || out->width * lanes < 4 * WIDTH));
+    if (pooled) out = run->program->values + op->pooled;
+    Strip s = {
+        .offset = op->offset, .weight = op->weight, .bias = op->bias,
+        .in = at(run, in, 0, 0), .out = at(run, out, 0, 0), .sums = run->call->planes + run->program->scratch * run->lanes,
+        .rows = out->channels, .lanes = lanes, .in_line = in->pitch * lanes, .out_line = out->pitch * lanes,
+        .out_step = out->plane * lanes, .clamp = op->function, .low = (real)op->low, .high = (real)op->high, .pooled = pooled,
+    };
     if (other) {
         s.residual = at(run, other, 0, 0);
+        s.residual_line = other->pitch * lanes;
         s.residual_step = other->plane * lanes;
     }
-    if (out->height * out->width * lanes == 1) {
-        dots(s);
-        return;
-    }
-    /* All rows of pixels as one strip, over the padding between them, unless a row alone fills the registers. */
-    const int fits = in->pitch == out->pitch && (!other || other->pitch == out->pitch);
-    const int whole = out->height == 1 || (fits && (lanes % WIDTH || out->width * lanes < 4 * WIDTH));
-    const int64_t lines = whole ? 1 : out->height;
-    const int64_t length = ((whole ? out->height - 1 : 0) * out->pitch + out->width) * lanes;
-    const int64_t vectors = (length + WIDTH - 1) / WIDTH, residual = other ? other->pitch * lanes : 0;
-    if (lanes % WIDTH == 0) { /* a few pixels of all channels before the next pixels: their input stays in the cache */
-        for (int64_t y = 0; y < lines; y++)
-            in_parts(s, y * in->pitch * lanes, y * out->pitch * lanes, y * residual, vectors);
-    } else { /* in the order of memory: what the last vector writes beyond its end is overwritten by what belongs there */
-        for (int64_t row = 0; row < out->channels; row++) {
-            s.first = row;
-            s.last = row + 1;
-            for (int64_t y = 0; y < lines; y++)
-                in_parts(s, y * in->pitch * lanes, y * out->pitch * lanes, y * residual, vectors);
-        }
-    }
+    if (out->height * out->width * lanes == 1)
+        dots(&s, op);
+    else if (pooled)
+        tiles(s, op, 2 * out->height, 2 * out->width * lanes);
+    else if (whole)
+        tiles(s, op, 1, ((out->height - 1) * out->pitch + out->width) * lanes);
+    else
+        tiles(s, op, out->height, out->width * lanes);
     clear_padding(run, out);
 }
 
@@ -390,8 +476,6 @@ static void flatten(const Run *run, const Op *op) {
         for (int64_t lane = 0; lane < lanes; lane++) to[lane] = from[op->index[feature] * lanes + lane];
 }
 
-/* The larger of each pair; a NaN wins, as in PyTorch. */
-static inline vec larger(vec a, vec b) { return EITHER((b > a) | (b != b), b, a); }
 static inline vec both(int largest, vec a, vec b) {
     if (largest) return larger(a, b);
     return a + b;
@@ -405,6 +489,7 @@ static void pool(const Run *run, const Op *op) {
     const int64_t lanes = lanes_of(run, out), length = in->width * lanes, step = in->pitch * lanes;
     const int32_t *const rows = op->index, *const columns = op->index + 2 * out->height;
     const int largest = op->kind == MAX_POOL, whole = lanes % WIDTH == 0;
+    if (op->function && lanes == WIDTH) return; /* the convolution before it has done it */
     real *const line = run->call->planes + run->program->scratch * run->lanes;
     for (int64_t channel = 0; channel < out->channels; channel++)
         for (int64_t y = 0; y < out->height; y++) {

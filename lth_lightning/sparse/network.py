@@ -20,7 +20,7 @@ from lth_lightning.sparse.graph import LAYERS, Graph, Shape, Step, filled
 from lth_lightning.sparse.native import Kernels, NoCompilerError, kernels
 from lth_lightning.sparse.plan import NATIVE, planned
 
-TILE = 4  # vectors of images that a weight of a linear layer multiplies at once
+TILE = 64  # images that a weight of a linear layer multiplies at once
 ALIGNED = 64  # bytes
 PER_THREAD = 64  # images below which a second thread costs more than it gives
 
@@ -34,16 +34,23 @@ class Chain:
         outputs: the values that the chain gives.
         native: the kernels.
         group: images side by side at a pixel.
+        batch_size: the batch size that matters.
     """
 
     def __init__(
-        self, graph: Graph, steps: Sequence[Step], outputs: Sequence[str], native: Kernels, group: int
+        self,
+        graph: Graph,
+        steps: Sequence[Step],
+        outputs: Sequence[str],
+        native: Kernels,
+        group: int,
+        batch_size: int,
     ) -> None:
-        self.steps, self.native, self.group = list(steps), native, group
-        self.plan = plan = planned(graph, steps, outputs, native.dtype)
+        self.steps, self.native, self.group, self.tile = list(steps), native, group, TILE
+        lanes = min(group, batch_size), min(TILE, batch_size)
+        self.plan = plan = planned(graph, steps, outputs, native.dtype, *lanes)
         self.inputs, self.outputs = plan.inputs, plan.outputs
         self.lead = -1 if any(_on_last_axis(graph, step) for step in steps) else 1  # dimensions of the batch
-        self.tile = native.width * TILE
         self._program = np.array(
             [
                 *(plan.values.ctypes.data, plan.operations.ctypes.data),
@@ -149,6 +156,7 @@ class SparseNetwork(nn.Module):
         graph: what it computes.
         dense: outputs of the layers that PyTorch runs; all others run in kernels.
         group: images side by side at a pixel.
+        batch_size: the batch size that matters; it takes any.
         device: the kind of device that its inputs must lie on.
 
     Raises:
@@ -156,7 +164,12 @@ class SparseNetwork(nn.Module):
     """
 
     def __init__(
-        self, graph: Graph, dense: Collection[str] = (), group: int | None = None, device: str = "cpu"
+        self,
+        graph: Graph,
+        dense: Collection[str] = (),
+        group: int | None = None,
+        batch_size: int = TILE,
+        device: str = "cpu",
     ) -> None:
         super().__init__()
         self.graph = graph
@@ -165,7 +178,7 @@ class SparseNetwork(nn.Module):
         self.dtype = graph.dtype
         self.parts: list[Chain | Step] = []
         self._values: dict[str, Tensor] = graph.constants
-        self._divide(group)
+        self._divide(group, batch_size)
         only = self.parts[0] if len(self.parts) == 1 else None
         alone = isinstance(only, Chain) and only.inputs == graph.inputs and graph.outputs == {"value": only.outputs[0]}
         self._only = only if alone and isinstance(only, Chain) and only.lead == 1 else None
@@ -202,7 +215,7 @@ class SparseNetwork(nn.Module):
                     "It was compiled for inputs of this shape; compile it again for another."
                 )
 
-    def _divide(self, group: int | None) -> None:
+    def _divide(self, group: int | None, batch_size: int) -> None:
         """Make a chain of each run of steps that kernels can do, where it holds a layer."""
         runs: list[Step | list[Step]] = []
         for step in self.graph.steps:
@@ -219,7 +232,7 @@ class SparseNetwork(nn.Module):
             if isinstance(run, list) and any(step.kind in LAYERS for step in run):
                 native = kernels(self.dtype)
                 outputs = [step.output for step in run if step.output in needed]
-                self.parts.append(Chain(self.graph, run, outputs, native, group or native.width))
+                self.parts.append(Chain(self.graph, run, outputs, native, group or native.width, batch_size))
             else:
                 self.parts += reversed(steps)
             needed |= {name for step in steps for name in step.inputs}

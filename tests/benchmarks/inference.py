@@ -93,7 +93,7 @@ def main() -> None:
                 net = BUILD[name]().eval()
                 x = torch.randn(batch, *IMAGES.get(name, (3, 32, 32)))
                 whole = prune(name, net, density)
-                network = SparseNetwork(compacted(simplified(trace(net, x[:1]))))
+                network = SparseNetwork(compacted(simplified(trace(net, x[:1]))), batch_size=batch)
                 assert torch.allclose(network(x), net(x), rtol=1e-4, atol=1e-4)
                 calls = {"sparse": lambda n=network, x=x: n(x), **engines(net, x)}
                 milliseconds = in_turns(list(calls.values()), TURNS, SECONDS)
