@@ -276,6 +276,17 @@ static real *at(const Run *run, const Value *value, int64_t channel, int64_t y) 
 static void clear_padding(const Run *run, const Value *value) {
     const int64_t lanes = lanes_of(run, value), gap = value->pitch - value->width;
     if (value->pad == 0) return;
+    if (gap * lanes < 16) { /* a call of memset costs more */
+        for (int64_t channel = 0; channel < value->channels; channel++) {
+            real *const plane = at(run, value, channel, -value->pad) - value->pad * lanes;
+            real *const end = at(run, value, channel, value->height - 1) + value->width * lanes;
+            memset(plane, 0, (value->pad * value->pitch + value->pad) * lanes * sizeof(real));
+            for (real *row = at(run, value, channel, 0) + value->width * lanes; row < end; row += value->pitch * lanes)
+                for (int64_t i = 0; i < gap * lanes; i++) row[i] = 0;
+            memset(end, 0, (plane + value->plane * lanes - end) * sizeof(real));
+        }
+        return;
+    }
     for (int64_t channel = 0; channel < value->channels; channel++) {
         real *const plane = at(run, value, channel, -value->pad) - value->pad * lanes;
         real *const end = at(run, value, channel, value->height - 1) + value->width * lanes;
@@ -491,6 +502,8 @@ static void pool(const Run *run, const Op *op) {
     const int largest = op->kind == MAX_POOL, whole = lanes % WIDTH == 0;
     if (op->function && lanes == WIDTH) return; /* the convolution before it has done it */
     real *const line = run->call->planes + run->program->scratch * run->lanes;
+    int pairs = largest && lanes == 1; /* the commonest case */
+    for (int64_t x = 0; x < out->width; x++) pairs &= columns[2 * x] == 2 * x && columns[2 * x + 1] == 2 * x + 2;
     for (int64_t channel = 0; channel < out->channels; channel++)
         for (int64_t y = 0; y < out->height; y++) {
             const real *const first = at(run, in, channel, rows[2 * y]);
@@ -505,6 +518,13 @@ static void pool(const Run *run, const Op *op) {
                     }
                     write(line + i, best);
                 }
+            if (pairs) {
+                for (int64_t x = 0; x < out->width; x++) {
+                    const real left = line[2 * x], right = line[2 * x + 1];
+                    to[x] = (right > left) | (right != right) ? right : left;
+                }
+                continue;
+            }
             for (int64_t x = 0; x < out->width; x++, to += lanes) {
                 const int64_t start = columns[2 * x], across = columns[2 * x + 1] - start;
                 const real factor = largest ? 1 : op->weight[y * out->width + x];

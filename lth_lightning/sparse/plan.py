@@ -46,7 +46,7 @@ OPERATION = np.dtype(
 )
 MOST = 16  # vectors that a kernel sums at once
 NEAR = 2**16  # pixels from a block's base that an offset can tell
-CACHE = 24 * 2**10  # bytes of the first cache that a block of a layer's input may fill
+CACHE = 14 * 2**10  # bytes of the first cache that a block of a layer's input may fill
 PIECE = 12  # survivors of a row in a block: with fewer, more blocks cost more than they save
 SLACK = 16  # pixels behind each value, which the last vector of a row may overwrite
 NATIVE = (*LAYERS, "affine", "unary", "binary", "pool", "concat", "flatten", "select")
