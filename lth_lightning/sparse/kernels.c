@@ -58,9 +58,9 @@ typedef struct {
     int64_t kind, function, in, other, out, tensor, count;
     int64_t pooled; /* ROWS: the value that takes the maxima of 2 x 2 pixels, or -1 */
     double low, high;
-    /* ROWS: the input is cut into `count` blocks, which stay in the cache. Of block b and row r, with i = b * rows + r, the
+    /* ROWS: the input is cut into `count` blocks, which stay in the cache. Piece i of a block belongs to row[i]; its
      * survivors are start[i] to start[i + 1], and read offset[] pixels behind base[i]. */
-    const int64_t *start, *base;
+    const int64_t *start, *base, *row;
     const uint16_t *offset;
     const int32_t *index; /* LOAD, PHASES: channels; FLATTEN: pixels; pools: windows */
     const real *weight, *bias;
@@ -105,7 +105,7 @@ static inline vec larger(vec a, vec b) { return EITHER((b > a) | (b != b), b, a)
 /* One block of a layer for a tile of its output: R lines of T vectors, of all rows (output channels). The sums stay in
  * registers over all survivors of a row; between blocks they wait in `sums`. */
 typedef struct {
-    const int64_t *start, *base;
+    const int64_t *start, *base, *row;
     const uint16_t *offset;
     const real *weight, *bias, *in, *residual;
     real *out, *sums;
@@ -129,8 +129,9 @@ static inline __attribute__((always_inline)) void strip(const Strip *s, const in
     const real *const weight = s->weight;
     const uint16_t *const offset = s->offset;
     const int64_t lanes = s->lanes, in_line = s->in_line;
-    real *sums = s->sums;
-    for (int64_t row = 0; row < s->rows; row++, sums += R * T * WIDTH) {
+    for (int64_t piece = 0; piece < s->rows; piece++) {
+        const int64_t row = s->row[piece];
+        real *const sums = s->sums + row * (R * T * WIDTH);
         vec sum[4][2][MOST];
         if (s->first) {
             const vec bias = (vec){0} + s->bias[row];
@@ -143,9 +144,9 @@ static inline __attribute__((always_inline)) void strip(const Strip *s, const in
             EACH_RT sum[0][r][t] = read(sums + (r * T + t) * WIDTH);
         }
         UNROLL for (int c = 1; c < C; c++) { EACH_RT sum[c][r][t] = (vec){0}; }
-        const real *const in = s->in + s->base[row] * lanes;
-        int64_t one = s->start[row];
-        const int64_t end = s->start[row + 1];
+        const real *const in = s->in + s->base[piece] * lanes;
+        int64_t one = s->start[piece];
+        const int64_t end = s->start[piece + 1];
         for (; one + C <= end; one += C) {
             UNROLL for (int c = 0; c < C; c++) {
                 const real *line[2] = {in + offset[one + c] * lanes, in + offset[one + c] * lanes + in_line};
@@ -236,30 +237,31 @@ typedef real some __attribute__((vector_size(SOME), aligned(sizeof(real)), may_a
 #define PICKED(x, i) ((some){x[(i)[0]], x[(i)[1]]})
 #endif
 
-static void dots(const Strip *s, const Op *op) {
-    for (int64_t row = 0; row < s->rows; row++) {
+static void dots(const Strip *s) {
+    const real *const weight = s->weight;
+    for (int64_t piece = 0; piece < s->rows; piece++) {
+        const int64_t row = s->row[piece], end = s->start[piece + 1];
+        const real *const in = s->in + s->base[piece];
+        int64_t one = s->start[piece];
         some sum = {0};
-        real a = s->bias[row], b = 0;
-        for (int64_t block = 0; block < op->count; block++) {
-            const int64_t i = block * s->rows + row, end = op->start[i + 1];
-            const real *const x = s->in + op->base[i];
-            int64_t one = op->start[i];
-            for (; one + SOME_NUMBERS <= end; one += SOME_NUMBERS)
-                sum += *(const some *)(op->weight + one) * PICKED(x, op->offset + one);
-            for (; one + 2 <= end; one += 2) {
-                a += op->weight[one] * x[op->offset[one]];
-                b += op->weight[one + 1] * x[op->offset[one + 1]];
-            }
-            if (one < end) a += op->weight[one] * x[op->offset[one]];
+        real a = s->first ? s->bias[row] : s->sums[row], b = s->first && s->residual ? s->residual[row * s->residual_step] : 0;
+        for (; one + SOME_NUMBERS <= end; one += SOME_NUMBERS)
+            sum += *(const some *)(weight + one) * PICKED(in, s->offset + one);
+        for (; one + 2 <= end; one += 2) {
+            a += weight[one] * in[s->offset[one]];
+            b += weight[one + 1] * in[s->offset[one + 1]];
         }
-        UNROLL for (int i = 0; i < SOME_NUMBERS; i += 2) a += sum[i], b += sum[i + 1];
+        if (one < end) a += weight[one] * in[s->offset[one]];
+        UNROLL for (int i = 0; i < SOME_NUMBERS; i += 2) {
+            a += sum[i];
+            b += sum[i + 1];
+        }
         a += b;
-        if (s->residual) a += s->residual[row * s->residual_step];
-        if (s->clamp) {
+        if (s->last && s->clamp) {
             if (a < s->low) a = s->low;
             if (a > s->high) a = s->high;
         }
-        s->out[row * s->out_step] = a;
+        *(s->last ? s->out + row * s->out_step : s->sums + row) = a;
     }
 }
 
@@ -305,7 +307,7 @@ static void tiles(Strip s, const Op *op, int64_t lines, int64_t length) {
     const int64_t vectors = (length + WIDTH - 1) / WIDTH, least = s.pooled ? 2 : 1;
     s.few = length < WIDTH ? length : 0;
     for (int64_t y = 0, high; y < lines; y += high) {
-        high = y + 1 < lines && !s.few ? 2 : 1;
+        high = y + 1 < lines && !s.few ? 2 : 1; /* lines at once */
         const int64_t most = MOST / high / least, parts = (vectors / least + most - 1) / most;
         for (int64_t part = 0; part < parts; part++) {
             const int64_t from = vectors / least * part / parts * least, to = vectors / least * (part + 1) / parts * least;
@@ -316,9 +318,13 @@ static void tiles(Strip s, const Op *op, int64_t lines, int64_t length) {
             for (int64_t block = 0; block < op->count; block++) {
                 s.start = op->start + block * s.rows;
                 s.base = op->base + block * s.rows;
+                s.row = op->row + block * s.rows;
                 s.first = block == 0;
                 s.last = block == op->count - 1;
-                strips[high - 1][to - from](&s);
+                if (length == 1)
+                    dots(&s);
+                else
+                    strips[high - 1][to - from](&s);
             }
         }
     }
@@ -344,9 +350,7 @@ static void rows_of(const Run *run, const Op *op) {
         s.residual_line = other->pitch * lanes;
         s.residual_step = other->plane * lanes;
     }
-    if (out->height * out->width * lanes == 1)
-        dots(&s, op);
-    else if (pooled)
+    if (pooled)
         tiles(s, op, 2 * out->height, 2 * out->width * lanes);
     else if (whole)
         tiles(s, op, 1, ((out->height - 1) * out->pitch + out->width) * lanes);
@@ -399,18 +403,15 @@ TRANSPOSE(2)
 
 /* Features of whole vectors of samples: a square of WIDTH samples and WIDTH neighbouring features at a time. */
 static void load_squares(const real *from, int64_t size, const int32_t *index, int64_t count, real *to, int64_t lanes) {
-    int64_t first = 0;
-    while (first < count) {
-        int64_t start = index[first], end = first + 1;
-        if (start > size - WIDTH) start = size - WIDTH;
-        while (end < count && index[end] < start + WIDTH) end++;
-        for (int64_t lane = 0; lane < lanes; lane += WIDTH) {
+    for (int64_t lane = 0; lane < lanes; lane += WIDTH)
+        for (int64_t first = 0, end; first < count; first = end) {
+            int64_t start = index[first];
+            if (start > size - WIDTH) start = size - WIDTH;
             vec square[NUMBERS];
             transpose(from + lane * size + start, size, square);
-            for (int64_t i = first; i < end; i++) write(to + i * lanes + lane, square[index[i] - start]);
+            for (end = first; end < count && index[end] < start + WIDTH; end++)
+                write(to + end * lanes + lane, square[index[end] - start]);
         }
-        first = end;
-    }
 }
 #endif
 

@@ -60,6 +60,7 @@ class Chain:
         )
         given, made = ([self._sample(graph.shapes[name]) for name in names] for names in (self.inputs, self.outputs))
         self._shapes = made
+        self._known = {torch.Size((n, *given[0])): (n, *made[0]) for n in range(1, 2 * PER_THREAD)}
         self._sizes = [np.array([math.prod(shape) for shape in shapes], np.int64) for shapes in (given, made)]
         self._local = threading.local()
         self._pointers = ctypes.c_void_p * len(given), ctypes.c_void_p * len(made)
@@ -82,13 +83,13 @@ class Chain:
             self._run(sources, targets, 0, count)
         return results
 
-    def one(self, x: Tensor) -> Tensor:
-        """The same for a chain from one tensor, batch first, to one, with less work in Python."""
-        count, dtype = len(x), self.native.dtype
-        if count >= 2 * PER_THREAD or not x.is_contiguous() or x.dtype is not dtype:
-            return self([x])[0]
-        result = torch.empty((count, *self._shapes[0]), dtype=dtype)
-        self.native.apply(self._address(), x.data_ptr(), result.data_ptr(), count)
+    def one(self, x: Tensor) -> Tensor | None:
+        """The same for a chain from one tensor to one, with less work in Python; None if this way does not fit."""
+        shape = self._known.get(x.shape)
+        if shape is None or not x.is_cpu or x.dtype is not self.native.dtype or not x.is_contiguous():
+            return None
+        result = torch.empty(*shape, dtype=x.dtype)
+        self.native.apply(self._address(), x.data_ptr(), result.data_ptr(), shape[0])
         return result
 
     def _run(self, sources: Any, targets: Any, first: int, last: int) -> None:
@@ -182,15 +183,12 @@ class SparseNetwork(nn.Module):
         only = self.parts[0] if len(self.parts) == 1 else None
         alone = isinstance(only, Chain) and only.inputs == graph.inputs and graph.outputs == {"value": only.outputs[0]}
         self._only = only if alone and isinstance(only, Chain) and only.lead == 1 else None
-        self._tail = [shape[1:] for shape in (graph.shapes[name] for name in graph.inputs)]
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return what the network returned, for inputs of its shapes and any batch size."""
-        if self._only is not None:
-            x = inputs[0]
-            if len(inputs) == 1 and x.is_cpu and x.shape[1:] == self._tail[0]:
-                return self._only.one(x)
+        if self._only is not None and len(inputs) == 1 and (result := self._only.one(inputs[0])) is not None:
+            return result
         self._check(inputs)
         values: dict[str, Any] = {**self._values, **dict(zip(self.graph.inputs, inputs, strict=True))}
         with torch.no_grad():
@@ -203,8 +201,8 @@ class SparseNetwork(nn.Module):
         return filled(self.graph.outputs, values)
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
-        if len(inputs) != len(self._tail):
-            raise ValueError(f"the network takes {len(self._tail)} inputs, got {len(inputs)}.")
+        if len(inputs) != len(self.graph.inputs):
+            raise ValueError(f"the network takes {len(self.graph.inputs)} inputs, got {len(inputs)}.")
         for x, name in zip(inputs, self.graph.inputs, strict=True):
             shape = self.graph.shapes[name]
             fits = len(x.shape) == len(shape) and all(a in (None, b) for a, b in zip(shape, x.shape, strict=True))
