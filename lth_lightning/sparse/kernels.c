@@ -32,7 +32,8 @@ typedef REAL real;
 #define BYTES 16
 #define MOST 12
 #endif
-#define WIDTH ((int64_t)(BYTES / sizeof(real)))
+#define NUMBERS (BYTES / REAL_BYTES)
+#define WIDTH ((int64_t)NUMBERS)
 
 typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 #define MASK __typeof__((vec){0} < (vec){0})
@@ -94,7 +95,7 @@ static inline void write(real *to, vec value) { *(vec *)to = value; }
 
 /* Comparisons that a NaN passes unchanged, as in PyTorch. */
 static inline vec clamped(vec x, real low, real high) {
-    const vec lows = (vec){0} + low, highs = (vec){0} + high;
+    const vec lows = low - (vec){0}, highs = high - (vec){0};
     x = EITHER(x < lows, lows, x);
     return EITHER(x > highs, highs, x);
 }
@@ -120,69 +121,70 @@ typedef struct {
 
 /* Keeps a pointer in a register of its own: compilers would rather add up the address of each vector. */
 #define SEPARATE(pointer) __asm__("" : "+r"(pointer))
-#define EACH_T UNROLL for (int t = 0; t < T; t++)
-#define EACH_RT UNROLL for (int r = 0; r < R; r++) EACH_T
-#define PLACE (t < T - 1 ? t * WIDTH : T == 1 ? 0 : s->end) /* of vector t in its line */
+#define ALL(R, T) UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
+#define PLACE(T) (t < T - 1 ? t * WIDTH : T == 1 ? 0 : s->end) /* of vector t in its line */
 
-/* Written once for constant T, R and C, and compiled for each. C sums side by side hide the latency of few vectors. */
-static inline __attribute__((always_inline)) void strip(const Strip *s, const int T, const int R, const int C) {
-    const real *const weight = s->weight;
-    const uint16_t *const offset = s->offset;
-    const int64_t lanes = s->lanes, in_line = s->in_line;
-    for (int64_t piece = 0; piece < s->rows; piece++) {
-        const int64_t row = s->row[piece];
-        real *const sums = s->sums + row * (R * T * WIDTH);
-        vec sum[4][2][MOST];
-        if (s->first) {
-            const vec bias = (vec){0} + s->bias[row];
-            EACH_RT sum[0][r][t] = bias;
-            if (s->residual) {
-                const real *const from = s->residual + row * s->residual_step;
-                EACH_RT sum[0][r][t] += read(from + r * s->residual_line + PLACE);
-            }
-        } else {
-            EACH_RT sum[0][r][t] = read(sums + (r * T + t) * WIDTH);
-        }
-        UNROLL for (int c = 1; c < C; c++) { EACH_RT sum[c][r][t] = (vec){0}; }
-        const real *const in = s->in + s->base[piece] * lanes;
-        int64_t one = s->start[piece];
-        const int64_t end = s->start[piece + 1];
-        for (; one + C <= end; one += C) {
-            UNROLL for (int c = 0; c < C; c++) {
-                const real *line[2] = {in + offset[one + c] * lanes, in + offset[one + c] * lanes + in_line};
-                const vec w = weight[one + c] - (vec){0};
-                SEPARATE(line[1]);
-                EACH_RT sum[c][r][t] += w * read(line[r] + PLACE);
-            }
-        }
-        if (C > 1)
-            for (; one < end; one++) {
-                const real *line[2] = {in + offset[one] * lanes, in + offset[one] * lanes + in_line};
-                const vec w = weight[one] - (vec){0};
-                EACH_RT sum[0][r][t] += w * read(line[r] + PLACE);
-            }
-        UNROLL for (int c = 1; c < C; c++) { EACH_RT sum[0][r][t] += sum[c][r][t]; }
-        if (!s->last) {
-            EACH_RT write(sums + (r * T + t) * WIDTH, sum[0][r][t]);
-            continue;
-        }
-        if (s->clamp) { EACH_RT sum[0][r][t] = clamped(sum[0][r][t], s->low, s->high); }
-        real *const out = s->out + row * s->out_step;
-        if (R == 2 && T % 2 == 0 && s->pooled) {
-            UNROLL for (int t = 0; t < T; t += 2) {
-                const vec upper = larger(sum[0][0][t], sum[0][0][t + 1]), lower = larger(sum[0][R - 1][t], sum[0][R - 1][t + 1]);
-                write(out + t / 2 * WIDTH, larger(upper, lower));
-            }
-        } else if (T == 1 && s->few) {
-            for (int64_t i = 0; i < s->few; i++) out[i] = sum[0][0][0][i];
-        } else {
-            EACH_RT write(out + r * s->out_line + PLACE, sum[0][r][t]);
-        }
+/* Written for literal T, R and C, so that every compiler keeps the sums in registers. C sums side by side hide the latency
+ * of few vectors. */
+#define STRIP(T, R, C)                                                                                                 \
+    static void strip_##T##_##R(const Strip *s) {                                                                      \
+        const real *const weight = s->weight;                                                                          \
+        const uint16_t *const offset = s->offset;                                                                      \
+        const int64_t lanes = s->lanes, in_line = s->in_line;                                                          \
+        for (int64_t piece = 0; piece < s->rows; piece++) {                                                            \
+            const int64_t row = s->row[piece];                                                                         \
+            real *const sums = s->sums + row * (R * T * WIDTH);                                                        \
+            vec sum[C][R][T];                                                                                          \
+            if (s->first) {                                                                                            \
+                const vec bias = (vec){0} + s->bias[row];                                                              \
+                ALL(R, T) sum[0][r][t] = bias;                                                                         \
+                if (s->residual) {                                                                                     \
+                    const real *const from = s->residual + row * s->residual_step;                                     \
+                    ALL(R, T) sum[0][r][t] += read(from + r * s->residual_line + PLACE(T));                            \
+                }                                                                                                      \
+            } else {                                                                                                   \
+                ALL(R, T) sum[0][r][t] = read(sums + (r * T + t) * WIDTH);                                             \
+            }                                                                                                          \
+            UNROLL for (int c = 1; c < C; c++) { ALL(R, T) sum[c][r][t] = (vec){0}; }                                  \
+            const real *const in = s->in + s->base[piece] * lanes;                                                     \
+            int64_t one = s->start[piece];                                                                             \
+            const int64_t end = s->start[piece + 1];                                                                   \
+            for (; one + C <= end; one += C) {                                                                         \
+                UNROLL for (int c = 0; c < C; c++) {                                                                   \
+                    const real *line[2] = {in + offset[one + c] * lanes, in + offset[one + c] * lanes + in_line};      \
+                    const vec w = weight[one + c] - (vec){0};                                                          \
+                    SEPARATE(line[1]);                                                                                 \
+                    ALL(R, T) sum[c][r][t] += w * read(line[r] + PLACE(T));                                            \
+                }                                                                                                      \
+            }                                                                                                          \
+            if (C > 1)                                                                                                 \
+                for (; one < end; one++) {                                                                             \
+                    const real *line[2] = {in + offset[one] * lanes, in + offset[one] * lanes + in_line};              \
+                    const vec w = weight[one] - (vec){0};                                                              \
+                    ALL(R, T) sum[0][r][t] += w * read(line[r] + PLACE(T));                                            \
+                }                                                                                                      \
+            UNROLL for (int c = 1; c < C; c++) { ALL(R, T) sum[0][r][t] += sum[c][r][t]; }                             \
+            if (!s->last) {                                                                                            \
+                ALL(R, T) write(sums + (r * T + t) * WIDTH, sum[0][r][t]);                                             \
+                continue;                                                                                              \
+            }                                                                                                          \
+            real *const out = s->out + row * s->out_step;                                                              \
+            if (R == 2 && T % 2 == 0 && s->pooled) {                                                                   \
+                UNROLL for (int t = 0; t < T; t += 2) {                                                                \
+                    const vec upper = larger(sum[0][0][t], sum[0][0][t + 1]);                                          \
+                    const vec lower = larger(sum[0][R - 1][t], sum[0][R - 1][t + 1]), most = larger(upper, lower);     \
+                    write(out + t / 2 * WIDTH, s->clamp ? clamped(most, s->low, s->high) : most);                      \
+                }                                                                                                      \
+                continue;                                                                                              \
+            }                                                                                                          \
+            if (s->clamp) { ALL(R, T) sum[0][r][t] = clamped(sum[0][r][t], s->low, s->high); }                         \
+            if (T == 1 && s->few) {                                                                                    \
+                for (int64_t i = 0; i < s->few; i++) out[i] = sum[0][0][0][i];                                         \
+            } else {                                                                                                   \
+                ALL(R, T) write(out + r * s->out_line + PLACE(T), sum[0][r][t]);                                       \
+            }                                                                                                          \
+        }                                                                                                              \
     }
-}
-
-#define STRIP(T, R, C) \
-    static void strip_##T##_##R(const Strip *s) { strip(s, T, R, C); }
 STRIP(1, 1, 4)
 STRIP(2, 1, 4)
 STRIP(3, 1, 2)
@@ -368,38 +370,43 @@ static int64_t sample_of(const Run *run, const Value *value) { return run->first
 #endif
 #endif
 #ifdef SHUFFLES
-#define PAIR16(a, b, i) __builtin_shufflevector(a, b, i, 16 + i, 1 + i, 17 + i, 2 + i, 18 + i, 3 + i, 19 + i, 4 + i, \
-                                                20 + i, 5 + i, 21 + i, 6 + i, 22 + i, 7 + i, 23 + i)
-#define PAIR8(a, b, i) __builtin_shufflevector(a, b, i, 8 + i, 1 + i, 9 + i, 2 + i, 10 + i, 3 + i, 11 + i)
-#define PAIR4(a, b, i) __builtin_shufflevector(a, b, i, 4 + i, 1 + i, 5 + i)
-#define PAIR2(a, b, i) __builtin_shufflevector(a, b, i, 2 + i)
-#define TRANSPOSE(N)                                                                                                   \
-    static void transpose_##N(const real *from, int64_t size, vec *to) {                                               \
-        vec a[N], b[N];                                                                                                \
-        UNROLL for (int i = 0; i < N; i++) a[i] = read(from + i * size);                                               \
-        UNROLL for (int step = 1; step < N; step *= 2) {                                                               \
-            UNROLL for (int i = 0; i < N / 2; i++) {                                                                   \
-                b[2 * i] = PAIR##N(a[i], a[i + N / 2], 0);                                                             \
-                b[2 * i + 1] = PAIR##N(a[i], a[i + N / 2], N / 2);                                                     \
-            }                                                                                                          \
-            UNROLL for (int i = 0; i < N; i++) a[i] = b[i];                                                            \
-        }                                                                                                              \
-        UNROLL for (int i = 0; i < N; i++) to[i] = a[i];                                                               \
-    }
-#define NUMBERS (BYTES / REAL_BYTES)
+/* Squares are transposed by exchanging halves, then halves of halves. */
+#define KEPT(d, j) (((j) & (d)) ? NUMBERS + (j) - (d) : (j))
+#define MOVED(d, j) (((j) & (d)) ? NUMBERS + (j) : (j) + (d))
+#define LIST2(F, d, j) F(d, j), F(d, j + 1)
+#define LIST4(F, d, j) LIST2(F, d, j), LIST2(F, d, j + 2)
+#define LIST8(F, d, j) LIST4(F, d, j), LIST4(F, d, j + 4)
+#define LIST16(F, d, j) LIST8(F, d, j), LIST8(F, d, j + 8)
 #if NUMBERS == 16
-TRANSPOSE(16)
-#define transpose transpose_16
+#define LIST LIST16
 #elif NUMBERS == 8
-TRANSPOSE(8)
-#define transpose transpose_8
+#define LIST LIST8
 #elif NUMBERS == 4
-TRANSPOSE(4)
-#define transpose transpose_4
+#define LIST LIST4
 #else
-TRANSPOSE(2)
-#define transpose transpose_2
+#define LIST LIST2
 #endif
+#define EXCHANGE(d)                                                                                                    \
+    UNROLL for (int i = 0; i < NUMBERS; i++) {                                                                         \
+        if (i & d) continue;                                                                                           \
+        const vec a = square[i], b = square[i + d];                                                                    \
+        square[i] = __builtin_shufflevector(a, b, LIST(KEPT, d, 0));                                                   \
+        square[i + d] = __builtin_shufflevector(a, b, LIST(MOVED, d, 0));                                              \
+    }
+
+static inline void transpose(const real *from, int64_t size, vec *square) {
+    UNROLL for (int i = 0; i < NUMBERS; i++) square[i] = read(from + i * size);
+#if NUMBERS > 8
+    EXCHANGE(8)
+#endif
+#if NUMBERS > 4
+    EXCHANGE(4)
+#endif
+#if NUMBERS > 2
+    EXCHANGE(2)
+#endif
+    EXCHANGE(1)
+}
 
 /* Features of whole vectors of samples: a square of WIDTH samples and WIDTH neighbouring features at a time. */
 static void load_squares(const real *from, int64_t size, const int32_t *index, int64_t count, real *to, int64_t lanes) {
@@ -522,7 +529,7 @@ static void pool(const Run *run, const Op *op) {
             if (pairs) {
                 for (int64_t x = 0; x < out->width; x++) {
                     const real left = line[2 * x], right = line[2 * x + 1];
-                    to[x] = (right > left) | (right != right) ? right : left;
+                    to[x] = ((right > left) | (right != right)) ? right : left;
                 }
                 continue;
             }
