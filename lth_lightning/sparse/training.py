@@ -3,6 +3,7 @@
 `thinned` swaps a module's linear and convolution layers in place; `densified` gives them back.
 """
 
+import copy
 import ctypes
 import functools
 import time
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 
 from lth_lightning.pruning.guard import owners
 from lth_lightning.pruning.state import parameters_by_name
-from lth_lightning.pruning.survivors import Survivors, restore, survivors_of, thin
+from lth_lightning.pruning.survivors import ATTRIBUTE, Survivors, restore, survivors_of, thin
 from lth_lightning.sparse.native import library
 from lth_lightning.sparse.pattern import PAD, Conv, Layer, Pattern, conv_pattern, linear_pattern
 
@@ -224,6 +225,19 @@ class _Thin:
 
     _parameters: dict[str, Any]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Thin":
+        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        # torch copies a parameter without its attributes.
+        twin._parameters["weight"].__dict__[ATTRIBUTE] = survivors_of(self._parameters["weight"])
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as the dense layer: kernels are of this process."""
+        twin: Any = copy.deepcopy(self)
+        densified(twin)
+        return twin.__reduce_ex__(protocol)
+
     @property
     def weight(self) -> Tensor:
         """The dense weight, for code that reads it; gradients flow to the survivors, but writes are lost."""
@@ -280,11 +294,12 @@ class ThinSurvivors(Survivors):
         mask: 1 = survives, in the weight's shape.
         layer: the layer, still dense.
         way: `sparse`, `dense`, or None: the faster at the first forward pass with gradients.
+        agreed: turns this process's choice into the one of all processes.
     """
 
-    def __init__(self, mask: Tensor, layer: nn.Module, way: str | None) -> None:
+    def __init__(self, mask: Tensor, layer: nn.Module, way: str | None, agreed: Callable[[bool], bool] = bool) -> None:
         super().__init__(mask)
-        self.way, self.times = way, (0.0, 0.0)
+        self.way, self.times, self.agreed = way, (0.0, 0.0), agreed
         dtype = layer.weight.dtype
         self.kernel: LinearKernel | ConvKernel
         if isinstance(layer, nn.Linear):
@@ -338,7 +353,7 @@ def _choose(layer: nn.Module, survivors: ThinSurvivors, x: Tensor, weight: Tenso
             y.backward(y.detach())
             best[i] = min(best[i], time.perf_counter() - start)
     survivors.times = best[0], best[1]
-    survivors.way = KERNEL if best[0] <= best[1] else DENSE
+    survivors.way = KERNEL if survivors.agreed(best[0] <= best[1]) else DENSE
 
 
 def fits(module: nn.Module, name: str, weight: nn.Parameter) -> nn.Module | None:
@@ -357,6 +372,7 @@ def thinned(
     masks: Mapping[str, Tensor],
     optimizers: Iterable[Optimizer] = (),
     ways: Mapping[str, str] | None = None,
+    agreed: Callable[[bool], bool] = bool,
 ) -> dict[str, ThinSurvivors]:
     """Let only survivors of a module's layers exist, from now on; layers that do not fit stay dense.
 
@@ -365,6 +381,7 @@ def thinned(
         masks: 1 = survives, by names of parameters.
         optimizers: optimizers that may hold state for them.
         ways: by name, how to compute, where that is known (`ThinSurvivors`).
+        agreed: as for `ThinSurvivors`.
 
     Returns:
         What was thinned, by name.
@@ -375,7 +392,7 @@ def thinned(
     found: dict[str, ThinSurvivors] = {}
     for name, weight in parameters_by_name(module, masks).items():
         if (layer := fits(module, name, weight)) is not None:
-            survivors = ThinSurvivors(masks[name], layer, (ways or {}).get(name))
+            survivors = ThinSurvivors(masks[name], layer, (ways or {}).get(name), agreed)
             thin(weight, survivors, optimizers)
             layer.__class__ = THIN[type(layer)]
             found[name] = survivors
