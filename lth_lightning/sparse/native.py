@@ -59,20 +59,21 @@ def kernels(dtype: torch.dtype) -> Kernels:
     Raises:
         NoCompilerError: there is no compiler, or it fails; the error says what to install.
     """
-    return Kernels(_library("double" if dtype == torch.float64 else "float"), dtype)
+    return Kernels(library(SOURCE, dtype), dtype)
 
 
-def _library(real: str) -> Path:
-    source = SOURCE.read_bytes()
+def library(source: Path, dtype: torch.dtype) -> Path:
+    """Return the compiled library of a C file for numbers of a type, as for `kernels`."""
+    real, text = "double" if dtype == torch.float64 else "float", source.read_bytes()
     tried = []
     for compiler in _compilers():
         for target in TARGETS:
             command = [*compiler, *FLAGS, *target, f"-DREAL={real}", f"-DREAL_BYTES={REALS[real]}"]
-            key = hashlib.sha256(source + repr((command, _version(tuple(compiler)), _cpu())).encode()).hexdigest()[:20]
-            path = _cache() / f"kernels-{key}{'.dylib' if sys.platform == 'darwin' else '.so'}"
+            key = hashlib.sha256(text + repr((command, _version(tuple(compiler)), _cpu())).encode()).hexdigest()[:20]
+            path = _cache() / f"{source.stem}-{key}{'.dylib' if sys.platform == 'darwin' else '.so'}"
             if path.exists():
                 return path
-            if (said := _compile(command, path)) is None:
+            if (said := _compile([*command, str(source)], path)) is None:
                 return path
             tried.append(said)
     if tried:
@@ -85,7 +86,7 @@ def _compile(command: list[str], path: Path) -> str | None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         done = subprocess.run(
-            [*command, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, text=True, check=False
+            [*command, "-o", str(made), "-lm"], capture_output=True, text=True, check=False
         )
         if done.returncode:
             return next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
