@@ -88,7 +88,9 @@ class DenseNetwork(nn.Module):
 
 
 @torch.no_grad()
-def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: int = 64) -> nn.Module:
+def compile(
+    module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: int = 64, *, graph: Graph | None = None
+) -> nn.Module:
     """Return a module for inference that gives what `module` gives, and costs what survives of it.
 
     Channels that nothing reaches or that reach nothing go. Each layer is timed as sparse kernel, as dense layer and as
@@ -99,6 +101,7 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
         module: any trained module with zeros in its weights.
         example: one input, or a tuple of several, with the batch first. It is repeated for measurements.
         batch_size: the batch size to choose for. The result takes any.
+        graph: `simplified(trace(module, example))`, to read the module once for several batch sizes.
 
     Returns:
         A module with a `choice`, which prints what was measured.
@@ -110,7 +113,7 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
         raise SettingError(f"batch_size must be at least 1, got {batch_size}.")
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    whole = simplified(trace(module, inputs))
+    whole = simplified(trace(module, inputs)) if graph is None else graph
     small = compacted(copy.deepcopy(whole))
     if device.type != "cpu":
         return _on_accelerator(small, device, batch_size)
@@ -119,16 +122,13 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
     ways: dict[str, nn.Module] = {"dense": DenseNetwork(module)}
     ways["compacted"] = SparseNetwork(small, dense=[step.output for step in small.layers()])
     try:
-        fast = SparseNetwork(small)
+        fast = SparseNetwork(small, batch_size=batch_size)
     except NoCompilerError as error:
         choice.note = str(error)
     else:
         choice.layers = _layers(whole, small, fast, samples)
         slow = [layer.name for layer in choice.layers if layer.way != "sparse"]
-        candidates = [fast, *([SparseNetwork(small, dense=slow)] if slow else [])]
-        if any(isinstance(part, Chain) and part.plan.split for part in fast.parts) and batch_size > 1:
-            width = next(part.native.width for part in fast.parts if isinstance(part, Chain))
-            candidates += [SparseNetwork(small, group=width // 2), SparseNetwork(small, group=2 * width)]
+        candidates = [fast, *([SparseNetwork(small, dense=slow, batch_size=batch_size)] if slow else [])]
         times = in_turns([_call(one, samples) for one in candidates])
         best = times.index(min(times))
         ways["sparse"] = candidates[best]

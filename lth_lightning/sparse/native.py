@@ -81,13 +81,29 @@ def library(source: Path, dtype: torch.dtype) -> Path:
     raise NoCompilerError(f"sparse kernels need a C compiler, and there is none: {INSTALL}.")
 
 
+def compiled(source: Path, to: Path) -> ctypes.CDLL:
+    """Compile a C99 file that needs no library, and load it.
+
+    Args:
+        source: the file; headers may lie beside it.
+        to: where the library goes.
+
+    Raises:
+        NoCompilerError: there is no compiler, or it fails.
+    """
+    said: str | None = f"there is no C compiler: {INSTALL}"
+    for compiler in _compilers():
+        said = _compile([*compiler, "-std=c99", "-O2", "-shared", "-fPIC", str(source)], to)
+        if said is None:
+            return ctypes.CDLL(str(to))
+    raise NoCompilerError(f"{source} does not compile ({said}).")
+
+
 def _compile(command: list[str], path: Path) -> str | None:
     """Compile to `path`, which appears at once and whole; return the compiler's first complaint if it fails."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        done = subprocess.run(
-            [*command, "-o", str(made), "-lm"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "-o", str(made), "-lm"], capture_output=True, text=True, check=False)
         if done.returncode:
             return next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
         os.replace(made, path)

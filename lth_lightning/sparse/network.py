@@ -173,6 +173,7 @@ class SparseNetwork(nn.Module):
         device: str = "cpu",
     ) -> None:
         super().__init__()
+        self._given = (graph, dense, group, batch_size, device)
         self.graph = graph
         self.dense = set(dense)
         self.device = device
@@ -184,6 +185,10 @@ class SparseNetwork(nn.Module):
         alone = isinstance(only, Chain) and only.inputs == graph.inputs and graph.outputs == {"value": only.outputs[0]}
         self._only = only if alone and isinstance(only, Chain) and only.lead == 1 else None
         self.eval()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the graph; the kernels are loaded, or compiled, where they are opened."""
+        return SparseNetwork, self._given, {name: value for name, value in vars(self).items() if name == "choice"}
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return what the network returned, for inputs of its shapes and any batch size."""

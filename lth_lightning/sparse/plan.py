@@ -174,7 +174,9 @@ class _Planner:
         first = len(self.steps)
         for number in range(len(self.steps) - 1, -1, -1):
             step = self.steps[number]
-            beyond = step.kind == "conv" and (step.tensors["weight"][0, :1].numel() > 1 or any(step.settings["padding"]))
+            beyond = step.kind == "conv" and (
+                step.tensors["weight"][0, :1].numel() > 1 or any(step.settings["padding"])
+            )
             if beyond or any(self._size(name).pixels > 1 for name in (*step.inputs, step.output)):
                 break
             first = number
@@ -412,7 +414,7 @@ def _survivors(step: Step, source: _Value, dtype: Any, lanes: int) -> dict[str, 
         low = tops[0] // down, lefts[0] // across
         span = tops[-1] // down - low[0] + 1, lefts[-1] // across - low[1] + 1
     y, x = y - low[0], x - low[1]
-    # What an offset can tell apart, or, of enormous planes, only a line of the kernel, is a unit; blocks are made of units.
+    # Blocks are made of units: a channel each, or a line of the kernel where offsets cannot reach all lines.
     near = (span[0] - 1) * pitch + span[1]
     lines = 1 if near <= NEAR else span[0]
     unit = channel * lines + (y if lines > 1 else 0)
@@ -427,14 +429,14 @@ def _survivors(step: Step, source: _Value, dtype: Any, lanes: int) -> dict[str, 
     block = unit // size
     lengths = np.bincount(block * count + row, minlength=blocks * count).reshape(blocks, count)
     pieces = np.tile(np.arange(count), (blocks, 1))
-    if step.kind == "linear" and lanes == 1:  # one length after the other: the processor then guesses where a piece ends
+    if step.kind == "linear" and lanes == 1:  # by length: the processor then guesses where a piece ends
         pieces = np.argsort(lengths, axis=1, kind="stable")
     place = np.empty_like(pieces)
     np.put_along_axis(place, pieces, np.arange(blocks * count).reshape(blocks, count), axis=1)
     order = np.argsort(place[block, row], kind="stable")
-    lengths = np.take_along_axis(lengths, pieces, axis=1).reshape(-1)
+    ends = np.take_along_axis(lengths, pieces, axis=1).reshape(-1).cumsum()
     return {
-        "start": np.concatenate([[0], lengths.cumsum()]).astype(np.int64),
+        "start": np.concatenate([[0], ends]).astype(np.int64),
         "base": (bases[:, None] + first[pieces] * plane + low[0] * pitch + low[1]).astype(np.int64).reshape(-1),
         "row": pieces.astype(np.int64).reshape(-1),
         "offset": (channel * plane + y * pitch + x - bases[block]).astype(np.uint16)[order],
