@@ -176,7 +176,8 @@ def _experiment(experiment: PooledRuns, charts: Mapping[str, Chart], reported: R
         if rows := exported_rows(run.path):
             title = f"Tickets that run: {run.path.name}" if len(experiment.runs) > 1 else "Tickets that run"
             yield Part(exported_table(rows).html(title), title)
-            yield Part(_paragraph(ABOUT, "note") + exported_figure(run.path))
+            several = len({row["ticket"] for row in rows}) > 1
+            yield Part(_paragraph(ABOUT, "note") + (exported_figure(run.path) if several else ""))
     networks = networks_table(experiment.runs, experiment.reported.score)
     yield Part(_folded("Every trained network", networks.html("Every trained network")), "Every trained network")
     if any(run.settings for run in experiment.runs):
