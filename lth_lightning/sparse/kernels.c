@@ -420,6 +420,17 @@ static void load_squares(const real *from, int64_t size, const int32_t *index, i
                 write(to + end * lanes + lane, square[index[end] - start]);
         }
 }
+
+/* The same for neighbouring pixels of a line, of which there are at least WIDTH. */
+static void load_line(const real *from, int64_t size, int64_t count, real *to, int64_t lanes) {
+    for (int64_t lane = 0; lane < lanes; lane += WIDTH)
+        for (int64_t first = 0; first < count; first += WIDTH) {
+            const int64_t start = first < count - WIDTH ? first : count - WIDTH;
+            vec square[NUMBERS];
+            transpose(from + lane * size + start, size, square);
+            UNROLL for (int i = 0; i < NUMBERS; i++) write(to + (start + i) * lanes + lane, square[i]);
+        }
+}
 #endif
 
 /* The input tensor, sample after sample, into lanes. */
@@ -442,6 +453,12 @@ static void load(const Run *run, const Op *op) {
         for (int64_t y = 0; y < out->height; y++) {
             real *to = at(run, out, channel, y);
             const real *pixel = from + op->index[channel] * pixels + y * out->width;
+#ifdef SHUFFLES
+            if (lanes % WIDTH == 0 && out->width >= WIDTH) {
+                load_line(pixel, size, out->width, to, lanes);
+                continue;
+            }
+#endif
             for (int64_t x = 0; x < out->width; x++, pixel++, to += lanes)
                 for (int64_t lane = 0; lane < lanes; lane++) to[lane] = pixel[lane * size];
         }
@@ -491,6 +508,11 @@ static void flatten(const Run *run, const Op *op) {
     const int64_t lanes = lanes_of(run, in), wide = lanes_of(run, out);
     const real *const from = at(run, in, 0, 0);
     real *to = at(run, out, 0, 0) + (in->features == out->features ? 0 : run->column);
+    if (lanes == WIDTH) {
+        for (int64_t feature = 0; feature < out->channels; feature++, to += wide)
+            write(to, read(from + op->index[feature] * WIDTH));
+        return;
+    }
     for (int64_t feature = 0; feature < out->channels; feature++, to += wide)
         for (int64_t lane = 0; lane < lanes; lane++) to[lane] = from[op->index[feature] * lanes + lane];
 }
