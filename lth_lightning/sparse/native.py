@@ -85,9 +85,7 @@ def _compile(command: list[str], path: Path) -> str | None:
     """Compile to `path`, which appears at once and whole; return the compiler's first complaint if it fails."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        done = subprocess.run(
-            [*command, "-o", str(made), "-lm"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "-o", str(made), "-lm"], capture_output=True, text=True, check=False)
         if done.returncode:
             return next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
         os.replace(made, path)

@@ -92,7 +92,11 @@ class LinearKernel:
         self.layer.bias_grad = None if bias_grad is None else bias_grad.data_ptr()
         self.kernels.lth_features_backward(
             *(ctypes.addressof(self.layer), 1, gy.data_ptr(), len(gy), acts.data_ptr()),
-            *(None if gx is None else gx.data_ptr(), self._scratch.data_ptr(), max(self.layer.rows, self.layer.columns)),
+            *(
+                None if gx is None else gx.data_ptr(),
+                self._scratch.data_ptr(),
+                max(self.layer.rows, self.layer.columns),
+            ),
         )
         return gx, weight_grad, bias_grad
 
@@ -157,9 +161,7 @@ class ConvKernel:
 
         def run(thread: int, first: int, last: int) -> None:
             buffer = self._buffer(conv, thread).data_ptr()
-            self.kernels.lth_planes_forward(
-                ctypes.addressof(conv), x.data_ptr(), y.data_ptr(), first, last, buffer
-            )
+            self.kernels.lth_planes_forward(ctypes.addressof(conv), x.data_ptr(), y.data_ptr(), first, last, buffer)
 
         _shared(len(x), run)
         return y
@@ -236,7 +238,7 @@ class _Thin:
         """Pickle as the dense layer: kernels are of this process."""
         twin: Any = copy.deepcopy(self)
         densified(twin)
-        return twin.__reduce_ex__(protocol)
+        return _itself, (twin,)
 
     @property
     def weight(self) -> Tensor:
@@ -259,21 +261,25 @@ class _Thin:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
 
-class ThinLinear(_Thin, nn.Linear):  # type: ignore[misc]
+def _itself(layer: nn.Module) -> nn.Module:
+    return layer
+
+
+class ThinLinear(_Thin, nn.Linear):  # type: ignore[override]
     """A linear layer of survivors."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _computed(self, x)
 
 
-class ThinConv1d(_Thin, nn.Conv1d):  # type: ignore[misc]
+class ThinConv1d(_Thin, nn.Conv1d):  # type: ignore[override]
     """A convolution of survivors, in one dimension."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _computed(self, x)
 
 
-class ThinConv2d(_Thin, nn.Conv2d):  # type: ignore[misc]
+class ThinConv2d(_Thin, nn.Conv2d):  # type: ignore[override]
     """A convolution of survivors."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -300,7 +306,7 @@ class ThinSurvivors(Survivors):
     def __init__(self, mask: Tensor, layer: nn.Module, way: str | None, agreed: Callable[[bool], bool] = bool) -> None:
         super().__init__(mask)
         self.way, self.times, self.agreed = way, (0.0, 0.0), agreed
-        dtype = layer.weight.dtype
+        dtype: Any = layer.weight.dtype
         self.kernel: LinearKernel | ConvKernel
         if isinstance(layer, nn.Linear):
             self.kernel = LinearKernel(mask, dtype)
@@ -330,7 +336,7 @@ def _by_torch(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) 
 def _by_kernel(layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer, nn.Linear):
         return _LinearFunction.apply(x, weight, bias, survivors.kernel)
-    images = x if x.ndim == layer.weight.ndim else x.unsqueeze(0)  # type: ignore[union-attr, operator]
+    images = x if x.ndim == layer.weight.ndim else x.unsqueeze(0)
     if isinstance(layer, nn.Conv1d):
         y = _ConvFunction.apply(images.unsqueeze(2), weight, bias, survivors.kernel).squeeze(2)
     else:
