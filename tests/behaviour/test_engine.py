@@ -5,6 +5,8 @@ RMSprop, Adagrad; MLP, Conv-2 with pooling, ResNet with batch norm, a foreign mo
 schedules, averages, several groups; late rewinding, learning-rate rewinding, fine-tuning; controls; two processes.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from conftest import (
     DIGITS,
     FOREIGN_METRICS,
+    HANGS,
     THOROUGH,
     Cut,
     ForeignData,
@@ -25,6 +28,7 @@ from conftest import (
     mlp,
     needs_compiler,
     resnet,
+    weekly,
 )
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
@@ -35,6 +39,7 @@ from lth_lightning.pruning.survivors import survivors_of
 from lth_lightning.runs.rows import read_rows
 
 pytestmark = needs_compiler
+REPOSITORY = Path(__file__).parents[2]
 ALWAYS = Engine("sparse", below=0.9)
 IN_PARTS = Engine("sparse", below=0.9, fused=False)
 
@@ -189,12 +194,24 @@ def test_either_engine_trains_the_others_tickets(tmp_path: Path) -> None:
                 assert (again.ticket(round).trained[name] - value).abs().max() <= 1e-9 * value.abs().max()
 
 
-@pytest.mark.filterwarnings("ignore")  # a fork has pytest's filters
+@weekly
 def test_two_processes_train_the_same_as_with_the_dense_engine(tmp_path: Path) -> None:
-    trainer = {"strategy": "ddp_fork", "devices": 2}
-    for engine in ("dense", ALWAYS):
-        name = "dense" if engine == "dense" else "sparse"
-        run(tmp_path / name, "resnet", engine, trainer=trainer, train_for="10it", controls=[])
+    flags = [
+        *("--config=configs/quickstart.yaml", "--model.net=ResNet", "--model.net.depth=8", "--model.net.width=4"),
+        *("--lottery.rounds=2", "--lottery.train_for=20it", "--lottery.pruning.rate=0.6", "--lottery.controls=[]"),
+        *("--data.train_size=800", "--data.val_size=101", "--data.batch_size=20", "--trainer.precision=64-true"),
+        *("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"),
+    ]
+    for name, engine in (("dense", "dense"), ("sparse", "{name: sparse, below: 0.9}")):
+        command = [
+            sys.executable,
+            "train.py",
+            "fit",
+            *flags,
+            f"--run_dir={tmp_path / name}",
+            f"--lottery.engine={engine}",
+        ]
+        subprocess.run(command, cwd=REPOSITORY, check=True, timeout=HANGS, capture_output=True)
     for round in range(3):
         ours, theirs = (
             Ticket.load(tmp_path / name / f"tickets/round_{round:02}.safetensors") for name in ("sparse", "dense")
