@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lth_lightning.errors import SettingError
 from lth_lightning.pruning.guard import owners
 from lth_lightning.pruning.state import parameters_by_name
 from lth_lightning.pruning.survivors import ATTRIBUTE, Survivors, restore, survivors_of, thin
@@ -242,16 +243,19 @@ class _Thin:
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, for code that reads it; gradients flow to the survivors, but writes are lost."""
+        """The dense weight, for code that reads it; gradients flow to the survivors. A write to it is refused later."""
         stored = self._parameters["weight"]
-        survivors = survivors_of(stored)
-        assert survivors is not None
-        return survivors.whole(stored)
+        survivors: Any = survivors_of(stored)
+        dense = survivors.whole(stored)
+        survivors.handed_out = dense.detach(), dense.detach().clone()
+        return dense
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
-        dense = self.weight
-        destination[prefix + "weight"] = dense if keep_vars else dense.detach()
+        stored = self._parameters["weight"]
+        survivors = survivors_of(stored)
+        assert survivors is not None
+        destination[prefix + "weight"] = survivors.whole(stored if keep_vars else stored.detach())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         survivors, name = survivors_of(self._parameters["weight"]), prefix + "weight"
@@ -306,6 +310,7 @@ class ThinSurvivors(Survivors):
     def __init__(self, mask: Tensor, layer: nn.Module, way: str | None, agreed: Callable[[bool], bool] = bool) -> None:
         super().__init__(mask)
         self.way, self.times, self.agreed = way, (0.0, 0.0), agreed
+        self.handed_out: tuple[Tensor, Tensor] | None = None  # a dense weight, and what it held
         dtype: Any = layer.weight.dtype
         self.kernel: LinearKernel | ConvKernel
         if isinstance(layer, nn.Linear):
@@ -318,6 +323,9 @@ class ThinSurvivors(Survivors):
 def _computed(layer: nn.Module, x: Tensor) -> Tensor:
     weight, bias = layer._parameters["weight"], layer._parameters["bias"]
     survivors: Any = survivors_of(weight)  # type: ignore[arg-type]
+    if survivors.handed_out is not None:
+        _refuse_write(layer, *survivors.handed_out)
+        survivors.handed_out = None
     if x.dtype != weight.dtype:  # type: ignore[union-attr]
         raise RuntimeError(f"{type(layer).__name__}: expected {weight.dtype}, got {x.dtype}")  # type: ignore[union-attr]
     if survivors.way is None and torch.is_grad_enabled():
@@ -325,6 +333,15 @@ def _computed(layer: nn.Module, x: Tensor) -> Tensor:
     if survivors.way == DENSE:
         return _by_torch(layer, x, survivors.whole(weight), bias)
     return _by_kernel(layer, survivors, x, weight, bias)  # type: ignore[arg-type]
+
+
+def _refuse_write(layer: nn.Module, dense: Tensor, before: Tensor) -> None:
+    if not torch.equal(dense, before):
+        raise SettingError(
+            f"lottery.engine: something has written to the weight of {layer.extra_repr()} ({type(layer).__name__}), "
+            "which is lost: while it trains sparse, `layer.weight` is made of the survivors each time. Write to "
+            "`module.parameters()`, which hold them, or set lottery.engine to dense."
+        )
 
 
 def _by_torch(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

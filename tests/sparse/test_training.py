@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from lth_lightning.errors import SettingError
 from lth_lightning.models import MLP, Conv2
 from lth_lightning.pruning.state import full_state, load_state
 from lth_lightning.pruning.survivors import show_dense, survivors_of
@@ -187,6 +188,16 @@ def test_code_that_reads_the_weight_itself_trains_the_survivors() -> None:
     (F.linear(x, layer.weight) ** 2).sum().backward()
     (F.linear(x, dense) ** 2).sum().backward()
     close(dict(layer.named_parameters())["weight"].grad, dense.grad[mask])
+
+
+def test_a_write_to_the_dense_weight_is_an_error() -> None:
+    layer, x = nn.Linear(5, 4), torch.randn(3, 5)
+    thinned(layer, {"weight": mask_of(layer.weight, 0.4)}, ways={"weight": "sparse"})
+    layer.weight.data.clamp_(-1, 1)  # within the bounds already
+    layer(x)
+    layer.weight.data.mul_(2)
+    with pytest.raises(SettingError, match="written to the weight of in_features=5, out_features=4"):
+        layer(x)
 
 
 def test_a_layer_that_shares_its_weight_or_is_of_another_kind_stays_dense() -> None:
