@@ -99,7 +99,10 @@ class ImageClassifier(L.LightningModule):
         self.eval()
         try:
             with torch.no_grad():
-                shape = tuple(self.net(torch.zeros(2, *self.input_shape, device=self.device)).shape)
+                # The network's type, as `setup("test")` within a fit follows the precision.
+                dtype = next((weight.dtype for weight in self.net.parameters()), None)
+                image = torch.zeros(2, *self.input_shape, device=self.device, dtype=dtype)
+                shape = tuple(self.net(image).shape)
         except (RuntimeError, ValueError) as error:
             raise SettingError(
                 f"model.net: {type(self.net).__name__} does not accept the data's images of shape "

@@ -217,7 +217,8 @@ class NetworkEngine:
         It applies to a module whose own code is only the cross-entropy of a chain (marked `is_plain`). The function
         returns None for a batch that needs the usual step.
         """
-        module, optimizer = self._trainer.lightning_module, self._trainer.optimizers[0]
+        module: Any = self._trainer.lightning_module
+        optimizer = self._trainer.optimizers[0]
         net = getattr(module, "net", None)
         if not (self._thin and self._engine.fused and isinstance(net, nn.Module) and _is_plain(module)):
             return None

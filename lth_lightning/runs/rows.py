@@ -28,8 +28,8 @@ class Row:
 
     Accuracies and `density` are fractions; `early_stop_*` come from the evaluation that `early_stop` picks. `*_score`
     are the values of `LotteryTicket(score=...)`, unless that is accuracy or loss; the file has their columns
-    (`val_f1`, `test_f1`, `early_stop_test_f1`) only then. `engine` is `sparse` or `dense`, how the network was trained; the
-    file has it only if `LotteryTicket(engine="sparse")` chose.
+    (`val_f1`, `test_f1`, `early_stop_test_f1`) only then. `engine` is how the network was trained, `sparse` or `dense`;
+    the file has it only if `LotteryTicket(engine="sparse")` chose.
     """
 
     round: int

@@ -9,6 +9,7 @@ import ctypes
 import operator
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class Link(NamedTuple):
 class _Settings(ctypes.Structure):
     """training.c's `Settings`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int64) for name in ("kind", "nesterov", "decoupled")),
         *((name, ctypes.c_double) for name in ("lr", "decay", "momentum", "dampening", "beta1", "beta2", "eps")),
     ]
@@ -44,7 +45,7 @@ class _Settings(ctypes.Structure):
 class _Trained(ctypes.Structure):
     """training.c's `Trained`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("value", "grad", "first", "second", "steps")),
         *((name, ctypes.c_int64) for name in ("size", "fresh", "settings")),
     ]
@@ -53,7 +54,7 @@ class _Trained(ctypes.Structure):
 class _Step(ctypes.Structure):
     """training.c's `Step`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("layers", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("count", "widest")),
         *((name, ctypes.c_void_p) for name in ("acts", "scratch", "settings", "trained")),
@@ -86,7 +87,7 @@ def chain_of(net: nn.Module) -> list[Link] | None:
             found[-1] = Link(found[-1].layer, True)
         elif node.op != "output" and not (_flattens(node, layer) and not found):
             return None
-    fitting = all(a.layer.out_features == b.layer.in_features for a, b in zip(found, found[1:], strict=False))
+    fitting = all(a.layer.out_features == b.layer.in_features for a, b in pairwise(found))
     return found if found and inputs == 1 and fitting and not found[-1].relu else None
 
 
@@ -140,7 +141,10 @@ class FusedStep:
                     setattr(layer, name, value.data_ptr())
                     setattr(layer, f"{name}_grad", gradients[id(value)].data_ptr())
         sizes = [self.features, *(linear.out_features for linear, _ in links)]
-        self._buffers = [torch.zeros(sum(sizes) * tile, dtype=self.dtype), torch.zeros(2 * max(sizes) * tile, dtype=self.dtype)]
+        self._buffers = [
+            torch.zeros(sum(sizes) * tile, dtype=self.dtype),
+            torch.zeros(2 * max(sizes) * tile, dtype=self.dtype),
+        ]
         self._gradients = gradients
         groups = optimizer.param_groups
         trained = [(number, value) for number, group in enumerate(groups) for value in group["params"]]
@@ -164,13 +168,14 @@ class FusedStep:
 
     def _point_to_state(self, one: _Trained, value: nn.Parameter, group: dict[str, Any]) -> None:
         """Use the optimizer's state of a parameter, made as its first step would make it."""
-        state = self._optimizer.state[value]
         if isinstance(self._optimizer, SGD):
             if group["momentum"]:
+                state = self._optimizer.state[value]
                 if state.get("momentum_buffer") is None:
                     one.fresh, state["momentum_buffer"] = True, torch.zeros_like(value.data)
                 one.first = state["momentum_buffer"].data_ptr()
             return
+        state = self._optimizer.state[value]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(value.data), torch.zeros_like(value.data)
@@ -181,7 +186,7 @@ class FusedStep:
         if (now := [_values(group) for group in self._optimizer.param_groups]) != self._seen:
             self._seen = now
             for settings, values in zip(self._settings, now, strict=True):
-                for (name, _), value in zip(_Settings._fields_, values, strict=True):
+                for (name, *_), value in zip(_Settings._fields_, values, strict=True):
                     setattr(settings, name, value)
                 settings.kind = not isinstance(self._optimizer, SGD)
 
@@ -224,7 +229,12 @@ def _values(group: dict[str, Any]) -> tuple[Any, ...]:
     beta1, beta2 = group.get("betas", (0.0, 0.0))
     return (
         *(0, bool(group.get("nesterov")), bool(group.get("decoupled_weight_decay"))),
-        *(float(group["lr"]), float(group["weight_decay"]), float(group.get("momentum", 0)), float(group.get("dampening", 0))),
+        *(
+            float(group["lr"]),
+            float(group["weight_decay"]),
+            float(group.get("momentum", 0)),
+            float(group.get("dampening", 0)),
+        ),
         *(float(beta1), float(beta2), float(group.get("eps", 0))),
     )
 

@@ -15,7 +15,7 @@ PAD = 64  # numbers beyond a buffer that whole vectors may read
 class Layer(ctypes.Structure):
     """training.c's `Layer`."""
 
-    _fields_ = [  # noqa: RUF012 (as ctypes wants it)
+    _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
         *((name, ctypes.c_void_p) for name in ("row_start", "row_index", "column_start", "column_index")),
         *((name, ctypes.c_void_p) for name in ("column_order", "weight", "bias", "weight_grad", "bias_grad")),
@@ -26,7 +26,7 @@ class Layer(ctypes.Structure):
 class Conv(ctypes.Structure):
     """training.c's `Conv`."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("layer", Layer),
         *(
             (name, ctypes.c_int64)
@@ -121,9 +121,7 @@ def conv_pattern(mask: Tensor, layer: nn.Conv1d | nn.Conv2d, height: int, width:
     columns = channel * phases + y % stride_y * stride_x + x % stride_x
     offset = y // stride_y * pitch + x // stride_x
     count = layer.in_channels * phases
-    pattern = Pattern.of(
-        out, columns, (mask.shape[0], count), columns * plane + offset, out * gplane + before - offset
-    )
+    pattern = Pattern.of(out, columns, (mask.shape[0], count), columns * plane + offset, out * gplane + before - offset)
     conv = Conv(
         channels=layer.in_channels,
         height=height,

@@ -436,6 +436,11 @@ typedef struct {
     int64_t planes, gplanes; /* numbers of all padded planes, and of all gradients, with what vectors read beyond */
 } Conv;
 
+/* The first column of the image that lies in a phase. */
+static int64_t first_of(const Conv *c, int64_t phase) {
+    return ((phase - c->left) % c->stride_x + c->stride_x) % c->stride_x;
+}
+
 /* Copies an image into its padded planes; what is padding there is 0 and stays so. */
 static void pad(const Conv *c, const real *x, real *planes) {
     const int64_t phases = c->stride_y * c->stride_x;
@@ -449,9 +454,10 @@ static void pad(const Conv *c, const real *x, real *planes) {
                 memcpy(to + c->left, from, (size_t)c->width * sizeof(real));
                 continue;
             }
-            for (int64_t i = 0; i < c->width; i++) {
-                const int64_t column = i + c->left;
-                to[column % c->stride_x * c->plane + column / c->stride_x] = from[i];
+            for (int64_t phase = 0; phase < c->stride_x; phase++) {
+                const int64_t first = first_of(c, phase);
+                real *const in_phase = to + phase * c->plane + (first + c->left) / c->stride_x;
+                for (int64_t i = 0; first + i * c->stride_x < c->width; i++) in_phase[i] = from[first + i * c->stride_x];
             }
         }
     }
@@ -470,9 +476,10 @@ static void unpad(const Conv *c, const real *planes, real *x) {
                 memcpy(to, from + c->left, (size_t)c->width * sizeof(real));
                 continue;
             }
-            for (int64_t i = 0; i < c->width; i++) {
-                const int64_t column = i + c->left;
-                to[i] = from[column % c->stride_x * c->plane + column / c->stride_x];
+            for (int64_t phase = 0; phase < c->stride_x; phase++) {
+                const int64_t first = first_of(c, phase);
+                const real *const in_phase = from + phase * c->plane + (first + c->left) / c->stride_x;
+                for (int64_t i = 0; first + i * c->stride_x < c->width; i++) to[first + i * c->stride_x] = in_phase[i];
             }
         }
     }

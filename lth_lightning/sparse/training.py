@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lth_lightning.errors import SettingError
 from lth_lightning.pruning.guard import owners
 from lth_lightning.pruning.state import parameters_by_name
 from lth_lightning.pruning.survivors import ATTRIBUTE, Survivors, restore, survivors_of, thin
@@ -92,7 +93,11 @@ class LinearKernel:
         self.layer.bias_grad = None if bias_grad is None else bias_grad.data_ptr()
         self.kernels.lth_features_backward(
             *(ctypes.addressof(self.layer), 1, gy.data_ptr(), len(gy), acts.data_ptr()),
-            *(None if gx is None else gx.data_ptr(), self._scratch.data_ptr(), max(self.layer.rows, self.layer.columns)),
+            *(
+                None if gx is None else gx.data_ptr(),
+                self._scratch.data_ptr(),
+                max(self.layer.rows, self.layer.columns),
+            ),
         )
         return gx, weight_grad, bias_grad
 
@@ -157,9 +162,7 @@ class ConvKernel:
 
         def run(thread: int, first: int, last: int) -> None:
             buffer = self._buffer(conv, thread).data_ptr()
-            self.kernels.lth_planes_forward(
-                ctypes.addressof(conv), x.data_ptr(), y.data_ptr(), first, last, buffer
-            )
+            self.kernels.lth_planes_forward(ctypes.addressof(conv), x.data_ptr(), y.data_ptr(), first, last, buffer)
 
         _shared(len(x), run)
         return y
@@ -236,20 +239,23 @@ class _Thin:
         """Pickle as the dense layer: kernels are of this process."""
         twin: Any = copy.deepcopy(self)
         densified(twin)
-        return twin.__reduce_ex__(protocol)
+        return _itself, (twin,)
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, for code that reads it; gradients flow to the survivors, but writes are lost."""
+        """The dense weight, for code that reads it; gradients flow to the survivors. A write to it is refused later."""
         stored = self._parameters["weight"]
-        survivors = survivors_of(stored)
-        assert survivors is not None
-        return survivors.whole(stored)
+        survivors: Any = survivors_of(stored)
+        dense = survivors.whole(stored)
+        survivors.handed_out = dense.detach(), dense.detach().clone()
+        return dense
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
-        dense = self.weight
-        destination[prefix + "weight"] = dense if keep_vars else dense.detach()
+        stored = self._parameters["weight"]
+        survivors = survivors_of(stored)
+        assert survivors is not None
+        destination[prefix + "weight"] = survivors.whole(stored if keep_vars else stored.detach())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         survivors, name = survivors_of(self._parameters["weight"]), prefix + "weight"
@@ -259,21 +265,25 @@ class _Thin:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
 
-class ThinLinear(_Thin, nn.Linear):  # type: ignore[misc]
+def _itself(layer: nn.Module) -> nn.Module:
+    return layer
+
+
+class ThinLinear(_Thin, nn.Linear):  # type: ignore[override]
     """A linear layer of survivors."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _computed(self, x)
 
 
-class ThinConv1d(_Thin, nn.Conv1d):  # type: ignore[misc]
+class ThinConv1d(_Thin, nn.Conv1d):  # type: ignore[override]
     """A convolution of survivors, in one dimension."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _computed(self, x)
 
 
-class ThinConv2d(_Thin, nn.Conv2d):  # type: ignore[misc]
+class ThinConv2d(_Thin, nn.Conv2d):  # type: ignore[override]
     """A convolution of survivors."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -300,7 +310,8 @@ class ThinSurvivors(Survivors):
     def __init__(self, mask: Tensor, layer: nn.Module, way: str | None, agreed: Callable[[bool], bool] = bool) -> None:
         super().__init__(mask)
         self.way, self.times, self.agreed = way, (0.0, 0.0), agreed
-        dtype = layer.weight.dtype
+        self.handed_out: tuple[Tensor, Tensor] | None = None  # a dense weight, and what it held
+        dtype: Any = layer.weight.dtype
         self.kernel: LinearKernel | ConvKernel
         if isinstance(layer, nn.Linear):
             self.kernel = LinearKernel(mask, dtype)
@@ -312,6 +323,9 @@ class ThinSurvivors(Survivors):
 def _computed(layer: nn.Module, x: Tensor) -> Tensor:
     weight, bias = layer._parameters["weight"], layer._parameters["bias"]
     survivors: Any = survivors_of(weight)  # type: ignore[arg-type]
+    if survivors.handed_out is not None:
+        _refuse_write(layer, *survivors.handed_out)
+        survivors.handed_out = None
     if x.dtype != weight.dtype:  # type: ignore[union-attr]
         raise RuntimeError(f"{type(layer).__name__}: expected {weight.dtype}, got {x.dtype}")  # type: ignore[union-attr]
     if survivors.way is None and torch.is_grad_enabled():
@@ -319,6 +333,15 @@ def _computed(layer: nn.Module, x: Tensor) -> Tensor:
     if survivors.way == DENSE:
         return _by_torch(layer, x, survivors.whole(weight), bias)
     return _by_kernel(layer, survivors, x, weight, bias)  # type: ignore[arg-type]
+
+
+def _refuse_write(layer: nn.Module, dense: Tensor, before: Tensor) -> None:
+    if not torch.equal(dense, before):
+        raise SettingError(
+            f"lottery.engine: something has written to the weight of {layer.extra_repr()} ({type(layer).__name__}), "
+            "which is lost: while it trains sparse, `layer.weight` is made of the survivors each time. Write to "
+            "`module.parameters()`, which hold them, or set lottery.engine to dense."
+        )
 
 
 def _by_torch(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -330,7 +353,7 @@ def _by_torch(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) 
 def _by_kernel(layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer, nn.Linear):
         return _LinearFunction.apply(x, weight, bias, survivors.kernel)
-    images = x if x.ndim == layer.weight.ndim else x.unsqueeze(0)  # type: ignore[union-attr, operator]
+    images = x if x.ndim == layer.weight.ndim else x.unsqueeze(0)
     if isinstance(layer, nn.Conv1d):
         y = _ConvFunction.apply(images.unsqueeze(2), weight, bias, survivors.kernel).squeeze(2)
     else:
