@@ -59,9 +59,9 @@ typedef struct {
     int64_t kind, function, in, other, out, tensor, count;
     int64_t pooled; /* ROWS: the value that takes the maxima of 2 x 2 pixels, or -1 */
     double low, high;
-    /* ROWS: the input is cut into `count` blocks, which stay in the cache. Piece i of a block belongs to row[i]; its
+    /* ROWS: the input is cut into `count` blocks, which stay in the cache. Of block b and row r, with i = b * rows + r, the
      * survivors are start[i] to start[i + 1], and read offset[] pixels behind base[i]. */
-    const int64_t *start, *base, *row;
+    const int64_t *start, *base;
     const uint16_t *offset;
     const int32_t *index; /* LOAD, PHASES: channels; FLATTEN: pixels; pools: windows */
     const real *weight, *bias;
@@ -106,7 +106,7 @@ static inline vec larger(vec a, vec b) { return EITHER((b > a) | (b != b), b, a)
 /* One block of a layer for a tile of its output: R lines of T vectors, of all rows (output channels). The sums stay in
  * registers over all survivors of a row; between blocks they wait in `sums`. */
 typedef struct {
-    const int64_t *start, *base, *row;
+    const int64_t *start, *base;
     const uint16_t *offset;
     const real *weight, *bias, *in, *residual;
     real *out, *sums;
@@ -131,8 +131,7 @@ typedef struct {
         const real *const weight = s->weight;                                                                          \
         const uint16_t *const offset = s->offset;                                                                      \
         const int64_t lanes = s->lanes, in_line = s->in_line;                                                          \
-        for (int64_t piece = 0; piece < s->rows; piece++) {                                                            \
-            const int64_t row = s->row[piece];                                                                         \
+        for (int64_t row = 0; row < s->rows; row++) {                                                                  \
             real *const sums = s->sums + row * (R * T * WIDTH);                                                        \
             vec sum[C][R][T];                                                                                          \
             if (s->first) {                                                                                            \
@@ -146,9 +145,9 @@ typedef struct {
                 ALL(R, T) sum[0][r][t] = read(sums + (r * T + t) * WIDTH);                                             \
             }                                                                                                          \
             UNROLL for (int c = 1; c < C; c++) { ALL(R, T) sum[c][r][t] = (vec){0}; }                                  \
-            const real *const in = s->in + s->base[piece] * lanes;                                                     \
-            int64_t one = s->start[piece];                                                                             \
-            const int64_t end = s->start[piece + 1];                                                                   \
+            const real *const in = s->in + s->base[row] * lanes;                                                       \
+            int64_t one = s->start[row];                                                                               \
+            const int64_t end = s->start[row + 1];                                                                     \
             for (; one + C <= end; one += C) {                                                                         \
                 UNROLL for (int c = 0; c < C; c++) {                                                                   \
                     const real *line[2] = {in + offset[one + c] * lanes, in + offset[one + c] * lanes + in_line};      \
@@ -241,10 +240,10 @@ typedef real some __attribute__((vector_size(SOME), aligned(sizeof(real)), may_a
 
 static void dots(const Strip *s) {
     const real *const weight = s->weight;
-    for (int64_t piece = 0; piece < s->rows; piece++) {
-        const int64_t row = s->row[piece], end = s->start[piece + 1];
-        const real *const in = s->in + s->base[piece];
-        int64_t one = s->start[piece];
+    for (int64_t row = 0; row < s->rows; row++) {
+        const real *const in = s->in + s->base[row];
+        int64_t one = s->start[row];
+        const int64_t end = s->start[row + 1];
         some sum = {0};
         real a = s->first ? s->bias[row] : s->sums[row], b = s->first && s->residual ? s->residual[row * s->residual_step] : 0;
         for (; one + SOME_NUMBERS <= end; one += SOME_NUMBERS)
@@ -320,7 +319,6 @@ static void tiles(Strip s, const Op *op, int64_t lines, int64_t length) {
             for (int64_t block = 0; block < op->count; block++) {
                 s.start = op->start + block * s.rows;
                 s.base = op->base + block * s.rows;
-                s.row = op->row + block * s.rows;
                 s.first = block == 0;
                 s.last = block == op->count - 1;
                 if (length == 1)

@@ -42,7 +42,7 @@ VALUE = np.dtype(
 OPERATION = np.dtype(
     [(name, "i8") for name in ("kind", "function", "in", "other", "out", "tensor", "count", "pooled")]
     + [(name, "f8") for name in ("low", "high")]
-    + [(name, "u8") for name in ("start", "base", "row", "offset", "index", "weight", "bias")]
+    + [(name, "u8") for name in ("start", "base", "offset", "index", "weight", "bias")]
 )
 MOST = 16  # vectors that a kernel sums at once
 NEAR = 2**16  # pixels from a block's base that an offset can tell
@@ -427,18 +427,11 @@ def _survivors(step: Step, source: _Value, dtype: Any, lanes: int) -> dict[str, 
     starts = np.arange(blocks) * size
     bases = starts // lines * plane + starts % lines * pitch
     block = unit // size
-    lengths = np.bincount(block * count + row, minlength=blocks * count).reshape(blocks, count)
-    pieces = np.tile(np.arange(count), (blocks, 1))
-    if step.kind == "linear" and lanes == 1:  # by length: the processor then guesses where a piece ends
-        pieces = np.argsort(lengths, axis=1, kind="stable")
-    place = np.empty_like(pieces)
-    np.put_along_axis(place, pieces, np.arange(blocks * count).reshape(blocks, count), axis=1)
-    order = np.argsort(place[block, row], kind="stable")
-    ends = np.take_along_axis(lengths, pieces, axis=1).reshape(-1).cumsum()
+    order = np.argsort(block * count + row, kind="stable")
+    ends = np.bincount(block * count + row, minlength=blocks * count).cumsum()
     return {
         "start": np.concatenate([[0], ends]).astype(np.int64),
-        "base": (bases[:, None] + first[pieces] * plane + low[0] * pitch + low[1]).astype(np.int64).reshape(-1),
-        "row": pieces.astype(np.int64).reshape(-1),
+        "base": (bases[:, None] + first * plane + low[0] * pitch + low[1]).astype(np.int64).reshape(-1),
         "offset": (channel * plane + y * pitch + x - bases[block]).astype(np.uint16)[order],
         "weight": weight[weight != 0].astype(dtype)[order],
         "bias": step.tensors["bias"].numpy().astype(dtype),
