@@ -25,13 +25,14 @@ from lth_lightning.report.writer import write_report
 from lth_lightning.runs.run import RunFiles
 from lth_lightning.sparse.c_source import c_source
 from lth_lightning.sparse.compaction import compacted
-from lth_lightning.sparse.compile import Choice, compile, in_turns
+from lth_lightning.sparse.compile import Choice, compile
 from lth_lightning.sparse.file import save, stored
 from lth_lightning.sparse.graph import Graph, names_in
 from lth_lightning.sparse.native import compiled
 from lth_lightning.sparse.network import load
 from lth_lightning.sparse.onnx_model import onnx_file, onnx_model, onnx_runtime
 from lth_lightning.sparse.simplify import simplified
+from lth_lightning.sparse.timing import in_turns
 from lth_lightning.sparse.trace import trace
 from lth_lightning.tickets.ticket import Ticket
 

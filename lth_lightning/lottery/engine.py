@@ -203,7 +203,7 @@ class NetworkEngine:
         parts = {KERNEL: [], DENSE: []}  # type: dict[str, list[str]]
         for name, one in self._thin.items():
             sparse, dense = one.times
-            timed = f" ({1e3 * sparse:.2f} ms, dense {1e3 * dense:.2f} ms)" if sparse else ""
+            timed = f" ({sparse:.2f} ms, dense {dense:.2f} ms)" if sparse else ""
             parts[one.way or DENSE].append(name.removesuffix(".weight") + timed)
         sparse_ones = ", ".join(parts[KERNEL])
         dense_ones = f"; faster dense: {', '.join(parts[DENSE])}" if parts[DENSE] else ""

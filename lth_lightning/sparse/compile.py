@@ -1,8 +1,6 @@
 """Compiles a module for inference, in the way that is measured to be the fastest on this machine."""
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +15,9 @@ from lth_lightning.sparse.graph import LAYERS, Graph, Step
 from lth_lightning.sparse.native import NoCompilerError
 from lth_lightning.sparse.network import Chain, SparseNetwork
 from lth_lightning.sparse.simplify import simplified
+from lth_lightning.sparse.timing import in_turns
 from lth_lightning.sparse.trace import trace
 
-ROUNDS = 7
-AT_LEAST = 2e-3  # seconds of a measurement: shorter ones measure the clock
 PAYS = 0.7  # of the kernels' time: what PyTorch may take for a layer to leave them, as its tensors must be copied
 
 
@@ -165,30 +162,6 @@ def _batch(x: Tensor, batch_size: int) -> Tensor:
 
 def _call(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[[], Any]:
     return lambda: module(*samples)
-
-
-def in_turns(calls: Sequence[Callable[[], Any]], rounds: int = ROUNDS, at_least: float = AT_LEAST) -> list[float]:
-    """Return the median milliseconds of each call; they take turns, so that what disturbs one disturbs all.
-
-    Args:
-        calls: what to time.
-        rounds: turns of each.
-        at_least: seconds of a turn, in which a call is repeated.
-    """
-    repeats = []
-    for call in calls:
-        call()
-        start = time.perf_counter()
-        call()
-        repeats.append(max(1, int(at_least / max(time.perf_counter() - start, 1e-7))))
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, count, found in zip(calls, repeats, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                call()
-            found.append(1e3 * (time.perf_counter() - start) / count)
-    return [statistics.median(found) for found in times]
 
 
 def _layers(whole: Graph, small: Graph, fast: SparseNetwork, samples: tuple[Tensor, ...]) -> list[LayerChoice]:

@@ -6,9 +6,7 @@ network is mostly Python and dispatch.
 
 import copy
 import ctypes
-import operator
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lth_lightning.pruning.survivors import survivors_of
 from lth_lightning.sparse.pattern import Layer, Pattern, linear_pattern
+from lth_lightning.sparse.timing import in_turns
 from lth_lightning.sparse.training import TURNS, ThinLinear, densified, training_kernels
 
 KINDS = (SGD, Adam, AdamW)
@@ -251,15 +250,5 @@ def is_faster(net: nn.Module, optimizer: Optimizer, inputs: Tensor, targets: Ten
     def in_torch() -> None:
         F.cross_entropy(dense(inputs), targets).backward()
 
-    return operator.lt(*_in_turns(lambda: fused(inputs, targets), in_torch))
-
-
-def _in_turns(*ways: Callable[[], Any]) -> list[float]:
-    """Return each way's least seconds over several turns, the first of which only warms up."""
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(TURNS + 1):
-        for own, way in zip(times, ways, strict=True):
-            start = time.perf_counter()
-            way()
-            own.append(time.perf_counter() - start)
-    return [min(own[1:]) for own in times]
+    sparse_ms, dense_ms = in_turns([lambda: fused(inputs, targets), in_torch], TURNS, 0)
+    return sparse_ms < dense_ms

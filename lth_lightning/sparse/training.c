@@ -39,6 +39,13 @@ typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_a
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+typedef real quad __attribute__((vector_size(4 * REAL_BYTES), aligned(sizeof(real)), may_alias));
+#endif
+#endif
+
 static inline vec read(const real *from) { return *(const vec *)from; }
 static inline void write(real *to, vec value) { *(vec *)to = value; }
 
@@ -63,10 +70,7 @@ static inline real total(vec sum) {
 }
 
 /* The sums over WIDTH vectors' lanes at once: in each step, halves of two vectors are added, until lane i is sum i. */
-#ifdef __has_builtin
-#if __has_builtin(__builtin_shufflevector) && WIDTH >= 4
-#define HAS_TOTALS
-#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#if defined(PICK) && WIDTH >= 4
 static inline vec totals(const vec *s) {
 #if WIDTH == 16
     vec a[8], b[4], c[2];
@@ -96,9 +100,7 @@ static inline vec totals(const vec *s) {
     return PICK(a, b, 0, 2, 4, 6) + PICK(a, b, 1, 3, 5, 7);
 #endif
 }
-#endif
-#endif
-#ifndef HAS_TOTALS
+#else
 static inline vec totals(const vec *s) {
     vec all;
     UNROLL for (int64_t i = 0; i < WIDTH; i++) all[i] = total(s[i]);
@@ -229,23 +231,40 @@ static void weights(const Layer *l, const real *in, const real *grad, int64_t la
     }
 }
 
-/* (examples, features) to (features, lanes), the lanes that are left over filled with 0; and back. In squares, so that
- * both sides stay in the cache. */
-static void to_lanes(const real *x, int64_t examples, int64_t features, real *out, int64_t lanes) {
-    for (int64_t start = 0; start < features; start += 16) {
-        const int64_t end = start + 16 < features ? start + 16 : features;
-        for (int64_t lane = 0; lane < examples; lane++)
-            for (int64_t f = start; f < end; f++) out[f * lanes + lane] = x[lane * features + f];
+/* Writes the transpose of a matrix, `rows` x `columns` with rows `step` apart, to `to` with rows `to_step` apart: in
+ * squares of four, whose rows are picked apart in registers. */
+static void transpose(const real *from, int64_t rows, int64_t columns, int64_t step, real *to, int64_t to_step) {
+    int64_t top = 0;
+#ifdef PICK
+    for (; top + 4 <= rows; top += 4) {
+        int64_t left = 0;
+        for (; left + 4 <= columns; left += 4) {
+            const real *const in = from + top * step + left;
+            real *const out = to + left * to_step + top;
+            const quad a = *(const quad *)in, b = *(const quad *)(in + step);
+            const quad c = *(const quad *)(in + 2 * step), d = *(const quad *)(in + 3 * step);
+            const quad ab = PICK(a, b, 0, 4, 1, 5), more_ab = PICK(a, b, 2, 6, 3, 7);
+            const quad cd = PICK(c, d, 0, 4, 1, 5), more_cd = PICK(c, d, 2, 6, 3, 7);
+            *(quad *)out = PICK(ab, cd, 0, 1, 4, 5), *(quad *)(out + to_step) = PICK(ab, cd, 2, 3, 6, 7);
+            *(quad *)(out + 2 * to_step) = PICK(more_ab, more_cd, 0, 1, 4, 5);
+            *(quad *)(out + 3 * to_step) = PICK(more_ab, more_cd, 2, 3, 6, 7);
+        }
+        for (; left < columns; left++)
+            for (int64_t row = top; row < top + 4; row++) to[left * to_step + row] = from[row * step + left];
     }
+#endif
+    for (; top < rows; top++)
+        for (int64_t column = 0; column < columns; column++) to[column * to_step + top] = from[top * step + column];
+}
+
+/* (examples, features) to (features, lanes), the lanes that are left over filled with 0; and back. */
+static void to_lanes(const real *x, int64_t examples, int64_t features, real *out, int64_t lanes) {
+    transpose(x, examples, features, features, out, lanes);
     for (int64_t f = 0; examples < lanes && f < features; f++)
         memset(out + f * lanes + examples, 0, (size_t)(lanes - examples) * sizeof(real));
 }
 static void from_lanes(const real *in, int64_t lanes, int64_t features, real *x, int64_t examples) {
-    for (int64_t start = 0; start < features; start += 16) {
-        const int64_t end = start + 16 < features ? start + 16 : features;
-        for (int64_t lane = 0; lane < examples; lane++)
-            for (int64_t f = start; f < end; f++) x[lane * features + f] = in[f * lanes + lane];
-    }
+    transpose(in, features, examples, lanes, x, features);
 }
 
 static int64_t lanes_for(int64_t examples) {

@@ -6,9 +6,9 @@
 import copy
 import ctypes
 import functools
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lth_lightning.pruning.state import parameters_by_name
 from lth_lightning.pruning.survivors import ATTRIBUTE, Survivors, restore, survivors_of, thin
 from lth_lightning.sparse.native import library
 from lth_lightning.sparse.pattern import PAD, Conv, Layer, Pattern, conv_pattern, linear_pattern
+from lth_lightning.sparse.timing import in_turns
 
 SOURCE = Path(__file__).with_name("training.c")
 TYPES = (torch.float32, torch.float64)
@@ -363,20 +364,19 @@ def _by_kernel(layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias
 
 def _choose(layer: nn.Module, survivors: ThinSurvivors, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Time both ways on this input, forward and backward, in turns, and keep the faster."""
-    best = [float("inf"), float("inf")]
     x, weight = x.detach().requires_grad_(x.requires_grad), weight.detach().requires_grad_()
     bias = None if bias is None else bias.detach().requires_grad_()
-    for _ in range(TURNS):
-        for i, way in enumerate((KERNEL, DENSE)):
-            start = time.perf_counter()
-            if way == KERNEL:
-                y = _by_kernel(layer, survivors, x, weight, bias)
-            else:
-                y = _by_torch(layer, x, survivors.whole(weight), bias)
-            y.backward(y.detach())
-            best[i] = min(best[i], time.perf_counter() - start)
-    survivors.times = best[0], best[1]
-    survivors.way = KERNEL if survivors.agreed(best[0] <= best[1]) else DENSE
+
+    def run(way: str) -> None:
+        if way == KERNEL:
+            y = _by_kernel(layer, survivors, x, weight, bias)
+        else:
+            y = _by_torch(layer, x, survivors.whole(weight), bias)
+        y.backward(y.detach())
+
+    sparse, dense = in_turns([partial(run, way) for way in (KERNEL, DENSE)], TURNS, 0)
+    survivors.times = sparse, dense
+    survivors.way = KERNEL if survivors.agreed(sparse <= dense) else DENSE
 
 
 def fits(module: nn.Module, name: str, weight: nn.Parameter) -> nn.Module | None:

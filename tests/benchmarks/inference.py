@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from lth_lightning.errors import SettingError
 from lth_lightning.models import VGG, Conv4, LeNet300, ResNet
 from lth_lightning.sparse.compaction import compacted
-from lth_lightning.sparse.compile import in_turns
 from lth_lightning.sparse.network import SparseNetwork
 from lth_lightning.sparse.onnx_model import onnx_runtime
 from lth_lightning.sparse.simplify import simplified
+from lth_lightning.sparse.timing import in_turns
 from lth_lightning.sparse.trace import trace
 
 TURNS = 15
