@@ -15,7 +15,7 @@ from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.pruning.masks import Masks, density
 from lth_lightning.pruning.optimizer_hooks import ENTRY_BY_ENTRY
 from lth_lightning.pruning.survivors import show_dense
-from lth_lightning.sparse.fused import FusedStep, can_step, chain_of, is_faster
+from lth_lightning.sparse.fused import FusedStep, Link, can_step, chain_of, is_faster
 from lth_lightning.sparse.training import DENSE, KERNEL, ThinSurvivors, densified, thinned, training_kernels
 from lth_lightning.trainer import fit, processes
 
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("dense", "sparse")
 PRECISIONS = ("32-true", "64-true")
-BREAK_EVEN = 0.7  # a network that keeps more was nowhere faster with kernels, so it is not timed
+# A network that keeps more of its weights was nowhere faster with kernels, so it is not even timed.
+BREAK_EVEN, BREAK_EVEN_OF_STEPS = 0.7, 0.9  # layer by layer; where the whole step may be fused
 STEP = "the whole step"  # the way of the fused step, among those of layers
 
 
@@ -154,7 +155,8 @@ class NetworkEngine:
         pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
         below = self._engine.below
         if below is None:
-            return (pruned if density(masks) < BREAK_EVEN else {}), self._ways
+            limit = BREAK_EVEN if self._chain() is None else BREAK_EVEN_OF_STEPS
+            return (pruned if density(masks) < limit else {}), self._ways
         settled = {name: KERNEL if float(mask.float().mean()) < below else DENSE for name, mask in pruned.items()}
         is_any = KERNEL in settled.values()
         self._ways[STEP] = KERNEL if is_any and DENSE not in settled.values() and self._engine.fused else DENSE
@@ -217,15 +219,11 @@ class NetworkEngine:
         It applies to a module whose own code is only the cross-entropy of a chain (marked `is_plain`). The function
         returns None for a batch that needs the usual step.
         """
+        if not (self._thin and self._is_all_thin) or self._ways.get(STEP) == DENSE:
+            return None
         module: Any = self._trainer.lightning_module
-        optimizer = self._trainer.optimizers[0]
-        net = getattr(module, "net", None)
-        if not (self._thin and self._engine.fused and isinstance(net, nn.Module) and _is_plain(module)):
-            return None
-        if os.environ.get("LTH_FUSED_STEP") == "0" or self._ways.get(STEP) == DENSE or not can_step(optimizer):
-            return None
-        links = chain_of(net)
-        if links is None or not self._is_all_thin or not fit.has_only_known_layers(module):
+        optimizer, links = self._trainer.optimizers[0], self._chain()
+        if links is None or not can_step(optimizer) or not fit.has_only_known_layers(module):
             return None
         stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         if stepped != {id(weight) for link in links for weight in link.layer.parameters()}:
@@ -237,7 +235,7 @@ class NetworkEngine:
             if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
                 return None
             if STEP not in self._ways:
-                faster = is_faster(net, optimizer, *batch)
+                faster = is_faster(module.net, optimizer, *batch)
                 self._ways[STEP] = KERNEL if faster else DENSE
             if self._ways[STEP] == DENSE or (loss := step(*batch)) is None:
                 return None
@@ -246,6 +244,15 @@ class NetworkEngine:
             return loss
 
         return run
+
+    def _chain(self) -> list[Link] | None:
+        """Return the chain that the module trains by cross-entropy alone, if it may be stepped in one call."""
+        module = self._trainer.lightning_module
+        net = getattr(module, "net", None)
+        is_off = not self._engine.fused or os.environ.get("LTH_FUSED_STEP") == "0"
+        if is_off or not isinstance(net, nn.Module) or not _is_plain(module):
+            return None
+        return chain_of(net)
 
 
 def _is_plain(module: L.LightningModule) -> bool:

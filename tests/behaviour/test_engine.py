@@ -63,32 +63,33 @@ class Groups(ForeignModule):
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-3)
 
 
+ONE_ROUND = {} if THOROUGH else {"rounds": 1}
 SHORT = {} if THOROUGH else {"train_for": "12it", "controls": []}
 FOREIGN = {"data": ForeignData, "metrics": FOREIGN_METRICS}
 CASES: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
-    "adam": (mlp, {}),
+    "adam": (mlp, {"controls": ["random_reinit", "pruned_only"]}),
     "adamw": (mlp_with(torch.optim.AdamW, lr=2e-3, weight_decay=0.1), {"rewind_to": "3it"}),
     "momentum": (mlp_with(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3), {"rewind": "learning_rate"}),
     "rmsprop": (mlp_with(torch.optim.RMSprop, lr=1e-3), {"rewind": "nothing"}),
-    "adagrad": (mlp_with(torch.optim.Adagrad, lr=1e-2), {}),
-    "in parts": (mlp, {"engine": IN_PARTS}),
+    "adagrad": (mlp_with(torch.optim.Adagrad, lr=1e-2), ONE_ROUND),
+    "in parts": (mlp, {**ONE_ROUND, "engine": IN_PARTS}),
     "conv2": (conv2, {**SHORT, "rounds": 1}),
     "resnet": (resnet, {**SHORT, "controls": ["random_mask"]}),
     "foreign": (ForeignModule, {**SHORT, **FOREIGN}),
     "groups": (Groups, {**SHORT, **FOREIGN}),
-    "clipping": (mlp, {"trainer": {"gradient_clip_val": 0.01}}),
-    "accumulation": (mlp, {"trainer": {"accumulate_grad_batches": 2}}),
-    "averages": (mlp, {"callbacks": lambda: (EMAWeightAveraging(decay=0.8),)}),
+    "clipping": (mlp, {**ONE_ROUND, "trainer": {"gradient_clip_val": 0.01}}),
+    "accumulation": (mlp, {**ONE_ROUND, "trainer": {"accumulate_grad_batches": 2}}),
+    "averages": (mlp, {**ONE_ROUND, "callbacks": lambda: (EMAWeightAveraging(decay=0.8),)}),
     "schedule": (
         lambda: mlp(lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.5)),
-        {},
+        ONE_ROUND,
     ),
 }
 
 
 def run(folder: Path, case: str, engine: Engine | str, **given: Any) -> Any:
     make, settings = CASES[case]
-    settings = {"train_for": "50it", "controls": ["random_reinit", "pruned_only"], **settings, **given}
+    settings = {"train_for": "50it", "controls": [], **settings, **given}
     make_data, callbacks = settings.pop("data", digits), settings.pop("callbacks", tuple)
     if engine != "dense":
         engine = settings.pop("engine", engine)
@@ -149,10 +150,12 @@ def test_only_survivors_exist_while_it_trains_and_checkpoints_and_later_hooks_se
     assert all(survivors_of(weight) is None for weight in done.module.parameters())
 
 
-@pytest.mark.parametrize("case", ["adam", "in parts", "resnet", "averages"])
-@pytest.mark.parametrize("step", [17, 20])
+@pytest.mark.parametrize(
+    ("case", "step"),
+    [("adam", 17), ("in parts", 17), ("resnet", 17), ("averages", 20), *[pytest.param("resnet", 20, marks=weekly)]],
+)
 def test_a_cut_run_resumes_bit_for_bit(case: str, step: int, tmp_path: Path) -> None:
-    settings = {"train_for": "10it", "checkpoint_every_n_train_steps": 1, "controls": ["random_reinit"]}
+    settings = {"rounds": 2, "train_for": "10it", "checkpoint_every_n_train_steps": 1, "controls": ["random_reinit"]}
     whole = run(tmp_path / "whole", case, ALWAYS, **settings)
     with pytest.raises(RuntimeError, match="cut"):
         run(tmp_path / "cut", case, ALWAYS, **settings, more=(Cut(step),))
@@ -167,7 +170,7 @@ def test_a_cut_run_resumes_bit_for_bit(case: str, step: int, tmp_path: Path) -> 
 
 def test_a_resumed_network_computes_as_it_began(tmp_path: Path) -> None:
     """What was timed is not timed again, or a busy machine could decide otherwise."""
-    settings = {"train_for": "10it", "checkpoint_every_n_train_steps": 1, "controls": []}
+    settings = {"rounds": 2, "train_for": "10it", "checkpoint_every_n_train_steps": 1, "controls": []}
     with pytest.raises(RuntimeError, match="cut"):
         run(tmp_path / "cut", "resnet", Engine("sparse"), **settings, more=(Cut(17),))
     saved = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)
