@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lth_lightning.display.terminal import LotteryProgress
     from lth_lightning.errors import SettingError, TicketError
     from lth_lightning.lottery.callback import LotteryTicket
+    from lth_lightning.lottery.engine import Engine
     from lth_lightning.matching import best_ticket
     from lth_lightning.notebook import Run, read_runs
     from lth_lightning.pruning.criteria import Criterion, Evidence, Magnitude, MagnitudeIncrease, Movement, Random
@@ -33,6 +34,7 @@ __version__ = "0.2.0"
 _HOME = {
     "Criterion": "pruning.criteria",
     "DiabetesData": "data.diabetes",
+    "Engine": "lottery.engine",
     "Evidence": "pruning.criteria",
     "GraSP": "pruning.gradient_criteria",
     "ImageClassifier": "classifier",
@@ -66,6 +68,7 @@ __all__ = [
     "SNIP",
     "Criterion",
     "DiabetesData",
+    "Engine",
     "Evidence",
     "GraSP",
     "ImageClassifier",

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer": {"pruning"},
     "classifier": {"pruning", "models"},
     "regressor": set(),
-    "lottery": {"pruning", "tickets", "trainer", "runs", "models", "notebook"},
+    "lottery": {"pruning", "tickets", "trainer", "runs", "models", "notebook", "sparse"},
     "report": {"runs", "tickets.packed_file"},
     "notebook": {"runs", "report"},
     "matching": {"runs", "report", "tickets"},

@@ -1,8 +1,12 @@
 """The command `export`: what a ticket costs when it runs, and files that run it elsewhere."""
 
 import argparse
+import copy
 import csv
+import ctypes
 import io
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,24 +20,27 @@ from torch import Tensor, nn
 from lth_lightning.data.datamodule import ImageDataModule
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.files import replace_file
-from lth_lightning.report.table import Cell, Table
+from lth_lightning.report.exported import ABOUT, COLUMNS, EXPORTED, exported_table
+from lth_lightning.report.writer import write_report
+from lth_lightning.runs.run import RunFiles
 from lth_lightning.sparse.c_source import c_source
 from lth_lightning.sparse.compaction import compacted
-from lth_lightning.sparse.compile import Choice, compile, in_turns
+from lth_lightning.sparse.compile import Choice, compile
 from lth_lightning.sparse.file import save, stored
-from lth_lightning.sparse.graph import Graph
-from lth_lightning.sparse.onnx_model import onnx_model, onnx_runtime
+from lth_lightning.sparse.graph import Graph, names_in
+from lth_lightning.sparse.native import compiled
+from lth_lightning.sparse.network import load
+from lth_lightning.sparse.onnx_model import onnx_file, onnx_model, onnx_runtime
 from lth_lightning.sparse.simplify import simplified
+from lth_lightning.sparse.timing import in_turns
 from lth_lightning.sparse.trace import trace
 from lth_lightning.tickets.ticket import Ticket
 
 FORMATS = ("torch", "onnx", "c")
 SUFFIX = {"torch": ".sparse.safetensors", "onnx": ".onnx", "c": ".c"}
-COLUMNS = (
-    *("ticket", "density", "accuracy", "bytes", "dense_bytes", "batch_size", "way"),
-    *("milliseconds", "dense_milliseconds", "onnx_runtime_milliseconds"),
-)
 BATCH = 1000
+PATIENCE = 20.0
+"""Seconds after which a C file has classified enough test images."""
 EXAMPLES = """\
 examples:
   python train.py export runs/lenet/0                          # a table and a figure over all rounds
@@ -50,6 +57,7 @@ class Export:
         path: the ticket's file.
         ticket: the ticket.
         module: the network with its trained weights, from raw images to scores.
+        whole: its graph.
         graph: the same, compacted.
         accuracy: on the test images, of the compiled network; None without test data.
         size, dense_size: bytes of the file for `sparse.load`, and of the dense weights.
@@ -60,6 +68,7 @@ class Export:
     path: Path
     ticket: Ticket
     module: nn.Module
+    whole: Graph
     graph: Graph
     accuracy: float | None = None
     size: int = 0
@@ -109,22 +118,31 @@ def main(args: Sequence[str]) -> int:
     _check_folder(out)
     exports = [_read(path) for path in paths]
     if given.to is not None:
+        try:
+            data = _test_data(exports[0], given.data_dir)
+        except SettingError as error:  # the file can be written without them
+            print(f"Accuracy is not measured: {error}")
+            data = None
         for one in exports:
-            for file in _write(one, given.to, out, given.int8):
-                print(f"{file}  {file.stat().st_size:,} bytes")
+            file, *more = _write(one, given.to, out, given.int8)
+            print(f"{file}  {file.stat().st_size:,} bytes{_accuracy_of(one, file, given.to, data)}", *more, sep="\n")
         return 0
     data = _test_data(exports[0], given.data_dir)
     for one in exports:
         _measure(one, sizes, data)
         print(f"{one.path.stem}: {_percent(one.ticket.density)} of the weights")
         print(*one.choices.values(), sep="\n")
-    table = _table(exports, sizes)
-    replace_file(out / "export.md", _page(table, sizes).encode())
-    replace_file(out / "export.csv", _csv(exports, sizes).encode())
-    print(table.markdown())
+    rows = _rows(exports, sizes)
+    table = exported_table(rows).markdown()
+    replace_file(out / "export.md", _page(table).encode())
+    replace_file(out / EXPORTED, _csv(rows).encode())
+    print(table)
     if len(exports) > 1:
         print(_figure(exports, sizes, out))
     print(out / "export.md")
+    if (out / "report.html").is_file() and (out / "results.csv").is_file():
+        write_report([RunFiles.read(out)], out)
+        print(out / "report.html")
     return 0
 
 
@@ -163,7 +181,8 @@ def _check_folder(out: Path) -> None:
 def _read(path: Path) -> Export:
     ticket = Ticket.load(path)
     module = ticket.to_module()
-    return Export(path, ticket, module, compacted(simplified(trace(module, ticket.example()))))
+    whole = simplified(trace(module, ticket.example()))
+    return Export(path, ticket, module, whole, compacted(copy.deepcopy(whole)))
 
 
 def _write(one: Export, kind: str, out: Path, int8: bool) -> list[Path]:
@@ -206,69 +225,90 @@ def _measure(one: Export, sizes: Sequence[int], data: tuple[Tensor, Tensor] | No
     example = one.ticket.example()
     one.dense_size = sum(value.numel() * value.element_size() for value in one.module.parameters())
     one.size = len(stored(one.graph))
-    dense = _onnx_runtime(one, example)
+    dense = _onnx_runtime(one)
     for size in sizes:
-        network = compile(one.module, example, size)
+        network = compile(one.module, example, size, graph=one.whole)
         assert isinstance(network.choice, Choice)
         one.choices[size] = network.choice
         if dense is not None:
             batch = example.expand(size, *example.shape[1:]).contiguous()
             one.other[size] = in_turns([partial(network, batch), partial(dense, batch)])[1]
     if data is not None:
-        images, targets = data
-        right = sum(
-            int((network(part.float()).argmax(1) == classes).sum())
-            for part, classes in zip(images.split(BATCH), targets.split(BATCH), strict=True)
-        )
-        one.accuracy = right / len(targets)
+        one.accuracy = _accuracy(lambda images: network(images).argmax(1), data)[0]
 
 
-def _onnx_runtime(one: Export, example: Tensor) -> Callable[[Tensor], Any] | None:
+def _accuracy(
+    classes: Callable[[Tensor], Tensor], data: tuple[Tensor, Tensor], patience: float = float("inf")
+) -> tuple[float, int]:
+    """Return the share of test images that are classified rightly, and of how many."""
+    right = seen = 0
+    start = time.monotonic()
+    for images, targets in zip(data[0].split(BATCH), data[1].split(BATCH), strict=True):
+        right, seen = right + int((classes(images.float()) == targets).sum()), seen + len(targets)
+        if time.monotonic() - start > patience:
+            break
+    return right / seen, seen
+
+
+@torch.no_grad()
+def _accuracy_of(one: Export, file: Path, kind: str, data: tuple[Tensor, Tensor] | None) -> str:
+    """The accuracy of a file that was written, run as others will run it; empty if it cannot be measured here."""
+    if data is None:
+        return ""
+    try:
+        if kind == "torch":
+            network = load(file)
+            accuracy, seen = _accuracy(lambda images: network(images).argmax(1), data)
+        elif kind == "onnx":
+            run = onnx_file(file)
+            accuracy, seen = _accuracy(lambda images: torch.from_numpy(run(images)[0]).argmax(1), data)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                predict = compiled(file, Path(folder) / "network.so").predict
+                scores = torch.empty([size or 1 for size in one.graph.shapes[next(names_in(one.graph.outputs))]])
+                pointer = ctypes.c_void_p(scores.data_ptr())
+                accuracy, seen = _accuracy(
+                    lambda images: torch.tensor([predict(ctypes.c_void_p(x.data_ptr()), pointer) for x in images]),
+                    data,
+                    PATIENCE,
+                )
+    except (ImportError, SettingError) as error:
+        return f"  (accuracy not measured: {error})"
+    return f"  accuracy {_percent(accuracy)}{'' if seen == len(data[1]) else f' of the first {seen:,} test images'}"
+
+
+def _onnx_runtime(one: Export) -> Callable[[Tensor], Any] | None:
     """The dense network in ONNX Runtime, if it is installed and can run it."""
     try:
-        return onnx_runtime(simplified(trace(one.module, example)))
+        return onnx_runtime(one.whole)
     except (ImportError, SettingError):
         return None
 
 
-def _table(exports: Sequence[Export], sizes: Sequence[int]) -> Table:
-    headers = ["ticket", "weights", "accuracy", "size", "dense"]
-    others = any(one.other for one in exports)
-    for size in sizes:
-        headers += [f"ms, batch {size}", "torch, dense", "speed-up"]
-        headers += ["ONNX Runtime, dense", "speed-up"] if others else []
-    lines = []
-    for one in exports:
-        accuracy = "" if one.accuracy is None else _percent(one.accuracy)
-        line = [one.path.stem, _percent(one.ticket.density), accuracy, f"{one.size:,}", f"{one.dense_size:,}"]
-        for size in sizes:
-            choice = one.choices[size]
-            own, dense = choice.milliseconds[choice.way], choice.milliseconds["dense"]
-            line += [f"{own:.3f}", f"{dense:.3f}", f"{dense / own:.1f}"]
-            if others:
-                line += [f"{one.other[size]:.3f}", f"{one.other[size] / own:.1f}"] if size in one.other else ["", ""]
-        lines.append([Cell(text) for text in line])
-    return Table(headers, lines)
-
-
-def _page(table: Table, sizes: Sequence[int]) -> str:
-    return (
-        f"# Tickets that run\n\n{table.markdown()}\n\nSizes are bytes. Times are milliseconds for a batch, medians of "
-        f"turns in one process with {torch.get_num_threads()} threads, torch {torch.__version__}. Each layer runs in "
-        "the way that was measured to be the fastest. Accuracy is the compiled network's, on the test images.\n"
-    )
-
-
-def _csv(exports: Sequence[Export], sizes: Sequence[int]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+def _rows(exports: Sequence[Export], sizes: Sequence[int]) -> list[dict[str, str]]:
+    rows = []
     for one in exports:
         facts = [one.path.stem, one.ticket.density, "" if one.accuracy is None else one.accuracy]
         for size in sizes:
             choice = one.choices[size]
             times = [choice.milliseconds[choice.way], choice.milliseconds["dense"], one.other.get(size, "")]
-            rows.writerow([*facts, one.size, one.dense_size, size, choice.way, *times])
+            row = [*facts, one.size, one.dense_size, size, choice.way, *times]
+            rows.append(dict(zip(COLUMNS, map(str, row), strict=True)))
+    return rows
+
+
+def _page(table: str) -> str:
+    return (
+        f"# Tickets that run\n\n{table}\n\n{ABOUT} Medians of turns in one process with {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}.\n"
+    )
+
+
+def _csv(rows: Sequence[dict[str, str]]) -> str:
+    text = io.StringIO()
+    written = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    written.writeheader()
+    written.writerows(rows)
     return text.getvalue()
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from lth_lightning.lottery import plan, settings
 from lth_lightning.lottery.best_weights import check_keep
 from lth_lightning.lottery.checkpoint import Progress
+from lth_lightning.lottery.engine import Engine
 from lth_lightning.lottery.experiment import Experiment
 from lth_lightning.lottery.metrics import Metrics
 from lth_lightning.lottery.outcome import Outcome
@@ -77,6 +78,8 @@ class LotteryTicket(Outcome, L.Callback):
         reinit: returns a fresh module, or the network that the module holds, whenever weights are drawn anew
             (`random_reinit`, `transfer`). By default the module is rebuilt if its arguments are known, and otherwise
             reset layer by layer, provided this gives the distribution of its weights at the start of the fit.
+        engine: `dense`, bit for bit what plain PyTorch gives; or `sparse`: only survivors exist, so that a step costs
+            what is left of a layer wherever that is faster on this machine (a CPU). More settings: `Engine`.
 
     Attributes:
         plan: the networks, in training order.
@@ -112,6 +115,7 @@ class LotteryTicket(Outcome, L.Callback):
         seed: int | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         reinit: Callable[[], nn.Module] | None = None,
+        engine: dict[str, Any] | Engine | str = "dense",
     ) -> None:
         self.train_for = plan.Length.parse(train_for, "lottery.train_for", ("it", "ep"))
         self.rewind_to = plan.Length.parse(rewind_to, "lottery.rewind_to", ("it", "ep", "%"))
@@ -128,7 +132,7 @@ class LotteryTicket(Outcome, L.Callback):
         self.controls, self.control_replicates = list(controls), control_replicates
         self.control_rounds = None if control_rounds is None else list(control_rounds)
         self.prunable, self.reinit = prunable, reinit
-        self.score = settings.as_score(score)
+        self.engine, self.score = Engine.of(engine), settings.as_score(score)
         self.recorded = Metrics(self.score, metrics or {})
         self.metrics = self.recorded.names
         check_keep(keep)
@@ -175,7 +179,7 @@ class LotteryTicket(Outcome, L.Callback):
         processes.end_on_sigterm(trainer)
         self.experiment.settle_lengths()
         self.experiment.rehearse_or_resume()
-        fast_step.install(trainer)
+        fast_step.install(trainer, self.experiment.engine.fused_step)
         if self.checkpoint_every_n_train_steps or fit.has_time_limit(trainer):
             resume.after_each_batch(trainer, self.experiment.checkpoint_inside_epoch)
 

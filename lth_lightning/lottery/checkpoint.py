@@ -36,6 +36,7 @@ class Progress:
         settings: the run's settings, by kind.
         folder: the run's folder.
         recorder: the evaluations of the network in training; only in a checkpoint.
+        ways: how this round's layers are computed, with `lottery.engine: sparse`.
         best: what `lottery.keep` keeps of the network in training.
         fresh: the part of a network's start that no optimizer's state holds; only in a checkpoint.
         moment: where inside or between epochs a resumed fit starts; None except in a checkpoint.
@@ -54,6 +55,7 @@ class Progress:
     settings: dict[str, Words] = field(default_factory=dict)
     folder: str | None = None
     recorder: dict[str, Any] | None = None
+    ways: dict[str, str] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     fresh: dict[str, Any] | None = None
     moment: list[resume.Moment] | None = None

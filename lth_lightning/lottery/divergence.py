@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lth_lightning.errors import DataError, DivergedError
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.pruning.state import State, stable_name
+from lth_lightning.pruning.survivors import whole
 
 NONE = torch.iinfo(torch.int64).max  # stands for "no step"
 
@@ -89,7 +90,7 @@ class LossWatch:
             DivergedError: a weight is NaN or infinite that was finite when the network started.
         """
         for name, weight in module.named_parameters():
-            is_good = weight.isfinite()
+            is_good = whole(weight).isfinite()
             if (infinite := self._infinite.get(stable_name(name))) is not None:
                 is_good = is_good | infinite.to(is_good.device)
             if not bool(is_good.all()):

@@ -14,6 +14,7 @@ from lth_lightning.lottery import best_weights, checkpoint
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
+from lth_lightning.lottery.engine import NetworkEngine
 from lth_lightning.lottery.epochs import check_order, enter_epoch, loads_anew, pruning_batches, seeks
 from lth_lightning.lottery.plan import TrainedNetwork, steps_of_lengths
 from lth_lightning.lottery.provenance import note_environment, ticket_info
@@ -88,6 +89,8 @@ class Experiment:
             "left_out": left_out(self.module, self.weights, self._stepped),
         }
         self.hooks = self._mask_hooks()
+        lottery.engine.check(trainer)
+        self.engine = NetworkEngine(lottery.engine, trainer, progress.ways, fresh.averaged_modules)
         self.masks: Masks = {}
         self._start = ""
         self._prunable_at_start = lottery.prunable(self.module).keys()
@@ -322,6 +325,8 @@ class Experiment:
         if not self._told_of_run:
             self._tell_share()
         self._announce("on_network_start", network, density(self.masks))
+        if network.variant != "pruned_only":
+            self.hooks.enforce(self.engine.begin(self.masks, network.round))
         if not self._told_of_run:
             note_environment(trainer, self.folder, network.round, resumed=self.progress.resumed)
             if self.lottery.score is not None and trainer.is_global_zero:
@@ -363,7 +368,9 @@ class Experiment:
         self.watch.check_weights(self.module, fit.steps_done(trainer))
         self.recorder.complete(trainer)
         self.fresh.settle_averages(trainer)
-        row = self.recorder.row(trainer, network, self.masks, self.first_step(network))
+        engine = self.engine.end() if self.planned_steps(network) else None
+        self.hooks.enforce(self.masks)
+        row = self.recorder.row(trainer, network, self.masks, self.first_step(network), engine)
         progress.results.append(row)
         progress.layers += layer_rows(network, self.masks)
         if network.variant == "ticket":
@@ -460,6 +467,7 @@ class Experiment:
         self.hooks.settle(seen=self.module.automatic_optimization and per_step == 1)
         step, lineage = fit.steps_done(self.trainer), self.progress.lineage
         self.watch.see(outputs, batch, step)
+        self.engine.note_ways()
         if lineage.rewind_point is None and step == self.rewind_step:
             lengths.check_place(self.trainer, self.epochs.place(step), step)
             processes.share_buffers(self.trainer)
@@ -549,6 +557,7 @@ class Experiment:
             self._lock.release()
             self._lock = None
             self.folder.remove_empty_folders()
+        self.engine.close()
         self.hooks.remove()
         self.trainer.accumulate_grad_batches = self._accumulated  # a GradientAccumulationScheduler changes it per epoch
         if self.summary is not None:

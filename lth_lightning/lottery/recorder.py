@@ -140,7 +140,9 @@ class Recorder:
         value = logged.get(logged_as)
         return None if value is None else number(name, logged_as, value)
 
-    def row(self, trainer: L.Trainer, network: TrainedNetwork, masks: Masks, first_step: int) -> Row:
+    def row(
+        self, trainer: L.Trainer, network: TrainedNetwork, masks: Masks, first_step: int, engine: str | None = None
+    ) -> Row:
         """Return the network's row of results.csv; `first_step` is the step it started at."""
         last = self._curve[-1]
         steps = fit.steps_done(trainer) - first_step
@@ -167,6 +169,7 @@ class Recorder:
             val_score=last.val_score,
             test_score=last.test_score,
             early_stop_test_score=best.test_score if best else None,
+            engine=engine,
         )
 
     def curve(self, network: TrainedNetwork) -> list[CurveRow]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lth_lightning.errors import SettingError
+from lth_lightning.pruning.survivors import survivors_of, whole
 
 State = dict[str, Tensor]
 
@@ -19,8 +20,8 @@ def copied(state: State) -> State:
 
 
 def full_state(module: nn.Module) -> State:
-    """Return every parameter and buffer of `module` by name, as references, not copies."""
-    state: State = {stable_name(name): parameter.data for name, parameter in module.named_parameters()}
+    """Return every parameter and buffer of `module` by name and dense: as references, unless only survivors exist."""
+    state: State = {stable_name(name): whole(parameter) for name, parameter in module.named_parameters()}
     state.update((stable_name(name), buffer) for name, buffer in module.named_buffers())
     return state
 
@@ -32,7 +33,11 @@ def load_state(module: nn.Module, state: State) -> None:
     Buffers of another shape or dtype are replaced; buffers that `state` does not hold become None.
     """
     for name, parameter in module.named_parameters():
-        _once(parameter.data).copy_(_once(state[stable_name(name)], like=parameter))
+        value = state[stable_name(name)]
+        if (survivors := survivors_of(parameter)) is not None:
+            parameter.copy_(survivors.taken(value))
+        else:
+            _once(parameter.data).copy_(_once(value, like=parameter))
     _load_buffers(module, state)
 
 

@@ -28,6 +28,7 @@ from lth_lightning.report.charts import (
     panels_of,
 )
 from lth_lightning.report.conclusion import answer, summary
+from lth_lightning.report.exported import ABOUT, exported_figure, exported_rows, exported_table
 from lth_lightning.report.prunable_share import prunable_facts
 from lth_lightning.report.reported import Reported
 from lth_lightning.report.tables import (
@@ -171,6 +172,12 @@ def _experiment(experiment: PooledRuns, charts: Mapping[str, Chart], reported: R
         title = "Differences and speed-ups, paired by run"
         yield Part(pairs.html(title), "Differences and speed-ups")
         yield Part(_paragraph(about_pairs(experiment.reported), "note"))
+    for run in experiment.runs:
+        if rows := exported_rows(run.path):
+            title = f"Tickets that run: {run.path.name}" if len(experiment.runs) > 1 else "Tickets that run"
+            yield Part(exported_table(rows).html(title), title)
+            several = len({row["ticket"] for row in rows}) > 1
+            yield Part(_paragraph(ABOUT, "note") + (exported_figure(run.path) if several else ""))
     networks = networks_table(experiment.runs, experiment.reported.score)
     yield Part(_folded("Every trained network", networks.html("Every trained network")), "Every trained network")
     if any(run.settings for run in experiment.runs):

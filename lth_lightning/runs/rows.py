@@ -15,6 +15,9 @@ from lth_lightning.files import replace_file
 VARIANTS = ("ticket", "random_reinit", "random_mask", "pruned_only")
 """The variants of a network, in the order in which tables and figures show them."""
 
+ENGINE = "engine"
+"""The field whose column a file has only if the lottery chose between engines."""
+
 OWN_SCORE = "_score"
 """How the fields end that hold a score of the user's own; their columns are named after it: `val_f1`."""
 
@@ -25,7 +28,8 @@ class Row:
 
     Accuracies and `density` are fractions; `early_stop_*` come from the evaluation that `early_stop` picks. `*_score`
     are the values of `LotteryTicket(score=...)`, unless that is accuracy or loss; the file has their columns
-    (`val_f1`, `test_f1`, `early_stop_test_f1`) only then.
+    (`val_f1`, `test_f1`, `early_stop_test_f1`) only then. `engine` is how the network was trained, `sparse` or `dense`;
+    the file has it only if `LotteryTicket(engine="sparse")` chose.
     """
 
     round: int
@@ -47,6 +51,7 @@ class Row:
     val_score: float | None = None
     test_score: float | None = None
     early_stop_test_score: float | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,16 +134,16 @@ def read_curves(folder: Path) -> list[CurveRow]:
 
 
 def _write(path: Path, kind: type[Record], rows: Sequence[Record], score: str | None = None) -> None:
-    columns = columns_of(kind, score)
+    columns = columns_of(kind, score, with_engine=any(getattr(row, ENGINE, None) is not None for row in rows))
     replace_file(path, as_csv(list(columns.values()), ([getattr(row, name) for name in columns] for row in rows)))
 
 
-def columns_of(kind: type[Record], score: str | None) -> dict[str, str]:
+def columns_of(kind: type[Record], score: str | None, *, with_engine: bool = False) -> dict[str, str]:
     """The columns of a file by the names of their fields; `score` as in `write_rows`."""
     return {
         field.name: field.name.replace(OWN_SCORE, f"_{score}")
         for field in fields(kind)
-        if score is not None or not field.name.endswith(OWN_SCORE)
+        if (score is not None or not field.name.endswith(OWN_SCORE)) and (with_engine or field.name != ENGINE)
     }
 
 
@@ -170,7 +175,7 @@ def _read(path: Path, kind: type[Record]) -> list[Record]:
         raise SettingError(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SettingError(f"{path} is not a CSV file: {error}") from error
-    columns = columns_of(kind, _own_score(header, kind))
+    columns = columns_of(kind, _own_score(header, kind), with_engine=ENGINE in header)
     _check_header(path, header, list(columns.values()))
     return [_parsed(path, number, line, kind, list(columns)) for number, line in enumerate(lines, start=2)]
 

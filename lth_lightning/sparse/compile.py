@@ -1,8 +1,6 @@
 """Compiles a module for inference, in the way that is measured to be the fastest on this machine."""
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +15,9 @@ from lth_lightning.sparse.graph import LAYERS, Graph, Step
 from lth_lightning.sparse.native import NoCompilerError
 from lth_lightning.sparse.network import Chain, SparseNetwork
 from lth_lightning.sparse.simplify import simplified
+from lth_lightning.sparse.timing import in_turns
 from lth_lightning.sparse.trace import trace
 
-ROUNDS = 7
-AT_LEAST = 2e-3  # seconds of a measurement: shorter ones measure the clock
 PAYS = 0.7  # of the kernels' time: what PyTorch may take for a layer to leave them, as its tensors must be copied
 
 
@@ -88,7 +85,9 @@ class DenseNetwork(nn.Module):
 
 
 @torch.no_grad()
-def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: int = 64) -> nn.Module:
+def compile(
+    module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: int = 64, *, graph: Graph | None = None
+) -> nn.Module:
     """Return a module for inference that gives what `module` gives, and costs what survives of it.
 
     Channels that nothing reaches or that reach nothing go. Each layer is timed as sparse kernel, as dense layer and as
@@ -99,6 +98,7 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
         module: any trained module with zeros in its weights.
         example: one input, or a tuple of several, with the batch first. It is repeated for measurements.
         batch_size: the batch size to choose for. The result takes any.
+        graph: `simplified(trace(module, example))`, to read the module once for several batch sizes.
 
     Returns:
         A module with a `choice`, which prints what was measured.
@@ -110,7 +110,7 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
         raise SettingError(f"batch_size must be at least 1, got {batch_size}.")
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    whole = simplified(trace(module, inputs))
+    whole = simplified(trace(module, inputs)) if graph is None else graph
     small = compacted(copy.deepcopy(whole))
     if device.type != "cpu":
         return _on_accelerator(small, device, batch_size)
@@ -119,16 +119,13 @@ def compile(module: nn.Module, example: Tensor | Sequence[Tensor], batch_size: i
     ways: dict[str, nn.Module] = {"dense": DenseNetwork(module)}
     ways["compacted"] = SparseNetwork(small, dense=[step.output for step in small.layers()])
     try:
-        fast = SparseNetwork(small)
+        fast = SparseNetwork(small, batch_size=batch_size)
     except NoCompilerError as error:
         choice.note = str(error)
     else:
         choice.layers = _layers(whole, small, fast, samples)
         slow = [layer.name for layer in choice.layers if layer.way != "sparse"]
-        candidates = [fast, *([SparseNetwork(small, dense=slow)] if slow else [])]
-        if any(isinstance(part, Chain) and part.plan.split for part in fast.parts) and batch_size > 1:
-            width = next(part.native.width for part in fast.parts if isinstance(part, Chain))
-            candidates += [SparseNetwork(small, group=width // 2), SparseNetwork(small, group=2 * width)]
+        candidates = [fast, *([SparseNetwork(small, dense=slow, batch_size=batch_size)] if slow else [])]
         times = in_turns([_call(one, samples) for one in candidates])
         best = times.index(min(times))
         ways["sparse"] = candidates[best]
@@ -165,30 +162,6 @@ def _batch(x: Tensor, batch_size: int) -> Tensor:
 
 def _call(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[[], Any]:
     return lambda: module(*samples)
-
-
-def in_turns(calls: Sequence[Callable[[], Any]], rounds: int = ROUNDS, at_least: float = AT_LEAST) -> list[float]:
-    """Return the median milliseconds of each call; they take turns, so that what disturbs one disturbs all.
-
-    Args:
-        calls: what to time.
-        rounds: turns of each.
-        at_least: seconds of a turn, in which a call is repeated.
-    """
-    repeats = []
-    for call in calls:
-        call()
-        start = time.perf_counter()
-        call()
-        repeats.append(max(1, int(at_least / max(time.perf_counter() - start, 1e-7))))
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, count, found in zip(calls, repeats, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                call()
-            found.append(1e3 * (time.perf_counter() - start) / count)
-    return [statistics.median(found) for found in times]
 
 
 def _layers(whole: Graph, small: Graph, fast: SparseNetwork, samples: tuple[Tensor, ...]) -> list[LayerChoice]:

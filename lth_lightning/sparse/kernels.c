@@ -24,15 +24,16 @@ typedef REAL real;
 #define MOST 16 /* vectors that are summed at once: they must fit into the registers */
 #elif defined(__AVX__)
 #define BYTES 32
-#define MOST 8
+#define MOST 12
 #elif defined(__aarch64__)
 #define BYTES 16
 #define MOST 16
 #else
 #define BYTES 16
-#define MOST 8
+#define MOST 12
 #endif
-#define WIDTH ((int64_t)(BYTES / sizeof(real)))
+#define NUMBERS (BYTES / REAL_BYTES)
+#define WIDTH ((int64_t)NUMBERS)
 
 typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
 #define MASK __typeof__((vec){0} < (vec){0})
@@ -56,9 +57,13 @@ typedef struct {
 
 typedef struct {
     int64_t kind, function, in, other, out, tensor, count;
+    int64_t pooled; /* ROWS: the value that takes the maxima of 2 x 2 pixels, or -1 */
     double low, high;
-    const int64_t *start; /* ROWS: survivors of row r are start[r] to start[r + 1] */
-    const int32_t *index; /* ROWS: offsets; LOAD, PHASES: channels; FLATTEN: pixels; pools: windows */
+    /* ROWS: the input is cut into `count` blocks, which stay in the cache. Of block b and row r, with i = b * rows + r, the
+     * survivors are start[i] to start[i + 1], and read offset[] pixels behind base[i]. */
+    const int64_t *start, *base;
+    const uint16_t *offset;
+    const int32_t *index; /* LOAD, PHASES: channels; FLATTEN: pixels; pools: windows */
     const real *weight, *bias;
 } Op;
 
@@ -90,99 +95,174 @@ static inline void write(real *to, vec value) { *(vec *)to = value; }
 
 /* Comparisons that a NaN passes unchanged, as in PyTorch. */
 static inline vec clamped(vec x, real low, real high) {
-    const vec lows = (vec){0} + low, highs = (vec){0} + high;
+    const vec lows = low - (vec){0}, highs = high - (vec){0};
     x = EITHER(x < lows, lows, x);
     return EITHER(x > highs, highs, x);
 }
 
-/* T vectors of one strip of pixels, for rows `first` to `last`; C sums side by side hide the latency of few vectors. */
+/* The larger of each pair; a NaN wins, as in PyTorch. */
+static inline vec larger(vec a, vec b) { return EITHER((b > a) | (b != b), b, a); }
+
+/* One block of a layer for a tile of its output: R lines of T vectors, of all rows (output channels). The sums stay in
+ * registers over all survivors of a row; between blocks they wait in `sums`. */
 typedef struct {
-    const int64_t *start;
-    const int32_t *index;
+    const int64_t *start, *base;
+    const uint16_t *offset;
     const real *weight, *bias, *in, *residual;
-    real *out;
-    int64_t lanes, step, residual_step, first, last; /* step: from a row's output to the next row's */
-    int clamp;
+    real *out, *sums;
+    int64_t rows, lanes, first, last;                /* whether the block is the first, and the last */
+    int64_t in_line, out_line, residual_line;        /* from a line to the next */
+    int64_t out_step, residual_step;                 /* from a row to the next */
+    int64_t end;                                     /* where the last vector of a line begins */
+    int64_t few;                                     /* numbers in a line of less than a vector, otherwise 0 */
+    int64_t clamp, pooled;                           /* pooled: of 2 lines, the maxima of 2 x 2 vectors are kept */
     real low, high;
 } Strip;
 
-#define STRIP(T, C)                                                                                                    \
-    static void strip_##T(const Strip s) {                                                                             \
-        const real *const in = s.in, *const weight = s.weight;                                                         \
-        const int32_t *const index = s.index;                                                                          \
-        const int64_t lanes = s.lanes;                                                                                 \
-        for (int64_t row = s.first; row < s.last; row++) {                                                             \
-            vec sum[C][T];                                                                                             \
-            const vec bias = (vec){0} + s.bias[row];                                                                   \
-            UNROLL for (int t = 0; t < T; t++) sum[0][t] = bias;                                                       \
-            UNROLL for (int c = 1; c < C; c++) { UNROLL for (int t = 0; t < T; t++) sum[c][t] = (vec){0}; }            \
-            int64_t one = s.start[row];                                                                                \
-            const int64_t end = s.start[row + 1];                                                                      \
+/* Keeps a pointer in a register of its own: compilers would rather add up the address of each vector. */
+#define SEPARATE(pointer) __asm__("" : "+r"(pointer))
+#define ALL(R, T) UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
+#define PLACE(T) (t < T - 1 ? t * WIDTH : T == 1 ? 0 : s->end) /* of vector t in its line */
+
+/* Written for literal T, R and C, so that every compiler keeps the sums in registers. C sums side by side hide the latency
+ * of few vectors. */
+#define STRIP(T, R, C)                                                                                                 \
+    static void strip_##T##_##R(const Strip *s) {                                                                      \
+        const real *const weight = s->weight;                                                                          \
+        const uint16_t *const offset = s->offset;                                                                      \
+        const int64_t lanes = s->lanes, in_line = s->in_line;                                                          \
+        for (int64_t row = 0; row < s->rows; row++) {                                                                  \
+            real *const sums = s->sums + row * (R * T * WIDTH);                                                        \
+            vec sum[C][R][T];                                                                                          \
+            if (s->first) {                                                                                            \
+                const vec bias = (vec){0} + s->bias[row];                                                              \
+                ALL(R, T) sum[0][r][t] = bias;                                                                         \
+                if (s->residual) {                                                                                     \
+                    const real *const from = s->residual + row * s->residual_step;                                     \
+                    ALL(R, T) sum[0][r][t] += read(from + r * s->residual_line + PLACE(T));                            \
+                }                                                                                                      \
+            } else {                                                                                                   \
+                ALL(R, T) sum[0][r][t] = read(sums + (r * T + t) * WIDTH);                                             \
+            }                                                                                                          \
+            UNROLL for (int c = 1; c < C; c++) { ALL(R, T) sum[c][r][t] = (vec){0}; }                                  \
+            const real *const in = s->in + s->base[row] * lanes;                                                       \
+            int64_t one = s->start[row];                                                                               \
+            const int64_t end = s->start[row + 1];                                                                     \
             for (; one + C <= end; one += C) {                                                                         \
                 UNROLL for (int c = 0; c < C; c++) {                                                                   \
-                    const real *const from = in + index[one + c] * lanes;                                              \
-                    const vec w = (vec){0} + weight[one + c];                                                          \
-                    UNROLL for (int t = 0; t < T; t++) sum[c][t] += w * read(from + t * WIDTH);                        \
+                    const real *line[2] = {in + offset[one + c] * lanes, in + offset[one + c] * lanes + in_line};      \
+                    const vec w = weight[one + c] - (vec){0};                                                          \
+                    SEPARATE(line[1]);                                                                                 \
+                    ALL(R, T) sum[c][r][t] += w * read(line[r] + PLACE(T));                                            \
                 }                                                                                                      \
             }                                                                                                          \
-            for (; one < end; one++) {                                                                                 \
-                const real *const from = in + index[one] * lanes;                                                      \
-                const vec w = (vec){0} + weight[one];                                                                  \
-                UNROLL for (int t = 0; t < T; t++) sum[0][t] += w * read(from + t * WIDTH);                            \
+            if (C > 1)                                                                                                 \
+                for (; one < end; one++) {                                                                             \
+                    const real *line[2] = {in + offset[one] * lanes, in + offset[one] * lanes + in_line};              \
+                    const vec w = weight[one] - (vec){0};                                                              \
+                    ALL(R, T) sum[0][r][t] += w * read(line[r] + PLACE(T));                                            \
+                }                                                                                                      \
+            UNROLL for (int c = 1; c < C; c++) { ALL(R, T) sum[0][r][t] += sum[c][r][t]; }                             \
+            if (!s->last) {                                                                                            \
+                ALL(R, T) write(sums + (r * T + t) * WIDTH, sum[0][r][t]);                                             \
+                continue;                                                                                              \
             }                                                                                                          \
-            real *const out = s.out + row * s.step;                                                                    \
-            UNROLL for (int c = 1; c < C; c++) { UNROLL for (int t = 0; t < T; t++) sum[0][t] += sum[c][t]; }          \
-            if (s.residual) {                                                                                          \
-                UNROLL for (int t = 0; t < T; t++) sum[0][t] += read(s.residual + row * s.residual_step + t * WIDTH);  \
+            real *const out = s->out + row * s->out_step;                                                              \
+            if (R == 2 && T % 2 == 0 && s->pooled) {                                                                   \
+                UNROLL for (int t = 0; t < T; t += 2) {                                                                \
+                    const vec upper = larger(sum[0][0][t], sum[0][0][t + 1]);                                          \
+                    const vec lower = larger(sum[0][R - 1][t], sum[0][R - 1][t + 1]), most = larger(upper, lower);     \
+                    write(out + t / 2 * WIDTH, s->clamp ? clamped(most, s->low, s->high) : most);                      \
+                }                                                                                                      \
+                continue;                                                                                              \
             }                                                                                                          \
-            if (s.clamp) { UNROLL for (int t = 0; t < T; t++) sum[0][t] = clamped(sum[0][t], s.low, s.high); }         \
-            UNROLL for (int t = 0; t < T; t++) write(out + t * WIDTH, sum[0][t]);                                      \
+            if (s->clamp) { ALL(R, T) sum[0][r][t] = clamped(sum[0][r][t], s->low, s->high); }                         \
+            if (T == 1 && s->few) {                                                                                    \
+                for (int64_t i = 0; i < s->few; i++) out[i] = sum[0][0][0][i];                                         \
+            } else {                                                                                                   \
+                ALL(R, T) write(out + r * s->out_line + PLACE(T), sum[0][r][t]);                                       \
+            }                                                                                                          \
         }                                                                                                              \
     }
-
-STRIP(1, 4)
-STRIP(2, 2)
-STRIP(3, 2)
-STRIP(4, 1)
-STRIP(5, 1)
-STRIP(6, 1)
-STRIP(7, 1)
-STRIP(8, 1)
+STRIP(1, 1, 4)
+STRIP(2, 1, 4)
+STRIP(3, 1, 2)
+STRIP(4, 1, 2)
+STRIP(5, 1, 2)
+STRIP(6, 1, 1)
+STRIP(7, 1, 1)
+STRIP(8, 1, 1)
+STRIP(9, 1, 1)
+STRIP(10, 1, 1)
+STRIP(11, 1, 1)
+STRIP(12, 1, 1)
+STRIP(1, 2, 4)
+STRIP(2, 2, 2)
+STRIP(3, 2, 1)
+STRIP(4, 2, 1)
+STRIP(5, 2, 1)
+STRIP(6, 2, 1)
 #if MOST == 16
-STRIP(9, 1)
-STRIP(10, 1)
-STRIP(11, 1)
-STRIP(12, 1)
-STRIP(13, 1)
-STRIP(14, 1)
-STRIP(15, 1)
-STRIP(16, 1)
+STRIP(13, 1, 1)
+STRIP(14, 1, 1)
+STRIP(15, 1, 1)
+STRIP(16, 1, 1)
+STRIP(7, 2, 1)
+STRIP(8, 2, 1)
 #endif
 
-static void (*const strips[])(Strip) = {
-    0,       strip_1,  strip_2,  strip_3,  strip_4,  strip_5,  strip_6,  strip_7,  strip_8,
+static void (*const strips[2][MOST + 1])(const Strip *) = {
+    {0, strip_1_1, strip_2_1, strip_3_1, strip_4_1, strip_5_1, strip_6_1, strip_7_1, strip_8_1, strip_9_1, strip_10_1,
+     strip_11_1, strip_12_1,
 #if MOST == 16
-    strip_9, strip_10, strip_11, strip_12, strip_13, strip_14, strip_15, strip_16,
+     strip_13_1, strip_14_1, strip_15_1, strip_16_1
 #endif
+    },
+    {0, strip_1_2, strip_2_2, strip_3_2, strip_4_2, strip_5_2, strip_6_2,
+#if MOST == 16
+     strip_7_2, strip_8_2
+#endif
+    },
 };
 
-/* One image, one pixel a row: a dot product of survivors with gathered inputs. */
-static void dots(const Strip s) {
-    for (int64_t row = s.first; row < s.last; row++) {
-        real a = s.bias[row], sum[8] = {0};
-        int64_t one = s.start[row];
-        const int64_t end = s.start[row + 1];
-        for (; one + 8 <= end; one += 8) {
-            UNROLL for (int c = 0; c < 8; c++) sum[c] += s.weight[one + c] * s.in[s.index[one + c]];
+/* One image, one pixel a row: a dot product of survivors with inputs from anywhere. They are put together one by one:
+ * gather instructions are slower. */
+#define SOME (BYTES < 32 ? BYTES : 32)
+#define SOME_NUMBERS (SOME / REAL_BYTES)
+typedef real some __attribute__((vector_size(SOME), aligned(sizeof(real)), may_alias));
+#if SOME_NUMBERS == 8
+#define PICKED(x, i) ((some){x[(i)[0]], x[(i)[1]], x[(i)[2]], x[(i)[3]], x[(i)[4]], x[(i)[5]], x[(i)[6]], x[(i)[7]]})
+#elif SOME_NUMBERS == 4
+#define PICKED(x, i) ((some){x[(i)[0]], x[(i)[1]], x[(i)[2]], x[(i)[3]]})
+#else
+#define PICKED(x, i) ((some){x[(i)[0]], x[(i)[1]]})
+#endif
+
+static void dots(const Strip *s) {
+    const real *const weight = s->weight;
+    for (int64_t row = 0; row < s->rows; row++) {
+        const real *const in = s->in + s->base[row];
+        int64_t one = s->start[row];
+        const int64_t end = s->start[row + 1];
+        some sum = {0};
+        real a = s->first ? s->bias[row] : s->sums[row], b = s->first && s->residual ? s->residual[row * s->residual_step] : 0;
+        for (; one + SOME_NUMBERS <= end; one += SOME_NUMBERS)
+            sum += *(const some *)(weight + one) * PICKED(in, s->offset + one);
+        for (; one + 2 <= end; one += 2) {
+            a += weight[one] * in[s->offset[one]];
+            b += weight[one + 1] * in[s->offset[one + 1]];
         }
-        for (; one < end; one++) a += s.weight[one] * s.in[s.index[one]];
-        a += ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-        if (s.residual) a += s.residual[row * s.residual_step];
-        if (s.clamp) {
-            if (a < s.low) a = s.low;
-            if (a > s.high) a = s.high;
+        if (one < end) a += weight[one] * in[s->offset[one]];
+        UNROLL for (int i = 0; i < SOME_NUMBERS; i += 2) {
+            a += sum[i];
+            b += sum[i + 1];
         }
-        s.out[row * s.step] = a;
+        a += b;
+        if (s->last && s->clamp) {
+            if (a < s->low) a = s->low;
+            if (a > s->high) a = s->high;
+        }
+        *(s->last ? s->out + row * s->out_step : s->sums + row) = a;
     }
 }
 
@@ -199,6 +279,17 @@ static real *at(const Run *run, const Value *value, int64_t channel, int64_t y) 
 static void clear_padding(const Run *run, const Value *value) {
     const int64_t lanes = lanes_of(run, value), gap = value->pitch - value->width;
     if (value->pad == 0) return;
+    if (gap * lanes < 16) { /* a call of memset costs more */
+        for (int64_t channel = 0; channel < value->channels; channel++) {
+            real *const plane = at(run, value, channel, -value->pad) - value->pad * lanes;
+            real *const end = at(run, value, channel, value->height - 1) + value->width * lanes;
+            memset(plane, 0, (value->pad * value->pitch + value->pad) * lanes * sizeof(real));
+            for (real *row = at(run, value, channel, 0) + value->width * lanes; row < end; row += value->pitch * lanes)
+                for (int64_t i = 0; i < gap * lanes; i++) row[i] = 0;
+            memset(end, 0, (plane + value->plane * lanes - end) * sizeof(real));
+        }
+        return;
+    }
     for (int64_t channel = 0; channel < value->channels; channel++) {
         real *const plane = at(run, value, channel, -value->pad) - value->pad * lanes;
         real *const end = at(run, value, channel, value->height - 1) + value->width * lanes;
@@ -209,52 +300,62 @@ static void clear_padding(const Run *run, const Value *value) {
     }
 }
 
-/* A strip of any length, in equal parts that fit into the registers. */
-static void in_parts(Strip s, int64_t in, int64_t out, int64_t residual, int64_t vectors) {
-    const int64_t parts = (vectors + MOST - 1) / MOST;
-    for (int64_t part = 0; part < parts; part++) {
-        const int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
-        Strip p = s;
-        p.in += in + from * WIDTH;
-        p.out += out + from * WIDTH;
-        if (p.residual) p.residual += residual + from * WIDTH;
-        strips[to - from](p);
+/* A layer's output in tiles, each for all rows before the next, so that what they read stays in the cache: `lines` lines
+ * of `length` numbers. */
+static void tiles(Strip s, const Op *op, int64_t lines, int64_t length) {
+    const real *const in = s.in, *const residual = s.residual;
+    real *const out = s.out;
+    const int64_t vectors = (length + WIDTH - 1) / WIDTH, least = s.pooled ? 2 : 1;
+    s.few = length < WIDTH ? length : 0;
+    for (int64_t y = 0, high; y < lines; y += high) {
+        high = y + 1 < lines && !s.few ? 2 : 1; /* lines at once */
+        const int64_t most = MOST / high / least, parts = (vectors / least + most - 1) / most;
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t from = vectors / least * part / parts * least, to = vectors / least * (part + 1) / parts * least;
+            s.end = (to * WIDTH < length || s.few ? to * WIDTH : length) - WIDTH - from * WIDTH;
+            s.out = s.pooled ? out + y / 2 * s.out_line + from / 2 * WIDTH : out + y * s.out_line + from * WIDTH;
+            s.in = in + y * s.in_line + from * WIDTH;
+            if (residual) s.residual = residual + y * s.residual_line + from * WIDTH;
+            for (int64_t block = 0; block < op->count; block++) {
+                s.start = op->start + block * s.rows;
+                s.base = op->base + block * s.rows;
+                s.first = block == 0;
+                s.last = block == op->count - 1;
+                if (length == 1)
+                    dots(&s);
+                else
+                    strips[high - 1][to - from](&s);
+            }
+        }
     }
 }
 
 /* Linear layers and convolutions: out[row] = bias[row] + sum of weight * in[offset] (+ residual[row]), clamped. */
 static void rows_of(const Run *run, const Op *op) {
-    const Value *const in = run->program->values + op->in, *const out = run->program->values + op->out;
+    const Value *const in = run->program->values + op->in, *out = run->program->values + op->out;
     const Value *const other = op->other < 0 ? 0 : run->program->values + op->other;
-    const int64_t lanes = lanes_of(run, out);
-    Strip s = {op->start,         op->index,           op->weight, op->bias,      at(run, in, 0, 0),
-               0,                 at(run, out, 0, 0),  lanes,      out->plane * lanes, 0,
-               0,                 out->channels,       (int)op->function,  (real)op->low,  (real)op->high};
+    const int64_t lanes = lanes_of(run, out), pooled = op->pooled >= 0 && lanes == WIDTH;
+    /* All rows of pixels as one line, over the padding between them, unless a row alone fills the registers. */
+    const int fits = in->pitch == out->pitch && (!other || other->pitch == out->pitch);
+    const int whole = out->height == 1 || (fits && !pooled && (lanes % WIDTH || out->width * lanes < 4 * WIDTH));
+    if (pooled) out = run->program->values + op->pooled;
+    Strip s = {
+        .offset = op->offset, .weight = op->weight, .bias = op->bias,
+        .in = at(run, in, 0, 0), .out = at(run, out, 0, 0), .sums = run->call->planes + run->program->scratch * run->lanes,
+        .rows = out->channels, .lanes = lanes, .in_line = in->pitch * lanes, .out_line = out->pitch * lanes,
+        .out_step = out->plane * lanes, .clamp = op->function, .low = (real)op->low, .high = (real)op->high, .pooled = pooled,
+    };
     if (other) {
         s.residual = at(run, other, 0, 0);
+        s.residual_line = other->pitch * lanes;
         s.residual_step = other->plane * lanes;
     }
-    if (out->height * out->width * lanes == 1) {
-        dots(s);
-        return;
-    }
-    /* All rows of pixels as one strip, over the padding between them, unless a row alone fills the registers. */
-    const int fits = in->pitch == out->pitch && (!other || other->pitch == out->pitch);
-    const int whole = out->height == 1 || (fits && (lanes % WIDTH || out->width * lanes < 4 * WIDTH));
-    const int64_t lines = whole ? 1 : out->height;
-    const int64_t length = ((whole ? out->height - 1 : 0) * out->pitch + out->width) * lanes;
-    const int64_t vectors = (length + WIDTH - 1) / WIDTH, residual = other ? other->pitch * lanes : 0;
-    if (lanes % WIDTH == 0) { /* a few pixels of all channels before the next pixels: their input stays in the cache */
-        for (int64_t y = 0; y < lines; y++)
-            in_parts(s, y * in->pitch * lanes, y * out->pitch * lanes, y * residual, vectors);
-    } else { /* in the order of memory: what the last vector writes beyond its end is overwritten by what belongs there */
-        for (int64_t row = 0; row < out->channels; row++) {
-            s.first = row;
-            s.last = row + 1;
-            for (int64_t y = 0; y < lines; y++)
-                in_parts(s, y * in->pitch * lanes, y * out->pitch * lanes, y * residual, vectors);
-        }
-    }
+    if (pooled)
+        tiles(s, op, 2 * out->height, 2 * out->width * lanes);
+    else if (whole)
+        tiles(s, op, 1, ((out->height - 1) * out->pitch + out->width) * lanes);
+    else
+        tiles(s, op, out->height, out->width * lanes);
     clear_padding(run, out);
 }
 
@@ -267,53 +368,66 @@ static int64_t sample_of(const Run *run, const Value *value) { return run->first
 #endif
 #endif
 #ifdef SHUFFLES
-#define PAIR16(a, b, i) __builtin_shufflevector(a, b, i, 16 + i, 1 + i, 17 + i, 2 + i, 18 + i, 3 + i, 19 + i, 4 + i, \
-                                                20 + i, 5 + i, 21 + i, 6 + i, 22 + i, 7 + i, 23 + i)
-#define PAIR8(a, b, i) __builtin_shufflevector(a, b, i, 8 + i, 1 + i, 9 + i, 2 + i, 10 + i, 3 + i, 11 + i)
-#define PAIR4(a, b, i) __builtin_shufflevector(a, b, i, 4 + i, 1 + i, 5 + i)
-#define PAIR2(a, b, i) __builtin_shufflevector(a, b, i, 2 + i)
-#define TRANSPOSE(N)                                                                                                   \
-    static void transpose_##N(const real *from, int64_t size, vec *to) {                                               \
-        vec a[N], b[N];                                                                                                \
-        UNROLL for (int i = 0; i < N; i++) a[i] = read(from + i * size);                                               \
-        UNROLL for (int step = 1; step < N; step *= 2) {                                                               \
-            UNROLL for (int i = 0; i < N / 2; i++) {                                                                   \
-                b[2 * i] = PAIR##N(a[i], a[i + N / 2], 0);                                                             \
-                b[2 * i + 1] = PAIR##N(a[i], a[i + N / 2], N / 2);                                                     \
-            }                                                                                                          \
-            UNROLL for (int i = 0; i < N; i++) a[i] = b[i];                                                            \
-        }                                                                                                              \
-        UNROLL for (int i = 0; i < N; i++) to[i] = a[i];                                                               \
-    }
-#define NUMBERS (BYTES / REAL_BYTES)
+/* Squares are transposed by exchanging halves, then halves of halves. */
+#define KEPT(d, j) (((j) & (d)) ? NUMBERS + (j) - (d) : (j))
+#define MOVED(d, j) (((j) & (d)) ? NUMBERS + (j) : (j) + (d))
+#define LIST2(F, d, j) F(d, j), F(d, j + 1)
+#define LIST4(F, d, j) LIST2(F, d, j), LIST2(F, d, j + 2)
+#define LIST8(F, d, j) LIST4(F, d, j), LIST4(F, d, j + 4)
+#define LIST16(F, d, j) LIST8(F, d, j), LIST8(F, d, j + 8)
 #if NUMBERS == 16
-TRANSPOSE(16)
-#define transpose transpose_16
+#define LIST LIST16
 #elif NUMBERS == 8
-TRANSPOSE(8)
-#define transpose transpose_8
+#define LIST LIST8
 #elif NUMBERS == 4
-TRANSPOSE(4)
-#define transpose transpose_4
+#define LIST LIST4
 #else
-TRANSPOSE(2)
-#define transpose transpose_2
+#define LIST LIST2
 #endif
+#define EXCHANGE(d)                                                                                                    \
+    UNROLL for (int i = 0; i < NUMBERS; i++) {                                                                         \
+        if (i & d) continue;                                                                                           \
+        const vec a = square[i], b = square[i + d];                                                                    \
+        square[i] = __builtin_shufflevector(a, b, LIST(KEPT, d, 0));                                                   \
+        square[i + d] = __builtin_shufflevector(a, b, LIST(MOVED, d, 0));                                              \
+    }
+
+static inline void transpose(const real *from, int64_t size, vec *square) {
+    UNROLL for (int i = 0; i < NUMBERS; i++) square[i] = read(from + i * size);
+#if NUMBERS > 8
+    EXCHANGE(8)
+#endif
+#if NUMBERS > 4
+    EXCHANGE(4)
+#endif
+#if NUMBERS > 2
+    EXCHANGE(2)
+#endif
+    EXCHANGE(1)
+}
 
 /* Features of whole vectors of samples: a square of WIDTH samples and WIDTH neighbouring features at a time. */
 static void load_squares(const real *from, int64_t size, const int32_t *index, int64_t count, real *to, int64_t lanes) {
-    int64_t first = 0;
-    while (first < count) {
-        int64_t start = index[first], end = first + 1;
-        if (start > size - WIDTH) start = size - WIDTH;
-        while (end < count && index[end] < start + WIDTH) end++;
-        for (int64_t lane = 0; lane < lanes; lane += WIDTH) {
+    for (int64_t lane = 0; lane < lanes; lane += WIDTH)
+        for (int64_t first = 0, end; first < count; first = end) {
+            int64_t start = index[first];
+            if (start > size - WIDTH) start = size - WIDTH;
             vec square[NUMBERS];
             transpose(from + lane * size + start, size, square);
-            for (int64_t i = first; i < end; i++) write(to + i * lanes + lane, square[index[i] - start]);
+            for (end = first; end < count && index[end] < start + WIDTH; end++)
+                write(to + end * lanes + lane, square[index[end] - start]);
         }
-        first = end;
-    }
+}
+
+/* The same for neighbouring pixels of a line, of which there are at least WIDTH. */
+static void load_line(const real *from, int64_t size, int64_t count, real *to, int64_t lanes) {
+    for (int64_t lane = 0; lane < lanes; lane += WIDTH)
+        for (int64_t first = 0; first < count; first += WIDTH) {
+            const int64_t start = first < count - WIDTH ? first : count - WIDTH;
+            vec square[NUMBERS];
+            transpose(from + lane * size + start, size, square);
+            UNROLL for (int i = 0; i < NUMBERS; i++) write(to + (start + i) * lanes + lane, square[i]);
+        }
 }
 #endif
 
@@ -337,6 +451,12 @@ static void load(const Run *run, const Op *op) {
         for (int64_t y = 0; y < out->height; y++) {
             real *to = at(run, out, channel, y);
             const real *pixel = from + op->index[channel] * pixels + y * out->width;
+#ifdef SHUFFLES
+            if (lanes % WIDTH == 0 && out->width >= WIDTH) {
+                load_line(pixel, size, out->width, to, lanes);
+                continue;
+            }
+#endif
             for (int64_t x = 0; x < out->width; x++, pixel++, to += lanes)
                 for (int64_t lane = 0; lane < lanes; lane++) to[lane] = pixel[lane * size];
         }
@@ -386,12 +506,15 @@ static void flatten(const Run *run, const Op *op) {
     const int64_t lanes = lanes_of(run, in), wide = lanes_of(run, out);
     const real *const from = at(run, in, 0, 0);
     real *to = at(run, out, 0, 0) + (in->features == out->features ? 0 : run->column);
+    if (lanes == WIDTH) {
+        for (int64_t feature = 0; feature < out->channels; feature++, to += wide)
+            write(to, read(from + op->index[feature] * WIDTH));
+        return;
+    }
     for (int64_t feature = 0; feature < out->channels; feature++, to += wide)
         for (int64_t lane = 0; lane < lanes; lane++) to[lane] = from[op->index[feature] * lanes + lane];
 }
 
-/* The larger of each pair; a NaN wins, as in PyTorch. */
-static inline vec larger(vec a, vec b) { return EITHER((b > a) | (b != b), b, a); }
 static inline vec both(int largest, vec a, vec b) {
     if (largest) return larger(a, b);
     return a + b;
@@ -405,7 +528,10 @@ static void pool(const Run *run, const Op *op) {
     const int64_t lanes = lanes_of(run, out), length = in->width * lanes, step = in->pitch * lanes;
     const int32_t *const rows = op->index, *const columns = op->index + 2 * out->height;
     const int largest = op->kind == MAX_POOL, whole = lanes % WIDTH == 0;
+    if (op->function && lanes == WIDTH) return; /* the convolution before it has done it */
     real *const line = run->call->planes + run->program->scratch * run->lanes;
+    int pairs = largest && lanes == 1; /* the commonest case */
+    for (int64_t x = 0; x < out->width; x++) pairs &= columns[2 * x] == 2 * x && columns[2 * x + 1] == 2 * x + 2;
     for (int64_t channel = 0; channel < out->channels; channel++)
         for (int64_t y = 0; y < out->height; y++) {
             const real *const first = at(run, in, channel, rows[2 * y]);
@@ -420,6 +546,13 @@ static void pool(const Run *run, const Op *op) {
                     }
                     write(line + i, best);
                 }
+            if (pairs) {
+                for (int64_t x = 0; x < out->width; x++) {
+                    const real left = line[2 * x], right = line[2 * x + 1];
+                    to[x] = ((right > left) | (right != right)) ? right : left;
+                }
+                continue;
+            }
             for (int64_t x = 0; x < out->width; x++, to += lanes) {
                 const int64_t start = columns[2 * x], across = columns[2 * x + 1] - start;
                 const real factor = largest ? 1 : op->weight[y * out->width + x];

@@ -59,20 +59,21 @@ def kernels(dtype: torch.dtype) -> Kernels:
     Raises:
         NoCompilerError: there is no compiler, or it fails; the error says what to install.
     """
-    return Kernels(_library("double" if dtype == torch.float64 else "float"), dtype)
+    return Kernels(library(SOURCE, dtype), dtype)
 
 
-def _library(real: str) -> Path:
-    source = SOURCE.read_bytes()
+def library(source: Path, dtype: torch.dtype) -> Path:
+    """Return the compiled library of a C file for numbers of a type, as for `kernels`."""
+    real, text = "double" if dtype == torch.float64 else "float", source.read_bytes()
     tried = []
     for compiler in _compilers():
         for target in TARGETS:
             command = [*compiler, *FLAGS, *target, f"-DREAL={real}", f"-DREAL_BYTES={REALS[real]}"]
-            key = hashlib.sha256(source + repr((command, _version(tuple(compiler)), _cpu())).encode()).hexdigest()[:20]
-            path = _cache() / f"kernels-{key}{'.dylib' if sys.platform == 'darwin' else '.so'}"
+            key = hashlib.sha256(text + repr((command, _version(tuple(compiler)), _cpu())).encode()).hexdigest()[:20]
+            path = _cache() / f"{source.stem}-{key}{'.dylib' if sys.platform == 'darwin' else '.so'}"
             if path.exists():
                 return path
-            if (said := _compile(command, path)) is None:
+            if (said := _compile([*command, str(source)], path)) is None:
                 return path
             tried.append(said)
     if tried:
@@ -80,13 +81,29 @@ def _library(real: str) -> Path:
     raise NoCompilerError(f"sparse kernels need a C compiler, and there is none: {INSTALL}.")
 
 
+def compiled(source: Path, to: Path) -> ctypes.CDLL:
+    """Compile a C99 file that needs no library, and load it.
+
+    Args:
+        source: the file; headers may lie beside it.
+        to: where the library goes.
+
+    Raises:
+        NoCompilerError: there is no compiler, or it fails.
+    """
+    said: str | None = f"there is no C compiler: {INSTALL}"
+    for compiler in _compilers():
+        said = _compile([*compiler, "-std=c99", "-O2", "-shared", "-fPIC", str(source)], to)
+        if said is None:
+            return ctypes.CDLL(str(to))
+    raise NoCompilerError(f"{source} does not compile ({said}).")
+
+
 def _compile(command: list[str], path: Path) -> str | None:
     """Compile to `path`, which appears at once and whole; return the compiler's first complaint if it fails."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        done = subprocess.run(
-            [*command, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "-o", str(made), "-lm"], capture_output=True, text=True, check=False)
         if done.returncode:
             return next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
         os.replace(made, path)

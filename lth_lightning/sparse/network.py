@@ -20,7 +20,7 @@ from lth_lightning.sparse.graph import LAYERS, Graph, Shape, Step, filled
 from lth_lightning.sparse.native import Kernels, NoCompilerError, kernels
 from lth_lightning.sparse.plan import NATIVE, planned
 
-TILE = 4  # vectors of images that a weight of a linear layer multiplies at once
+TILE = 64  # images that a weight of a linear layer multiplies at once
 ALIGNED = 64  # bytes
 PER_THREAD = 64  # images below which a second thread costs more than it gives
 
@@ -34,16 +34,23 @@ class Chain:
         outputs: the values that the chain gives.
         native: the kernels.
         group: images side by side at a pixel.
+        batch_size: the batch size that matters.
     """
 
     def __init__(
-        self, graph: Graph, steps: Sequence[Step], outputs: Sequence[str], native: Kernels, group: int
+        self,
+        graph: Graph,
+        steps: Sequence[Step],
+        outputs: Sequence[str],
+        native: Kernels,
+        group: int,
+        batch_size: int,
     ) -> None:
-        self.steps, self.native, self.group = list(steps), native, group
-        self.plan = plan = planned(graph, steps, outputs, native.dtype)
+        self.steps, self.native, self.group, self.tile = list(steps), native, group, TILE
+        lanes = min(group, batch_size), min(TILE, batch_size)
+        self.plan = plan = planned(graph, steps, outputs, native.dtype, *lanes)
         self.inputs, self.outputs = plan.inputs, plan.outputs
         self.lead = -1 if any(_on_last_axis(graph, step) for step in steps) else 1  # dimensions of the batch
-        self.tile = native.width * TILE
         self._program = np.array(
             [
                 *(plan.values.ctypes.data, plan.operations.ctypes.data),
@@ -53,6 +60,7 @@ class Chain:
         )
         given, made = ([self._sample(graph.shapes[name]) for name in names] for names in (self.inputs, self.outputs))
         self._shapes = made
+        self._known = {torch.Size((n, *given[0])): (n, *made[0]) for n in range(1, 2 * PER_THREAD)}
         self._sizes = [np.array([math.prod(shape) for shape in shapes], np.int64) for shapes in (given, made)]
         self._local = threading.local()
         self._pointers = ctypes.c_void_p * len(given), ctypes.c_void_p * len(made)
@@ -75,13 +83,13 @@ class Chain:
             self._run(sources, targets, 0, count)
         return results
 
-    def one(self, x: Tensor) -> Tensor:
-        """The same for a chain from one tensor, batch first, to one, with less work in Python."""
-        count, dtype = len(x), self.native.dtype
-        if count >= 2 * PER_THREAD or not x.is_contiguous() or x.dtype is not dtype:
-            return self([x])[0]
-        result = torch.empty((count, *self._shapes[0]), dtype=dtype)
-        self.native.apply(self._address(), x.data_ptr(), result.data_ptr(), count)
+    def one(self, x: Tensor) -> Tensor | None:
+        """The same for a chain from one tensor to one, with less work in Python; None if this way does not fit."""
+        shape = self._known.get(x.shape)
+        if shape is None or not x.is_cpu or x.dtype is not self.native.dtype or not x.is_contiguous():
+            return None
+        result = torch.empty(*shape, dtype=x.dtype)
+        self.native.apply(self._address(), x.data_ptr(), result.data_ptr(), shape[0])
         return result
 
     def _run(self, sources: Any, targets: Any, first: int, last: int) -> None:
@@ -149,6 +157,7 @@ class SparseNetwork(nn.Module):
         graph: what it computes.
         dense: outputs of the layers that PyTorch runs; all others run in kernels.
         group: images side by side at a pixel.
+        batch_size: the batch size that matters; it takes any.
         device: the kind of device that its inputs must lie on.
 
     Raises:
@@ -156,28 +165,35 @@ class SparseNetwork(nn.Module):
     """
 
     def __init__(
-        self, graph: Graph, dense: Collection[str] = (), group: int | None = None, device: str = "cpu"
+        self,
+        graph: Graph,
+        dense: Collection[str] = (),
+        group: int | None = None,
+        batch_size: int = TILE,
+        device: str = "cpu",
     ) -> None:
         super().__init__()
+        self._given = (graph, dense, group, batch_size, device)
         self.graph = graph
         self.dense = set(dense)
         self.device = device
         self.dtype = graph.dtype
         self.parts: list[Chain | Step] = []
         self._values: dict[str, Tensor] = graph.constants
-        self._divide(group)
+        self._divide(group, batch_size)
         only = self.parts[0] if len(self.parts) == 1 else None
         alone = isinstance(only, Chain) and only.inputs == graph.inputs and graph.outputs == {"value": only.outputs[0]}
         self._only = only if alone and isinstance(only, Chain) and only.lead == 1 else None
-        self._tail = [shape[1:] for shape in (graph.shapes[name] for name in graph.inputs)]
         self.eval()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the graph; the kernels are loaded, or compiled, where they are opened."""
+        return SparseNetwork, self._given, {name: value for name, value in vars(self).items() if name == "choice"}
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return what the network returned, for inputs of its shapes and any batch size."""
-        if self._only is not None:
-            x = inputs[0]
-            if len(inputs) == 1 and x.is_cpu and x.shape[1:] == self._tail[0]:
-                return self._only.one(x)
+        if self._only is not None and len(inputs) == 1 and (result := self._only.one(inputs[0])) is not None:
+            return result
         self._check(inputs)
         values: dict[str, Any] = {**self._values, **dict(zip(self.graph.inputs, inputs, strict=True))}
         with torch.no_grad():
@@ -190,8 +206,8 @@ class SparseNetwork(nn.Module):
         return filled(self.graph.outputs, values)
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
-        if len(inputs) != len(self._tail):
-            raise ValueError(f"the network takes {len(self._tail)} inputs, got {len(inputs)}.")
+        if len(inputs) != len(self.graph.inputs):
+            raise ValueError(f"the network takes {len(self.graph.inputs)} inputs, got {len(inputs)}.")
         for x, name in zip(inputs, self.graph.inputs, strict=True):
             shape = self.graph.shapes[name]
             fits = len(x.shape) == len(shape) and all(a in (None, b) for a, b in zip(shape, x.shape, strict=True))
@@ -202,7 +218,7 @@ class SparseNetwork(nn.Module):
                     "It was compiled for inputs of this shape; compile it again for another."
                 )
 
-    def _divide(self, group: int | None) -> None:
+    def _divide(self, group: int | None, batch_size: int) -> None:
         """Make a chain of each run of steps that kernels can do, where it holds a layer."""
         runs: list[Step | list[Step]] = []
         for step in self.graph.steps:
@@ -219,7 +235,7 @@ class SparseNetwork(nn.Module):
             if isinstance(run, list) and any(step.kind in LAYERS for step in run):
                 native = kernels(self.dtype)
                 outputs = [step.output for step in run if step.output in needed]
-                self.parts.append(Chain(self.graph, run, outputs, native, group or native.width))
+                self.parts.append(Chain(self.graph, run, outputs, native, group or native.width, batch_size))
             else:
                 self.parts += reversed(steps)
             needed |= {name for step in steps for name in step.inputs}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,23 @@ def onnx_runtime(graph: Graph) -> Callable[[Tensor], Any]:
         ImportError: ONNX Runtime is not installed.
         SettingError: as in `onnx_model`.
     """
+    return _session(onnx_model(graph).SerializeToString())
+
+
+def onnx_file(path: Path) -> Callable[[Tensor], Any]:
+    """Return an ONNX file as ONNX Runtime runs it, likewise.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+    """
+    return _session(path.read_bytes())
+
+
+def _session(model: bytes) -> Callable[[Tensor], Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    model = onnx_model(graph).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x.numpy()})

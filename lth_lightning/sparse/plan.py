@@ -40,10 +40,14 @@ VALUE = np.dtype(
     [(name, "i8") for name in ("base", "channels", "height", "width", "pitch", "plane", "pad", "features")]
 )
 OPERATION = np.dtype(
-    [(name, "i8") for name in ("kind", "function", "in", "other", "out", "tensor", "count")]
+    [(name, "i8") for name in ("kind", "function", "in", "other", "out", "tensor", "count", "pooled")]
     + [(name, "f8") for name in ("low", "high")]
-    + [(name, "u8") for name in ("start", "index", "weight", "bias")]
+    + [(name, "u8") for name in ("start", "base", "offset", "index", "weight", "bias")]
 )
+MOST = 16  # vectors that a kernel sums at once
+NEAR = 2**16  # pixels from a block's base that an offset can tell
+CACHE = 14 * 2**10  # bytes of the first cache that a block of a layer's input may fill
+PIECE = 12  # survivors of a row in a block: with fewer, more blocks cost more than they save
 SLACK = 16  # pixels behind each value, which the last vector of a row may overwrite
 NATIVE = (*LAYERS, "affine", "unary", "binary", "pool", "concat", "flatten", "select")
 
@@ -77,6 +81,7 @@ class _Operation:
     source: _Value | None
     out: _Value | None
     other: _Value | None = None
+    pooled: _Value | None = None  # what takes the maxima of 2 x 2 pixels of `out`
     function: int = 0
     tensor: int = -1
     count: int = 0
@@ -111,7 +116,9 @@ class Plan:
     operation_of: dict[int, int]
 
 
-def planned(graph: Graph, steps: Sequence[Step], outputs: Sequence[str], dtype: torch.dtype) -> Plan:
+def planned(
+    graph: Graph, steps: Sequence[Step], outputs: Sequence[str], dtype: torch.dtype, group: int, tile: int
+) -> Plan:
     """Lay out steps of a graph, all of kinds in `NATIVE`, as one program.
 
     Args:
@@ -119,13 +126,22 @@ def planned(graph: Graph, steps: Sequence[Step], outputs: Sequence[str], dtype: 
         steps: the steps, in their order; what they take and do not give is the program's input.
         outputs: the values that the program gives.
         dtype: torch.float32 or torch.float64.
+        group, tile: how many images lie side by side at a pixel, and at a feature, for the batch size that matters.
     """
-    return _Planner(graph, steps, outputs, dtype).plan()
+    return _Planner(graph, steps, outputs, dtype, (group, tile)).plan()
 
 
 class _Planner:
-    def __init__(self, graph: Graph, steps: Sequence[Step], outputs: Sequence[str], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        steps: Sequence[Step],
+        outputs: Sequence[str],
+        dtype: torch.dtype,
+        lanes: tuple[int, int],
+    ) -> None:
         self.steps, self.outputs = list(steps), list(outputs)
+        self.lanes = lanes
         self.shapes = graph.shapes
         self.dtype = np.float64 if dtype == torch.float64 else np.float32
         made = {step.output for step in steps}
@@ -154,11 +170,14 @@ class _Planner:
         return self._placed()
 
     def _first_wide(self) -> int:
-        """The first step from which on every value has one pixel, if a layer is among them."""
+        """The first step from which on every value has one pixel, without padding, if a layer is among them."""
         first = len(self.steps)
         for number in range(len(self.steps) - 1, -1, -1):
             step = self.steps[number]
-            if any(self._size(name).pixels > 1 for name in (*step.inputs, step.output)):
+            beyond = step.kind == "conv" and (
+                step.tensors["weight"][0, :1].numel() > 1 or any(step.settings["padding"])
+            )
+            if beyond or any(self._size(name).pixels > 1 for name in (*step.inputs, step.output)):
                 break
             first = number
         return first if any(step.kind in LAYERS for step in self.steps[first:]) else len(self.steps)
@@ -218,6 +237,7 @@ class _Planner:
             source = self._phases(step, source, wide)
         out = self.values[step.output, wide] = self._new(self._size(step.output), wide)
         settings = step.settings
+        self._pool_at_once(step, source, out)
         kind = "ROWS" if step.kind in LAYERS else step.kind.upper()
         if step.kind == "pool":
             kind = "MAX_POOL" if settings["function"] == "max" else "SUM_POOL"
@@ -234,6 +254,19 @@ class _Planner:
             operation.low, operation.high = settings["a"], settings["b"]
         elif step.kind == "binary":
             operation.function = BINARY.index(settings["function"])
+        elif kind == "MAX_POOL":
+            operation.function = int(any(one.pooled is out for one in self.groups))
+
+    def _pool_at_once(self, step: Step, source: _Value, out: _Value) -> None:
+        """Let a convolution keep the maxima of its output alone, where nothing else takes it."""
+        before = next((one for one in self.groups if one.kind == "ROWS" and one.out is source), None)
+        if before is None or step.kind != "pool" or step.settings["function"] != "max":
+            return
+        pairs = [[[2 * i, 2 * i + 2] for i in range(size)] for size in (out.size.height, out.size.width)]
+        name = step.inputs[0]
+        takers = sum(name in one.inputs for one in self.steps) + (name in self.outputs)
+        if takers == 1 and [step.settings["rows"], step.settings["columns"]] == pairs:
+            before.pooled = out
 
     def _flatten(self, step: Step, wide: bool) -> None:
         size, name = self._size(step.inputs[0]), step.inputs[0]
@@ -271,7 +304,7 @@ class _Planner:
     def _placed(self) -> Plan:
         operations = [*self.groups, *self.tiles]
         for number, operation in enumerate(operations):
-            for value in (operation.source, operation.out, operation.other):
+            for value in (operation.source, operation.out, operation.other, operation.pooled):
                 if value is not None:
                     value.born = number if value.born < 0 else value.born
                     value.dies = number
@@ -285,17 +318,24 @@ class _Planner:
         ]
         sizes = [_allocate([value for value in self.every if value.features is features]) for features in (False, True)]
         scratch = sizes[0]
-        sizes[0] += _rounded(max(pooled, default=0) + SLACK)
+        rows = [operation.out.size.channels for operation in operations if operation.kind == "ROWS" and operation.out]
+        sizes[0] += _rounded(max(*pooled, *(MOST * count for count in rows), 0, 0) + SLACK)
         numbers = {value: number for number, value in enumerate(self.every)}
         table = np.zeros(len(operations), OPERATION)
         arrays: list[np.ndarray] = []
         for row, operation in zip(table, operations, strict=True):
             row["kind"], row["function"] = KINDS.index(operation.kind), operation.function
-            for key, value in (("in", operation.source), ("other", operation.other), ("out", operation.out)):
+            names = ("in", "other", "out", "pooled")
+            for key, value in zip(
+                names, (operation.source, operation.other, operation.out, operation.pooled), strict=True
+            ):
                 row[key] = -1 if value is None else numbers[value]
             row["tensor"], row["count"] = operation.tensor, operation.count
             row["low"], row["high"] = operation.low, operation.high
-            for key, array in (operation.arrays | self._tables(operation)).items():
+            tables = operation.arrays | self._tables(operation)
+            if operation.kind == "ROWS":
+                row["count"] = len(tables["base"]) // max(len(tables["bias"]), 1)
+            for key, array in tables.items():
                 arrays.append(np.ascontiguousarray(array))
                 row[key] = arrays[-1].ctypes.data
         values = np.array(
@@ -328,7 +368,7 @@ class _Planner:
         if step is None or source is None:
             return {}
         if operation.kind == "ROWS":
-            return _survivors(step, source, self.dtype)
+            return _survivors(step, source, self.dtype, self.lanes[source.features])
         if step.kind == "affine":
             return {
                 "weight": step.tensors["scale"].numpy().astype(self.dtype),
@@ -351,30 +391,49 @@ def _phases_read(step: Step) -> tuple[list[int], list[int], list[tuple[int, int]
     return tops, lefts, sorted({(top % s["stride"][0], left % s["stride"][1]) for top in tops for left in lefts})
 
 
-def _survivors(step: Step, source: _Value, dtype: Any) -> dict[str, np.ndarray]:
-    """Each row's surviving weights, and where in the input they read, in the order of memory."""
+def _survivors(step: Step, source: _Value, dtype: Any, lanes: int) -> dict[str, np.ndarray]:
+    """Each row's surviving weights, block after block of the input, and where they read, in the order of memory."""
     weight = step.tensors["weight"].numpy()
-    rows, *rest = weight.nonzero()
-    if step.kind == "linear":
-        offsets = rest[0] * source.plane
-    else:
+    count, channels = weight.shape[:2]
+    row, channel, *kernel = weight.nonzero()
+    first, plane, pitch = np.zeros(count, np.int64), source.plane, source.pitch
+    y, x = kernel if kernel else (np.zeros_like(row), np.zeros_like(row))
+    low, span = (0, 0), (1, 1)  # the first pixel that a kernel reads, and how many from there, down and across
+    if step.kind == "conv":
         s = step.settings
-        channel = rest[0] + rows // (len(weight) // s["groups"]) * weight.shape[1]
-        y = rest[1] * s["dilation"][0] - s["padding"][0]
-        x = rest[2] * s["dilation"][1] - s["padding"][1]
+        first = np.arange(count) // (count // s["groups"]) * channels  # the first channel that each row could read
+        y, x = (kernel[i] * s["dilation"][i] - s["padding"][i] for i in (0, 1))
         down, across = s["stride"]
-        if (down, across) != (1, 1):
-            _, _, used = _phases_read(step)
+        tops, lefts, used = _phases_read(step)
+        if (down, across) != (1, 1):  # a phase is a channel
             lookup = np.zeros((down, across), np.int64)
-            for number, phase in enumerate(used):
-                lookup[phase] = number
+            lookup[tuple(np.array(used).T)] = np.arange(len(used))
             channel = channel * len(used) + lookup[y % down, x % across]
+            first, channels = first * len(used), channels * len(used)
             y, x = y // down, x // across
-        offsets = channel * source.plane + y * source.pitch + x
+        low = tops[0] // down, lefts[0] // across
+        span = tops[-1] // down - low[0] + 1, lefts[-1] // across - low[1] + 1
+    y, x = y - low[0], x - low[1]
+    # Blocks are made of units: a channel each, or a line of the kernel where offsets cannot reach all lines.
+    near = (span[0] - 1) * pitch + span[1]
+    lines = 1 if near <= NEAR else span[0]
+    unit = channel * lines + (y if lines > 1 else 0)
+    tile = (span[0] + 1) * (span[1] + 5) if lanes > 1 else span[0] * pitch + 100  # pixels that a tile reads, roughly
+    fits = max(1, CACHE // ((tile if step.kind == "conv" else 1) * lanes * np.dtype(dtype).itemsize))
+    blocks = max(1, min(-(-channels // fits), len(row) // max(count * PIECE, 1)))
+    size = min(-(-channels // blocks), (NEAR - near) // plane + 1) if lines == 1 else 1
+    size = max(size, 1)
+    blocks = -(-channels * lines // size)
+    starts = np.arange(blocks) * size
+    bases = starts // lines * plane + starts % lines * pitch
+    block = unit // size
+    order = np.argsort(block * count + row, kind="stable")
+    ends = np.bincount(block * count + row, minlength=blocks * count).cumsum()
     return {
-        "start": np.concatenate([[0], np.bincount(rows, minlength=len(weight)).cumsum()]).astype(np.int64),
-        "index": offsets.astype(np.int32),
-        "weight": weight[weight != 0].astype(dtype),
+        "start": np.concatenate([[0], ends]).astype(np.int64),
+        "base": (bases[:, None] + first * plane + low[0] * pitch + low[1]).astype(np.int64).reshape(-1),
+        "offset": (channel * plane + y * pitch + x - bases[block]).astype(np.uint16)[order],
+        "weight": weight[weight != 0].astype(dtype)[order],
         "bias": step.tensors["bias"].numpy().astype(dtype),
     }
 

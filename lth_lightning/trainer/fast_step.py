@@ -37,6 +37,7 @@ HOOKS = (
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
+WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Parts of a step that a module may override; then Lightning's own step is used.
 OWN_WAYS = ("optimizer_step", "optimizer_zero_grad", "backward")
@@ -88,11 +89,21 @@ def applies(trainer: L.Trainer) -> bool:
     )
 
 
-def install(trainer: L.Trainer) -> None:
-    """Speed up the steps of a fit that has started, as far as possible."""
+Fuse = Callable[[], Callable[[Any], Tensor | None] | None]
+"""Returns a function that runs forward, backward and the optimizer's step on a batch and returns the loss, or None."""
+
+
+def install(trainer: L.Trainer, fuse: Fuse) -> None:
+    """Speed up the steps of a fit that has started, as far as possible.
+
+    Args:
+        trainer: a Trainer whose fit has started.
+        fuse: called when an epoch starts in which nobody looks into a step. What it returns, if not None, runs the
+            steps; where that returns None, the usual step is run.
+    """
     leave_out_capture_checks(trainer)
     if applies(trainer):
-        step, loop = FastStep(trainer), trainer.fit_loop.epoch_loop
+        step, loop = FastStep(trainer, fuse), trainer.fit_loop.epoch_loop
         loop.advance, loop.on_advance_end = step.advance, step.on_advance_end  # type: ignore[method-assign]
 
 
@@ -127,13 +138,15 @@ class FastStep:
 
     Args:
         trainer: a Trainer whose fit has started, and for which `applies` is true.
+        fuse: as for `install`.
     """
 
-    def __init__(self, trainer: L.Trainer) -> None:
+    def __init__(self, trainer: L.Trainer, fuse: Fuse = lambda: None) -> None:
         loop = trainer.fit_loop.epoch_loop
         self._trainer, self._module, self._loop = trainer, trainer.lightning_module, loop
         self._usual_advance, self._usual_end = loop.advance, loop.on_advance_end
         self._attributes = self._module.__dict__  # avoids `nn.Module.__setattr__`, which takes 2 µs
+        self._fuse = fuse
         self._look()
 
     def _look(self) -> None:
@@ -154,6 +167,11 @@ class FastStep:
         self._context = nullcontext if type(precision) is Precision else precision.train_step_context
         self._optimizer: Optimizer = trainer.optimizers[0]
         self._validates = self._loop._should_check_val_epoch()
+        self._fused = None if self._clips or any(map(self._is_heard, WITHIN)) else self._fuse()
+
+    def _is_heard(self, hook: str) -> bool:
+        callbacks, own = self._hooks[hook]
+        return bool(callbacks) or own is not None
 
     def _heard(self, hook: str) -> tuple[list[Callable[..., Any]], Callable[..., Any] | None]:
         callbacks = [getattr(one, hook) for one in self._trainer.callbacks if is_own(one, L.Callback, hook)]
@@ -178,7 +196,8 @@ class FastStep:
         trainer, loop, progress = self._trainer, self._loop, self._loop.batch_progress
         if progress.current.ready == 0:
             self._look()
-        if loop.restarting or trainer.accumulate_grad_batches != 1:
+        skips = loop.restarting and loop._should_check_val_fx(data_fetcher)  # a resumed fit may owe a validation
+        if skips or trainer.accumulate_grad_batches != 1:
             self._usual_advance(data_fetcher)
             return
         loop.val_loop.restarting = False
@@ -247,12 +266,19 @@ class FastStep:
 
     def _optimise(self, batch: Any, index: int) -> dict[str, Any]:
         """Run forward, backward and step; return `training_step`'s outputs with the loss detached."""
+        progress = self._loop.automatic_optimization.optim_progress.optimizer
+        if self._fused is not None and (loss := self._fused(batch)) is not None:
+            for part in (progress.step, progress.zero_grad):
+                part.increment_ready()
+            progress.zero_grad.increment_started()
+            for part in (progress.step, progress.zero_grad):
+                part.increment_completed()
+            return {"loss": loss}
         arguments = (batch, index) if self._takes_index else (batch,)
         closure = Closure(lambda: self._forward(arguments), self._backward, self._zero_grad)
-        progress = self._loop.automatic_optimization.optim_progress.optimizer.step
-        progress.increment_ready()
+        progress.step.increment_ready()
         self._optimizer.step(lambda: self._before_step(closure))  # type: ignore[arg-type, return-value]
-        progress.increment_completed()
+        progress.step.increment_completed()
         result = closure.consume_result()
         return {} if result.loss is None else result.asdict()
 

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, Metric, MetricTracker
 
 from lth_lightning.errors import SettingError
 from lth_lightning.pruning.state import State, full_state, load_state, stable_name
+from lth_lightning.pruning.survivors import whole
 
 METRICS_OWN = {*vars(MeanMetric())}  # attributes that every metric has
 
@@ -69,7 +70,7 @@ def capture(trainer: L.Trainer) -> dict[str, Any]:
     parameters = {stable_name(name): parameter for name, parameter in module.named_parameters()}
     unsaved = unsaved_buffers(module)
     return {
-        "parameters": {name: parameter.data for name, parameter in parameters.items()},
+        "parameters": {name: whole(parameter) for name, parameter in parameters.items()},
         "persistent": {name: value.detach() for name, value in _buffers(module).items() if name not in unsaved},
         "evaluating": [stable_name(name) for name, part in module.named_modules() if not part.training],
         "frozen": [name for name, parameter in parameters.items() if not parameter.requires_grad],

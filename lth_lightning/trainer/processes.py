@@ -1,5 +1,6 @@
 """Several processes in one fit: what they exchange, what they must agree on, and how they end together."""
 
+import gc
 import io
 import os
 import signal
@@ -13,6 +14,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lth_lightning.errors import SettingError
@@ -107,6 +109,16 @@ def end_on_sigterm(trainer: L.Trainer) -> None:
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, end)  # until the fit ends, when Lightning restores the old handler
+
+
+def wrap_again(trainer: L.Trainer) -> None:
+    """Make DDP see the module's parameters in their present shapes, by which it lays out its buckets of gradients."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = trainer.lightning_module  # drops the old wrapper, whose hooks would see the new gradients
+        gc.collect()
+        strategy.model = strategy._setup_model(trainer.lightning_module)
+        strategy._register_ddp_hooks()
 
 
 def draws_of_rank(trainer: L.Trainer) -> list[int]:

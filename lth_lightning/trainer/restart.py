@@ -193,6 +193,10 @@ class FreshFit:
     def _average_models(self) -> list[Any]:
         return [callback._average_model for callback in self._averages]
 
+    def averaged_modules(self) -> list[L.LightningModule]:
+        """Return the modules that hold averaged weights."""
+        return [average.module for average in self._average_models()]
+
     def restart_averages(self, trainer: L.Trainer, step: int = 0, epoch: int = 0) -> None:
         """Restart averaged weights (EMA) from the current weights."""
         for callback, average in zip(self._averages, self._average_models(), strict=True):

@@ -6,6 +6,7 @@ import lightning as L
 from torch import nn
 
 from lth_lightning.errors import SettingError
+from lth_lightning.pruning.survivors import shape_of
 
 
 class Trainables:
@@ -67,9 +68,9 @@ class Trainables:
                 raise self._error(trainer, f"{name} is new")
             if parameter is not self._parameters[name]:
                 raise self._error(trainer, f"{name} is another object than before")
-            if (parameter.shape, parameter.dtype) != self._shapes[name]:
+            if (shape_of(parameter), parameter.dtype) != self._shapes[name]:
                 shape, dtype = self._shapes[name]
-                now_is = f"{parameter.dtype} {tuple(parameter.shape)}"
+                now_is = f"{parameter.dtype} {tuple(shape_of(parameter))}"
                 raise self._error(trainer, f"{name} was {dtype} {tuple(shape)} and is {now_is}")
         if any(parameter.requires_grad and not self._trained[name] for name, parameter in now.items()):
             for name in sorted(self._prunable().keys() - self._at_start.keys()):

@@ -14,6 +14,7 @@ from turns import Turn
 CONFIGS = {
     "lenet": "lenet300_mnist",
     "conv2": "conv2_cifar10",
+    "conv4": "conv4_cifar10",
     "resnet20": "resnet20_cifar10",
     "vgg19": "vgg19_cifar10",
 }
@@ -50,9 +51,9 @@ class Task:
 
     def network(self) -> nn.Module:
         """As the config has it."""
-        from lth_lightning.models import Conv2, LeNet300, ResNet, initialise
+        from lth_lightning.models import Conv2, Conv4, LeNet300, ResNet, initialise
 
-        net = {"lenet": LeNet300, "conv2": Conv2, "resnet20": ResNet}[self.name]()
+        net = {"lenet": LeNet300, "conv2": Conv2, "conv4": Conv4, "resnet20": ResNet}[self.name]()
         initialise(net, "glorot_normal")
         return net
 
@@ -77,7 +78,7 @@ class RandomMNIST:
     sizes = (60_000, 10_000)
 
     def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
-        generator = torch.Generator().manual_seed(train)
+        generator = torch.Generator().manual_seed(int(train))
         size = self.sizes[0] if train else self.sizes[1]
         self.data = torch.randint(256, (size, *self.shape), dtype=torch.uint8, generator=generator)
         self.targets = torch.arange(size) % 10

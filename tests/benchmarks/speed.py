@@ -36,6 +36,7 @@ def tasks(given: argparse.Namespace) -> dict[str, Task]:
     return {
         "lenet": Task("lenet", mnist, folder, 60, augment=False, turn=917, turns=20, stock_turn=100),
         "conv2": Task("conv2", cifar10, folder, 60, augment=True, turn=15, turns=16, stock_turn=10),
+        "conv4": Task("conv4", cifar10, folder, 60, augment=False, turn=3, turns=16, stock_turn=3),
         "resnet20": Task("resnet20", cifar10, folder, 128, augment=True, turn=8, turns=16, stock_turn=5),
         "vgg19": Task("vgg19", cifar10, folder, 64, augment=True, turn=1, turns=4, stock_turn=1),
     }
@@ -138,6 +139,30 @@ def rounds(task: Task) -> None:
     say(task.name, "memory in round 20 against 1", f"{turns[-1]['fit']['resident'] / turns[0]['fit']['resident']:.3f}")
 
 
+def engines(task: Task, **more: Any) -> None:
+    """A step of `fit` with the sparse engine against the dense one, in some rounds of the config's rates."""
+    of_round, wanted = 3, (7, 13, 14, 18, 21)  # turns; in a round's first turn, layers are timed
+    steps = max(2, task.turn // 12)
+    settings = {"lottery.rounds": wanted[-1], "lottery.train_for": f"{of_round * steps}it", **more}
+    settings |= {"trainer.val_check_interval": 10**6, "trainer.check_val_every_n_epoch": "null"}
+    contestants = {name: (Ours(task, {**settings, "lottery.engine": name}), steps) for name in ("dense", "sparse")}
+    turns = give_turns(contestants, of_round * (wanted[-1] + 1) - 1)
+    for number in wanted:
+        own = turns[of_round * number : of_round * (number + 1) - 1]
+        times = ", ".join(f"{who} {1e3 * median(turn[who]['step'] for turn in own):.3g}" for who in contestants)
+        more_memory = median(turn["sparse"]["resident"] - turn["dense"]["resident"] for turn in own) / 1e6
+        say(
+            task.name,
+            f"step in round {number}",
+            f"{_ratio(own, 'dense', 'sparse')} (ms: {times}; {more_memory:+.0f} MB)",
+        )
+
+
+def engines_evenly(task: Task) -> None:
+    """The same with one density for all layers."""
+    engines(task, **{"lottery.pruning.rates": "{}", "lottery.pruning.rate": 0.2})
+
+
 def round_end(task: Task) -> None:
     """Prune, rewind and save the ticket of a large network."""
     turns = give_turns({"fit": (Ours(task, {"lottery.train_for": "2it", "data.val_size": 100}), 1)}, 2)
@@ -207,6 +232,10 @@ MEASURES: dict[str, tuple[Callable[[Task], None], str]] = {
     "lenet": (race, "lenet"),
     "often": (often, "lenet"),
     "rounds": (rounds, "lenet"),
+    "engines": (engines, "lenet"),
+    "engines_conv4": (engines, "conv4"),
+    "engines_conv4_evenly": (engines_evenly, "conv4"),
+    "engines_resnet20": (engines, "resnet20"),
     "masking": (masking, "lenet"),
     "masking_conv2": (masking, "conv2"),
     "conv2": (race, "conv2"),

@@ -1,6 +1,7 @@
 """`train.py export`: the table of a run, and each format's file, from a real run on the embedded Digits."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,31 @@ def test_a_run_gives_a_table_and_a_figure(run: Path, tmp_path: Path, capsys: pyt
         assert float(row["accuracy"]) == pytest.approx(float(results[row["density"]]["test_acc"]), abs=1e-3)
         assert float(row["milliseconds"]) > 0 and int(row["bytes"]) > 0
     assert int(rows[-1]["bytes"]) < int(rows[0]["bytes"])
+
+
+@needs_compiler
+def test_a_table_in_the_runs_folder_stands_in_its_report_too(run: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    assert main(["export", str(ticket_of(copied, 1)), str(ticket_of(copied, 2)), "--batch_size", "2"]) == 0
+    page = (copied / "report.html").read_text()
+    assert page.count(">Tickets that run<") == 2 and "ms, batch 2" in page and "data:image/png;base64," in page
+    assert "Tickets that run" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("options", ["torch", "onnx", "c", "c --int8"])
+def test_the_accuracy_is_that_of_the_file(
+    options: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if options == "onnx":
+        pytest.importorskip("onnxruntime")
+    assert main(["export", str(ticket_of(run, 2)), "--to", *options.split(), "--out", str(tmp_path)]) == 0
+    results = [row for row in csv.DictReader((run / "results.csv").read_text().splitlines()) if row["round"] == "2"]
+    said = capsys.readouterr().out
+    if options.startswith("c") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        assert "accuracy not measured" in said
+        return
+    measured = float(said.partition("  accuracy ")[2].partition(" %")[0]) / 100
+    assert measured == pytest.approx(float(results[0]["test_acc"]), abs=0.02 if "int8" in options else 1e-3)
 
 
 def test_the_torch_file_gives_the_networks_scores(run: Path, tmp_path: Path) -> None:

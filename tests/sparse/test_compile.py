@@ -272,3 +272,14 @@ def test_a_ticket_compiles_a_network() -> None:
         Ticket(masks, full_state(net), trained=full_state(net)).compile(LeNet300())
     with pytest.raises(SettingError, match="batch_size must be at least 1, got 0"):
         ticket.compile(LeNet300(), batch_size=0)
+
+
+@needs_compiler
+def test_copies_and_pickles_give_the_same(tmp_path: Path) -> None:
+    module = pruned(LeNet300(), 0.1)
+    x = torch.randn(5, 1, 28, 28)
+    fast = sparse.compile(module, x, batch_size=4)
+    expected = fast(x)
+    torch.save(fast, tmp_path / "fast.pt")
+    for other in (copy.deepcopy(fast), torch.load(tmp_path / "fast.pt", weights_only=False)):
+        assert torch.equal(other(x), expected) and other.choice.batch_size == 4

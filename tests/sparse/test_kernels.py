@@ -1,5 +1,7 @@
 """Each operation of the kernels against PyTorch, on graphs made by hand: any shape, density and batch size."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lth_lightning.sparse import plan
 from lth_lightning.sparse.dense import FUNCTIONS, PAIRS, evaluate
 from lth_lightning.sparse.graph import Graph, Shape, Step
 from lth_lightning.sparse.network import Chain, SparseNetwork
@@ -29,10 +32,12 @@ def pruned(shape: tuple[int, ...], density: float, dtype: torch.dtype) -> Tensor
 
 def check(steps: list[Step], shapes: dict[str, Shape], x: Tensor, expected: Tensor) -> None:
     graph = Graph(["x"], {"value": steps[-1].output}, steps, {"x": (None, *x.shape[1:]), **shapes})
-    network = SparseNetwork(graph)
-    assert any(isinstance(part, Chain) for part in network.parts)
-    for _ in range(2):  # the second run finds the first one's numbers in the arenas
-        close(network(x), expected)
+    for cache in (plan.CACHE, 256):  # with the second, inputs are cut into many blocks
+        with patch.multiple(plan, CACHE=cache, PIECE=1):
+            network = SparseNetwork(graph, batch_size=len(x))
+        assert any(isinstance(part, Chain) for part in network.parts)
+        for _ in range(2):  # the second run finds the first one's numbers in the arenas
+            close(network(x), expected)
 
 
 def close(given_: Tensor, expected: Tensor) -> None:
@@ -173,3 +178,41 @@ def test_nan_and_infinity_pass_as_in_torch(batch: int) -> None:
     )
     expected = evaluate(graph, [x])
     assert expected.isnan().any() and torch.equal(SparseNetwork(graph)(x).isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 8, 16, 21, 64])
+@pytest.mark.parametrize("size", [(2, 2), (5, 4), (12, 27)])
+def test_a_convolution_and_its_pool_at_once(size: tuple[int, int], batch: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(batch, 3, *size, dtype=dtype),
+        pruned((5, 3, 3, 3), 0.4, dtype),
+        torch.randn(5, dtype=dtype),
+    )
+    x[0, 1, 0, 0] = float("nan")
+    height, width = size[0] // 2, size[1] // 2
+    windows = [[[2 * i, 2 * i + 2] for i in range(n)] for n in (height, width)]
+    conv = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, "low": 0.0, "high": 6.0}
+    pool = {"function": "max", "rows": windows[0], "columns": windows[1]}
+    steps = [
+        Step("conv", ("x",), "h", conv, {"weight": weight, "bias": bias}),
+        Step("pool", ("h",), "y", pool, {"factor": torch.ones(height, width)}),
+    ]
+    shapes: dict[str, Shape] = {"x": (None, *x.shape[1:]), "h": (None, 5, *size), "y": (None, 5, height, width)}
+    result = SparseNetwork(Graph(["x"], {"value": "y"}, steps, shapes))(x)
+    expected = F.max_pool2d(F.conv2d(x, weight, bias, padding=1).clamp(0, 6), 2)
+    known = ~result.isnan()  # a weight of 0 lets no NaN through
+    assert expected[known].isnan().sum() <= expected.isnan().sum() and not expected[~known].isnan().logical_not().any()
+    close(result[1:], expected[1:])
+
+
+def test_offsets_reach_further_than_two_bytes() -> None:
+    torch.manual_seed(0)
+    wide, weight = torch.randn(3, 70_000), pruned((2, 70_000), 0.01, torch.float32)
+    steps = [Step("linear", ("x",), "y", {}, {"weight": weight, "bias": torch.zeros(2)})]
+    check(steps, {"y": (None, 2)}, wide, F.linear(wide, weight))
+    tall, kernel = torch.randn(2, 2, 300, 250), pruned((1, 2, 299, 3), 0.01, torch.float32)
+    settings_ = {"stride": [1, 1], "padding": [0, 1], "dilation": [1, 1], "groups": 1}
+    steps = [Step("conv", ("x",), "y", settings_, {"weight": kernel, "bias": torch.ones(1)})]
+    check(steps, {"y": (None, 1, 2, 250)}, tall, F.conv2d(tall, kernel, padding=(0, 1)) + 1)

@@ -1,0 +1,433 @@
+"""Layers of which only survivors exist, trained by the kernels of training.c: their cost is their survivors'.
+
+`thinned` swaps a module's linear and convolution layers in place; `densified` gives them back.
+"""
+
+import copy
+import ctypes
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lth_lightning.errors import SettingError
+from lth_lightning.pruning.guard import owners
+from lth_lightning.pruning.state import parameters_by_name
+from lth_lightning.pruning.survivors import ATTRIBUTE, Survivors, restore, survivors_of, thin
+from lth_lightning.sparse.native import library
+from lth_lightning.sparse.pattern import PAD, Conv, Layer, Pattern, conv_pattern, linear_pattern
+from lth_lightning.sparse.timing import in_turns
+
+SOURCE = Path(__file__).with_name("training.c")
+TYPES = (torch.float32, torch.float64)
+TURNS = 5  # how often each way is timed
+KERNEL, DENSE = "sparse", "dense"
+
+
+@functools.cache
+def training_kernels(dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the compiled training.c for float32 or float64.
+
+    Raises:
+        NoCompilerError: there is no C compiler.
+    """
+    kernels = ctypes.CDLL(str(library(SOURCE, dtype)))
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for name, kinds in {
+        "lth_features_forward": [pointer, number, pointer, number, pointer, number, pointer],
+        "lth_features_backward": [pointer, number, pointer, number, pointer, pointer, pointer, number],
+        "lth_planes_forward": [pointer, pointer, pointer, number, number, pointer],
+        "lth_planes_backward": [pointer] * 5 + [number] * 2 + [pointer] * 3,
+    }.items():
+        getattr(kernels, name).argtypes, getattr(kernels, name).restype = kinds, None
+    kernels.lth_step.argtypes, kernels.lth_step.restype = [pointer, pointer, pointer, number], ctypes.c_double
+    kernels.lth_tile.restype = ctypes.c_int64
+    return kernels
+
+
+# ------------------------------------------------------------------------ linear layers
+
+
+class LinearKernel:
+    """Runs a linear layer of survivors.
+
+    Args:
+        mask: (outputs, inputs), 1 = survives.
+        dtype: the weights'.
+    """
+
+    def __init__(self, mask: Tensor, dtype: torch.dtype) -> None:
+        self.kernels, self.dtype = training_kernels(dtype), dtype
+        self.pattern: Pattern = linear_pattern(mask)
+        self.layer = Layer()
+        self.pattern.fill(self.layer)
+        self.tile: int = self.kernels.lth_tile()
+        self._scratch = torch.empty(2 * max(mask.shape) * self.tile, dtype=dtype)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
+        """Return outputs (N, outputs) for inputs (N, inputs), and what `backward` needs."""
+        count = len(x)
+        tiles = -(-count // self.tile) if keep else 1
+        acts = x.new_empty(max(tiles, 1) * (self.layer.rows + self.layer.columns) * self.tile)
+        y = x.new_empty(count, self.layer.rows)
+        self._point(weight, bias)
+        self.kernels.lth_features_forward(
+            ctypes.addressof(self.layer), 1, x.data_ptr(), count, acts.data_ptr(), keep, y.data_ptr()
+        )
+        return y, acts
+
+    def backward(
+        self, gy: Tensor, acts: Tensor, weight: Tensor, bias: Tensor | None, wants_input: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Return the gradients of inputs, weights and biases."""
+        gx = gy.new_empty(len(gy), self.layer.columns) if wants_input else None
+        weight_grad, bias_grad = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+        self._point(weight, bias)
+        self.layer.weight_grad = weight_grad.data_ptr()
+        self.layer.bias_grad = None if bias_grad is None else bias_grad.data_ptr()
+        self.kernels.lth_features_backward(
+            *(ctypes.addressof(self.layer), 1, gy.data_ptr(), len(gy), acts.data_ptr()),
+            *(
+                None if gx is None else gx.data_ptr(),
+                self._scratch.data_ptr(),
+                max(self.layer.rows, self.layer.columns),
+            ),
+        )
+        return gx, weight_grad, bias_grad
+
+    def _point(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.layer.weight, self.layer.bias = weight.data_ptr(), None if bias is None else bias.data_ptr()
+
+
+class _LinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: LinearKernel) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        y, acts = kernel.forward(flat, weight, bias, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(weight, bias)
+        ctx.acts, ctx.kernel, ctx.shape = acts, kernel, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias = ctx.saved_tensors
+        flat = gy.reshape(-1, gy.shape[-1]).contiguous()
+        gx, weight_grad, bias_grad = ctx.kernel.backward(flat, ctx.acts, weight, bias, ctx.needs_input_grad[0])
+        return None if gx is None else gx.view(ctx.shape), weight_grad, bias_grad, None
+
+
+# ------------------------------------------------------------------------ convolutions
+
+
+class ConvKernel:
+    """Runs a convolution of survivors; its layout follows the size of its images.
+
+    Args:
+        mask: (outputs, inputs a group, height, width), 1 = survives.
+        layer: the convolution.
+        dtype: the weights'.
+    """
+
+    def __init__(self, mask: Tensor, layer: nn.Conv1d | nn.Conv2d, dtype: torch.dtype) -> None:
+        self.kernels, self._mask, self._layer, self._dtype = training_kernels(dtype), mask, layer, dtype
+        self._planned: dict[tuple[int, int], tuple[Pattern, Conv]] = {}
+        self._scratch: dict[tuple[int, int, int], Tensor] = {}
+
+    def _plan(self, x: Tensor) -> Conv:
+        size = (x.shape[2], x.shape[3])
+        if size not in self._planned:
+            self._planned[size] = conv_pattern(self._mask, self._layer, *size)
+        return self._planned[size][1]
+
+    def _buffer(self, conv: Conv, thread: int) -> Tensor:
+        """A thread's planes, gradients and results; what is padding there is 0 and stays so."""
+        key = (conv.height, conv.width, thread)
+        if key not in self._scratch:
+            results = max(conv.layer.rows * conv.gplane, conv.layer.columns * conv.plane) + PAD
+            self._scratch[key] = torch.zeros(conv.planes + conv.gplanes + results, dtype=self._dtype)
+        return self._scratch[key]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return outputs (N, outputs, height, width) for images (N, inputs, height, width)."""
+        conv = self._plan(x)
+        y = x.new_empty(len(x), conv.layer.rows, conv.out_height, conv.out_width)
+        conv.layer.weight, conv.layer.bias = weight.data_ptr(), None if bias is None else bias.data_ptr()
+
+        def run(thread: int, first: int, last: int) -> None:
+            buffer = self._buffer(conv, thread).data_ptr()
+            self.kernels.lth_planes_forward(ctypes.addressof(conv), x.data_ptr(), y.data_ptr(), first, last, buffer)
+
+        _shared(len(x), run)
+        return y
+
+    def backward(
+        self, x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor | None, wants_input: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Return the gradients of inputs, weights and biases."""
+        conv = self._plan(x)
+        conv.layer.weight = weight.data_ptr()
+        gx = torch.empty_like(x) if wants_input else None
+        count = torch.get_num_threads()
+        weight_grads = torch.zeros(count, *weight.shape, dtype=weight.dtype)
+        bias_grads = None if bias is None else torch.zeros(count, *bias.shape, dtype=bias.dtype)
+
+        def run(thread: int, first: int, last: int) -> None:
+            self.kernels.lth_planes_backward(
+                *(ctypes.addressof(conv), x.data_ptr(), None, gy.data_ptr(), None if gx is None else gx.data_ptr()),
+                *(first, last, self._buffer(conv, thread).data_ptr(), weight_grads[thread].data_ptr()),
+                None if bias_grads is None else bias_grads[thread].data_ptr(),
+            )
+
+        _shared(len(x), run)
+        return gx, weight_grads.sum(0), None if bias_grads is None else bias_grads.sum(0)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="lth_sparse")
+
+
+def _shared(images: int, run: Callable[[int, int, int], None]) -> None:
+    """Share images among torch's number of threads, in equal parts."""
+    threads = min(torch.get_num_threads(), images)
+    if threads <= 1:
+        run(0, 0, images)
+        return
+    bounds = [images * i // threads for i in range(threads + 1)]
+    for done in [_pool(threads).submit(run, i, bounds[i], bounds[i + 1]) for i in range(threads)]:
+        done.result()
+
+
+class _ConvFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: ConvKernel) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight, bias)
+        ctx.kernel = kernel
+        return kernel.forward(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        return (*ctx.kernel.backward(x, gy.contiguous(), weight, bias, ctx.needs_input_grad[0]), None)
+
+
+# ------------------------------------------------------------------------ layers
+
+
+class _Thin:
+    """What the swapped layers share: a weight of which only survivors exist, and two ways to compute with it."""
+
+    _parameters: dict[str, Any]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Thin":
+        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        # torch copies a parameter without its attributes.
+        twin._parameters["weight"].__dict__[ATTRIBUTE] = survivors_of(self._parameters["weight"])
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as the dense layer: kernels are of this process."""
+        twin: Any = copy.deepcopy(self)
+        densified(twin)
+        return _itself, (twin,)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, for code that reads it; gradients flow to the survivors. A write to it is refused later."""
+        stored = self._parameters["weight"]
+        survivors: Any = survivors_of(stored)
+        dense = survivors.whole(stored)
+        survivors.handed_out = dense.detach(), dense.detach().clone()
+        return dense
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        stored = self._parameters["weight"]
+        survivors = survivors_of(stored)
+        assert survivors is not None
+        destination[prefix + "weight"] = survivors.whole(stored if keep_vars else stored.detach())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        survivors, name = survivors_of(self._parameters["weight"]), prefix + "weight"
+        assert survivors is not None
+        if name in state_dict and state_dict[name].shape == survivors.shape:
+            state_dict = {**state_dict, name: survivors.taken(state_dict[name])}
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+
+def _itself(layer: nn.Module) -> nn.Module:
+    return layer
+
+
+class ThinLinear(_Thin, nn.Linear):  # type: ignore[override]
+    """A linear layer of survivors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _computed(self, x)
+
+
+class ThinConv1d(_Thin, nn.Conv1d):  # type: ignore[override]
+    """A convolution of survivors, in one dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _computed(self, x)
+
+
+class ThinConv2d(_Thin, nn.Conv2d):  # type: ignore[override]
+    """A convolution of survivors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _computed(self, x)
+
+
+THIN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: ThinLinear,
+    nn.Conv1d: ThinConv1d,
+    nn.Conv2d: ThinConv2d,
+}
+
+
+class ThinSurvivors(Survivors):
+    """Which entries of a layer's weight exist, with the way to compute with them.
+
+    Args:
+        mask: 1 = survives, in the weight's shape.
+        layer: the layer, still dense.
+        way: `sparse`, `dense`, or None: the faster at the first forward pass with gradients.
+        agreed: turns this process's choice into the one of all processes.
+    """
+
+    def __init__(self, mask: Tensor, layer: nn.Module, way: str | None, agreed: Callable[[bool], bool] = bool) -> None:
+        super().__init__(mask)
+        self.way, self.times, self.agreed = way, (0.0, 0.0), agreed
+        self.handed_out: tuple[Tensor, Tensor] | None = None  # a dense weight, and what it held
+        dtype: Any = layer.weight.dtype
+        self.kernel: LinearKernel | ConvKernel
+        if isinstance(layer, nn.Linear):
+            self.kernel = LinearKernel(mask, dtype)
+        else:
+            assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+            self.kernel = ConvKernel(mask if layer.weight.ndim == 4 else mask.unsqueeze(2), layer, dtype)
+
+
+def _computed(layer: nn.Module, x: Tensor) -> Tensor:
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    survivors: Any = survivors_of(weight)  # type: ignore[arg-type]
+    if survivors.handed_out is not None:
+        _refuse_write(layer, *survivors.handed_out)
+        survivors.handed_out = None
+    if x.dtype != weight.dtype:  # type: ignore[union-attr]
+        raise RuntimeError(f"{type(layer).__name__}: expected {weight.dtype}, got {x.dtype}")  # type: ignore[union-attr]
+    if survivors.way is None and torch.is_grad_enabled():
+        _choose(layer, survivors, x, weight, bias)  # type: ignore[arg-type]
+    if survivors.way == DENSE:
+        return _by_torch(layer, x, survivors.whole(weight), bias)
+    return _by_kernel(layer, survivors, x, weight, bias)  # type: ignore[arg-type]
+
+
+def _refuse_write(layer: nn.Module, dense: Tensor, before: Tensor) -> None:
+    if not torch.equal(dense, before):
+        raise SettingError(
+            f"lottery.engine: something has written to the weight of {layer.extra_repr()} ({type(layer).__name__}), "
+            "which is lost: while it trains sparse, `layer.weight` is made of the survivors each time. Write to "
+            "`module.parameters()`, which hold them, or set lottery.engine to dense."
+        )
+
+
+def _by_torch(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    return layer._conv_forward(x, weight, bias)  # type: ignore[operator]
+
+
+def _by_kernel(layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return _LinearFunction.apply(x, weight, bias, survivors.kernel)
+    images = x if x.ndim == layer.weight.ndim else x.unsqueeze(0)
+    if isinstance(layer, nn.Conv1d):
+        y = _ConvFunction.apply(images.unsqueeze(2), weight, bias, survivors.kernel).squeeze(2)
+    else:
+        y = _ConvFunction.apply(images, weight, bias, survivors.kernel)
+    return y if x.ndim == images.ndim else y.squeeze(0)
+
+
+def _choose(layer: nn.Module, survivors: ThinSurvivors, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Time both ways on this input, forward and backward, in turns, and keep the faster."""
+    x, weight = x.detach().requires_grad_(x.requires_grad), weight.detach().requires_grad_()
+    bias = None if bias is None else bias.detach().requires_grad_()
+
+    def run(way: str) -> None:
+        if way == KERNEL:
+            y = _by_kernel(layer, survivors, x, weight, bias)
+        else:
+            y = _by_torch(layer, x, survivors.whole(weight), bias)
+        y.backward(y.detach())
+
+    sparse, dense = in_turns([partial(run, way) for way in (KERNEL, DENSE)], TURNS, 0)
+    survivors.times = sparse, dense
+    survivors.way = KERNEL if survivors.agreed(sparse <= dense) else DENSE
+
+
+def fits(module: nn.Module, name: str, weight: nn.Parameter) -> nn.Module | None:
+    """Return the layer whose weight can be thinned: the only owner, of a kind and type that the kernels know."""
+    held_by = owners(module, weight)
+    if len(held_by) != 1 or type(held_by[0]) not in THIN or weight.dtype not in TYPES or weight.device.type != "cpu":
+        return None
+    layer = held_by[0]
+    if layer._parameters.get("weight") is not weight or getattr(layer, "padding_mode", "zeros") != "zeros":
+        return None
+    return layer
+
+
+def thinned(
+    module: nn.Module,
+    masks: Mapping[str, Tensor],
+    optimizers: Iterable[Optimizer] = (),
+    ways: Mapping[str, str] | None = None,
+    agreed: Callable[[bool], bool] = bool,
+) -> dict[str, ThinSurvivors]:
+    """Let only survivors of a module's layers exist, from now on; layers that do not fit stay dense.
+
+    Args:
+        module: the network, dense; its linear and convolution layers are swapped in place.
+        masks: 1 = survives, by names of parameters.
+        optimizers: optimizers that may hold state for them.
+        ways: by name, how to compute, where that is known (`ThinSurvivors`).
+        agreed: as for `ThinSurvivors`.
+
+    Returns:
+        What was thinned, by name.
+
+    Raises:
+        NoCompilerError: there is no C compiler.
+    """
+    found: dict[str, ThinSurvivors] = {}
+    for name, weight in parameters_by_name(module, masks).items():
+        if (layer := fits(module, name, weight)) is not None:
+            survivors = ThinSurvivors(masks[name], layer, (ways or {}).get(name), agreed)
+            thin(weight, survivors, optimizers)
+            layer.__class__ = THIN[type(layer)]
+            found[name] = survivors
+    return found
+
+
+def densified(module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Give all thinned layers of a module back as dense ones, with their values."""
+    back = {thin: dense for dense, thin in THIN.items()}
+    for layer in module.modules():
+        if type(layer) in back:
+            weight = layer._parameters["weight"]
+            assert weight is not None
+            layer.__class__ = back[type(layer)]
+            restore(weight, optimizers)
