@@ -50,7 +50,8 @@ SAID_BETTER = {
 UNTOLD = {
     *("lottery", "lottery.pruning", "data", "model", "trainer"),
     *("lottery.run_dir", "model.num_classes", "model.input_shape"),
-    *("lottery.prunable.help", "lottery.reinit.help", "lottery.score.help", "weights_only"),
+    *("lottery.prunable.help", "lottery.reinit.help", "lottery.score.help"),
+    *("lottery.engine.help", "weights_only"),
 }
 # Headings of parts that are classes of the user's own: their arguments follow with --model.help CLASS.
 HEADINGS = {

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,7 @@ class Worker:
                 "that it is started in, on a shared file system."
             ) from error
         sys.argv = [program]
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True, name="lth_parent").start()
         import torch
 
         import lth_lightning.cli.lightning_cli  # noqa: F401 (so that no training waits for it)
@@ -135,6 +137,13 @@ def _checked(flags: list[str], fetched: set[str]) -> Checked:
     except Exception as error:
         return Checked(_in_words(error))
     return Checked(None, tuple(networks))
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process at once when Ray's own on its machine ends: killed, that leaves its workers training."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _await_other_writer(run: Path) -> None:

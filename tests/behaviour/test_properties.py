@@ -549,6 +549,8 @@ def rows_of(kind: type) -> st.SearchStrategy[Any]:
     for field in fields(kind):
         plain: Any = next(part for part in (int, float, str) if part.__name__ in str(field.type))
         values[field.name] = st.one_of(st.none(), NUMBERS[plain]) if "None" in str(field.type) else NUMBERS[plain]
+    if "engine" in values:
+        values["engine"] = st.sampled_from((None, "dense", "sparse"))
     return st.builds(kind, **values | {"variant": st.sampled_from(VARIANTS)})
 
 

@@ -495,7 +495,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["ckpt_path: the checkpoint is of another network: net.conv1.bias (missing in the checkpoint, (64,)"],
     ),
     # commands
-    "unknown command": (["fti"], ["command: 'fti'", "fit, predict, report, test, validate", "'fit'?"]),
+    "unknown command": (["fti"], ["command: 'fti'", "fit, predict, report, sweep, test, validate", "'fit'?"]),
     "no command": ([], ["the command comes first: python train.py fit|"]),
     "command last": (["--config", "run/config.yaml", "fit"], ["the command comes first: python train.py fit|"]),
     "report on nothing": (["report", "empty"], ["error: empty is not a run folder"]),
