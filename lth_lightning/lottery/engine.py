@@ -1,9 +1,9 @@
 """How a network is trained: dense with masks, or sparse, where only the survivors of its layers exist."""
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -12,14 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lth_lightning.errors import SettingError, unknown_name
+from lth_lightning.lottery.settings import from_given
 from lth_lightning.pruning.masks import Masks, density
 from lth_lightning.pruning.optimizer_hooks import ENTRY_BY_ENTRY
 from lth_lightning.pruning.survivors import show_dense
 from lth_lightning.sparse.fused import FusedStep, Link, can_step, chain_of, is_faster
 from lth_lightning.sparse.training import DENSE, KERNEL, ThinSurvivors, densified, thinned, training_kernels
 from lth_lightning.trainer import fit, processes
-
-log = logging.getLogger(__name__)
 
 ENGINES = ("dense", "sparse")
 PRECISIONS = ("32-true", "64-true")
@@ -61,13 +60,7 @@ class Engine:
         Raises:
             SettingError: a setting is unknown, or its value out of range.
         """
-        if isinstance(given, Engine):
-            return given
-        settings = {"name": given} if isinstance(given, str) else dict(given)
-        known = [field.name for field in fields(cls)]
-        if odd := sorted(settings.keys() - set(known)):
-            raise unknown_name("lottery.engine", odd[0], known)
-        return cls(**settings)
+        return from_given(cls, given, "lottery.engine")
 
     @property
     def is_sparse(self) -> bool:
@@ -131,7 +124,8 @@ class NetworkEngine:
         self._is_fused = False  # whether a step of this network was
 
     def begin(self, masks: Masks, round: int) -> Masks:
-        """Thin the layers of a network that starts or is resumed; return the masks of those that stay dense."""
+        """Thin the layers of a network that starts or is resumed; return the masks of those that stay dense: `masks`
+        itself if all do."""
         if not self._engine.is_sparse:
             return masks
         if self._round not in (None, round):  # what was faster dense may be faster sparse at a lower density
@@ -143,9 +137,10 @@ class NetworkEngine:
         self._thin = thinned(module, wanted, optimizers, ways, self._agreed)
         for average in self._averages():
             thinned(average, {name: wanted[name] for name in self._thin}, (), ways, self._agreed)
-        if self._thin:
-            self._handles = [show_dense(optimizer) for optimizer in optimizers]
-            processes.wrap_again(self._trainer)
+        if not self._thin:
+            return masks
+        self._handles = [show_dense(optimizer) for optimizer in optimizers]
+        processes.wrap_again(self._trainer)
         rest = {name: mask for name, mask in masks.items() if name not in self._thin}
         self._is_all_thin = all(bool(mask.all()) for mask in rest.values())
         return rest
@@ -155,7 +150,7 @@ class NetworkEngine:
         pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
         below = self._engine.below
         if below is None:
-            limit = BREAK_EVEN if self._chain() is None else BREAK_EVEN_OF_STEPS
+            limit = BREAK_EVEN if self._chain is None else BREAK_EVEN_OF_STEPS
             return (pruned if density(masks) < limit else {}), self._ways
         settled = {name: KERNEL if float(mask.float().mean()) < below else DENSE for name, mask in pruned.items()}
         is_any = KERNEL in settled.values()
@@ -222,7 +217,7 @@ class NetworkEngine:
         if not (self._thin and self._is_all_thin) or self._ways.get(STEP) == DENSE:
             return None
         module: Any = self._trainer.lightning_module
-        optimizer, links = self._trainer.optimizers[0], self._chain()
+        optimizer, links = self._trainer.optimizers[0], self._chain
         if links is None or not can_step(optimizer) or not fit.has_only_known_layers(module):
             return None
         stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
@@ -245,8 +240,9 @@ class NetworkEngine:
 
         return run
 
+    @cached_property  # thinning swaps layers in place, so that one trace serves all networks
     def _chain(self) -> list[Link] | None:
-        """Return the chain that the module trains by cross-entropy alone, if it may be stepped in one call."""
+        """The chain that the module trains by cross-entropy alone, if it may be stepped in one call."""
         module = self._trainer.lightning_module
         net = getattr(module, "net", None)
         is_off = not self._engine.fused or os.environ.get("LTH_FUSED_STEP") == "0"

@@ -325,8 +325,9 @@ class Experiment:
         if not self._told_of_run:
             self._tell_share()
         self._announce("on_network_start", network, density(self.masks))
-        if network.variant != "pruned_only":
-            self.hooks.enforce(self.engine.begin(self.masks, network.round))
+        masked = self.engine.begin(self.masks, network.round) if self.planned_steps(network) else self.masks
+        if masked is not self.masks:
+            self.hooks.enforce(masked)
         if not self._told_of_run:
             note_environment(trainer, self.folder, network.round, resumed=self.progress.resumed)
             if self.lottery.score is not None and trainer.is_global_zero:
@@ -369,7 +370,8 @@ class Experiment:
         self.recorder.complete(trainer)
         self.fresh.settle_averages(trainer)
         engine = self.engine.end() if self.planned_steps(network) else None
-        self.hooks.enforce(self.masks)
+        if engine is not None:
+            self.hooks.enforce(self.masks)
         row = self.recorder.row(trainer, network, self.masks, self.first_step(network), engine)
         progress.results.append(row)
         progress.layers += layer_rows(network, self.masks)

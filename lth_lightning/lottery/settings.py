@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -14,23 +14,34 @@ from lth_lightning.trainer.restart import described
 if TYPE_CHECKING:
     from lth_lightning.lottery.callback import LotteryTicket
 
+Settings = TypeVar("Settings")
 REWINDS = ("weights", "learning_rate", "nothing")
 DATA_ORDERS = ("fresh", "same")
 
 
-def as_score(given: Score | dict[str, Any] | str | None) -> Score | None:
-    """Return a score that was given as such, by its settings, or by its name alone.
+def from_given(kind: type[Settings], given: Any, setting: str) -> Settings:
+    """Return settings that were given as such, by their names, or by the `name` alone.
+
+    Args:
+        kind: the dataclass of the settings.
+        given: an instance, a mapping, or a name.
+        setting: what an error names.
 
     Raises:
         SettingError: a setting is unknown, or its value out of range.
     """
-    if given is None or isinstance(given, Score):
+    if isinstance(given, kind):
         return given
     settings = {"name": given} if isinstance(given, str) else dict(given)
-    known = [field.name for field in fields(Score)]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if odd := sorted(settings.keys() - set(known)):
-        raise unknown_name("lottery.score", odd[0], known)
-    return Score(**settings)
+        raise unknown_name(setting, odd[0], known)
+    return kind(**settings)
+
+
+def as_score(given: Score | dict[str, Any] | str | None) -> Score | None:
+    """Return a score that was given as `from_given` takes it; None for none."""
+    return None if given is None else from_given(Score, given, "lottery.score")
 
 
 def check_choices(rewind: str, data_order: str) -> None:

@@ -65,7 +65,7 @@ def shape_of(weight: Tensor) -> torch.Size:
 
 def thin(weight: nn.Parameter, survivors: Survivors, optimizers: Iterable[Optimizer] = ()) -> None:
     """Drop the entries of a dense parameter, its gradient and its optimizer state that do not survive."""
-    _reshape(weight, weight.shape, survivors.taken, optimizers)
+    _reshape(weight, survivors.taken, optimizers)
     weight.__dict__[ATTRIBUTE] = survivors
 
 
@@ -73,12 +73,13 @@ def restore(weight: nn.Parameter, optimizers: Iterable[Optimizer] = ()) -> None:
     """Make a thinned parameter, its gradient and its optimizer state dense again, with 0 for what did not exist."""
     survivors = survivors_of(weight)
     assert survivors is not None
-    _reshape(weight, weight.shape, survivors.whole, optimizers)
+    _reshape(weight, survivors.whole, optimizers)
     del weight.__dict__[ATTRIBUTE]
 
 
 @torch.no_grad()
-def _reshape(weight: nn.Parameter, shape: torch.Size, reshaped: Any, optimizers: Iterable[Optimizer]) -> None:
+def _reshape(weight: nn.Parameter, reshaped: Any, optimizers: Iterable[Optimizer]) -> None:
+    shape = weight.shape
     gradient, weight.grad = weight.grad, None  # torch refuses a gradient of another shape than its parameter's
     weight.data = reshaped(weight.data)
     if gradient is not None:

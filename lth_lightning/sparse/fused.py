@@ -124,7 +124,7 @@ class FusedStep:
     def __init__(self, links: Sequence[Link], optimizer: Optimizer) -> None:
         first = links[0].layer._parameters["weight"]
         assert first is not None
-        self.dtype, self.features, self.classes = first.dtype, links[0].layer.in_features, links[-1].layer.out_features
+        self.dtype, self.features = first.dtype, links[0].layer.in_features
         self._kernels, self._optimizer = training_kernels(first.dtype), optimizer
         tile = self._kernels.lth_tile()
         self._patterns: list[Pattern] = []

@@ -59,7 +59,7 @@ typedef struct {
     const int32_t *column_order; /* which weight */
     real *weight, *bias;         /* (survivors), (rows) or NULL */
     real *weight_grad, *bias_grad;
-    int64_t relu;
+    int64_t relu; /* linear: whether a ReLU follows, but for the last layer of a chain */
 } Layer;
 
 /* Adds over the lanes of `count` vectors, each to one number. */
@@ -329,10 +329,6 @@ void lth_features_backward(
     for (int64_t first = 0; first < n; first += TILE) {
         const int64_t examples = n - first < TILE ? n - first : TILE, lanes = lanes_for(examples);
         to_lanes(gy + first * end->rows, examples, end->rows, scratch, lanes);
-        if (end->relu) {
-            const real *const out = acts + size - end->rows * TILE;
-            for (int64_t i = 0; i < end->rows * lanes; i++) scratch[i] = out[i] <= 0 ? 0 : scratch[i];
-        }
         tile_backward(
             layers, count, acts, examples, scratch, scratch + widest * TILE, gx ? gx + first * layers[0].columns : NULL,
             first > 0
@@ -548,10 +544,7 @@ void lth_planes_forward(const Conv *c, const real *x, real *y, int64_t first, in
             for (int64_t i = 0; i < c->out_height; i++) {
                 real *const to = y + (image * l->rows + row) * pixels + i * c->out_width;
                 const real *const from = out + row * c->gplane + i * c->pitch;
-                if (l->relu)
-                    for (int64_t j = 0; j < c->out_width; j++) to[j] = from[j] <= 0 ? 0 : from[j];
-                else
-                    memcpy(to, from, (size_t)c->out_width * sizeof(real));
+                memcpy(to, from, (size_t)c->out_width * sizeof(real));
             }
         }
     }
@@ -590,7 +583,7 @@ static void row_weights(const Conv *c, int64_t row, const real *grad, const real
 /* Adds the gradients of images `first` to `last` to weight_grad and bias_grad, and writes gx unless it is NULL.
  * `scratch`: padded planes and padded gradients, both 0 where padding is, then gradients of planes. */
 void lth_planes_backward(
-    const Conv *c, const real *x, const real *y, const real *gy, real *gx, int64_t first, int64_t last, real *scratch,
+    const Conv *c, const real *x, const real *gy, real *gx, int64_t first, int64_t last, real *scratch,
     real *weight_grad, real *bias_grad
 ) {
     const Layer *const l = &c->layer;
@@ -604,10 +597,7 @@ void lth_planes_backward(
             for (int64_t i = 0; i < c->out_height; i++) {
                 const int64_t at = (image * l->rows + row) * pixels + i * c->out_width;
                 real *const to = own + i * c->pitch;
-                if (l->relu)
-                    for (int64_t j = 0; j < c->out_width; j++) to[j] = y[at + j] <= 0 ? 0 : gy[at + j];
-                else
-                    memcpy(to, gy + at, (size_t)c->out_width * sizeof(real));
+                memcpy(to, gy + at, (size_t)c->out_width * sizeof(real));
             }
             if (bias_grad) {
                 for (int64_t at = 0; at < c->length; at += WIDTH) sum += read(own + at);

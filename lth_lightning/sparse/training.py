@@ -44,7 +44,7 @@ def training_kernels(dtype: torch.dtype) -> ctypes.CDLL:
         "lth_features_forward": [pointer, number, pointer, number, pointer, number, pointer],
         "lth_features_backward": [pointer, number, pointer, number, pointer, pointer, pointer, number],
         "lth_planes_forward": [pointer, pointer, pointer, number, number, pointer],
-        "lth_planes_backward": [pointer] * 5 + [number] * 2 + [pointer] * 3,
+        "lth_planes_backward": [pointer] * 4 + [number] * 2 + [pointer] * 3,
     }.items():
         getattr(kernels, name).argtypes, getattr(kernels, name).restype = kinds, None
     kernels.lth_step.argtypes, kernels.lth_step.restype = [pointer, pointer, pointer, number], ctypes.c_double
@@ -64,7 +64,7 @@ class LinearKernel:
     """
 
     def __init__(self, mask: Tensor, dtype: torch.dtype) -> None:
-        self.kernels, self.dtype = training_kernels(dtype), dtype
+        self.kernels = training_kernels(dtype)
         self.pattern: Pattern = linear_pattern(mask)
         self.layer = Layer()
         self.pattern.fill(self.layer)
@@ -181,7 +181,7 @@ class ConvKernel:
 
         def run(thread: int, first: int, last: int) -> None:
             self.kernels.lth_planes_backward(
-                *(ctypes.addressof(conv), x.data_ptr(), None, gy.data_ptr(), None if gx is None else gx.data_ptr()),
+                *(ctypes.addressof(conv), x.data_ptr(), gy.data_ptr(), None if gx is None else gx.data_ptr()),
                 *(first, last, self._buffer(conv, thread).data_ptr(), weight_grads[thread].data_ptr()),
                 None if bias_grads is None else bias_grads[thread].data_ptr(),
             )
