@@ -58,9 +58,7 @@ class LotteryBoard(L.Callback):
         if lottery is None:
             raise SettingError("trainer.callbacks: a LotteryBoard needs a LotteryTicket; add one.")
         self._lottery, plan = lottery, lottery.plan
-        # Text and figures over all rounds use the round as step. An incomplete round is written again.
-        self._void_from = plan[min(len(lottery.results), len(plan) - 1)].round
-        self._settings_missing = self._void_from == plan[0].round
+        self._write_from(plan[min(lottery.position, len(plan) - 1)].round)
         self._facts = {
             "seed": lottery.seed_in_use,
             "network": architecture(pl_module),
@@ -68,6 +66,12 @@ class LotteryBoard(L.Callback):
         }
         self._told_rows = self._drawn_rows = 0
         self._drawn_at, self._drawing_took = time.monotonic(), FIRST_DRAWING
+
+    def _write_from(self, round: int) -> None:
+        """Write from a round on. Text and figures over all rounds use the round as step, and an incomplete round is
+        written again."""
+        self._void_from = round
+        self._settings_missing = round == self._lottery.plan[0].round
 
     def on_network_start(
         self, trainer: L.Trainer, module: L.LightningModule, network: TrainedNetwork, density: float
@@ -85,23 +89,34 @@ class LotteryBoard(L.Callback):
         """Add the network's histograms, and at the end of a round the results of all rounds."""
         if row.replicate == 0:  # of several replicates only the first
             self._add_weights(trainer, row)
-        lottery = self._lottery
-        done = len(lottery.results)
-        if done == len(lottery.plan) or lottery.plan[done].round != row.round:
-            if (writer := network_writer(trainer)) is not None:
-                _, _, end = hparams({}, {})
-                _add(writer, end)
-            self._tell_results()
+        plan, following = self._lottery.plan, self._lottery.position + 1
+        # Otherwise each round ends when all controls have been gathered.
+        if self._lottery.is_whole and (following == len(plan) or plan[following].round != row.round):
+            self._end_round(trainer, row.round)
             if time.monotonic() - self._drawn_at > self._drawing_took / DRAWING_SHARE:
                 self.draw()
+
+    def on_controls_gathered(self, trainer: L.Trainer, module: L.LightningModule, round: int) -> None:
+        """End a round after controls that were trained apart, in the order of rounds."""
+        if round < self._void_from:
+            self._write_from(round)
+        self._tell_settings()
+        self._end_round(trainer, round)
+
+    def _end_round(self, trainer: L.Trainer, round: int) -> None:
+        """End the round's row of hyperparameters, and write the results up to it."""
+        if (writer := network_writer(trainer)) is not None:
+            _, _, end = hparams({}, {})
+            _add(writer, end)
+        self._tell_results(round)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what is new since the last full round; for a run that had already ended, rewrite its last round."""
         done = len(self._lottery.results)
-        if done and self._lottery.results[-1].round >= self._void_from:
+        if done and self._lottery.is_whole and self._lottery.results[-1].round >= self._void_from:
             if self._told_rows < done:
                 self._tell_settings()
-                self._tell_results()
+                self._tell_results(self._lottery.results[-1].round)
             if self.draw_at_end and self._drawn_rows < done:
                 self.draw()
 
@@ -135,11 +150,11 @@ class LotteryBoard(L.Callback):
         columns, _, _ = hparams({"round": 0, "density": 1.0, **self._facts}, dict.fromkeys(figures, 0.0))
         return columns
 
-    def _tell_results(self) -> None:
-        """Write the results table and its conclusion."""
+    def _tell_results(self, until: int) -> None:
+        """Write the results table up to a round, and its conclusion."""
         if (writer := self._writer()) is None:
             return
-        rows = in_order(self._lottery.results)
+        rows = [row for row in in_order(self._lottery.results) if row.round <= until]
         experiment = PooledRuns([RunFiles(self._lottery.folder.path, rows, given_score=self._lottery.score)])
         writer.add_text("results", f"{summary(experiment)}\n\n{results_table(experiment).markdown()}", rows[-1].round)
         writer.flush()

@@ -267,7 +267,7 @@ class LotteryProgress(ProgressBar):
             network=self._network,
             density=self._density,
             last_round=lottery.plan[-1].round,
-            position=len(lottery.results) + 1,
+            position=lottery.position + 1,
             networks=len(lottery.plan),
             step=fit.steps_done(trainer),
             round_steps=lottery.experiment.round_steps,
@@ -291,8 +291,9 @@ class LotteryProgress(ProgressBar):
     def _steps_to_go(self, trainer: L.Trainer) -> float:
         """Steps left of the whole experiment, if networks stop as early as the finished ones did on average."""
         lottery = self._lottery
-        planned = [lottery.experiment.planned_steps(network) for network in lottery.plan]
-        finished = len(lottery.results)
+        others = lottery.left_apart
+        planned = [0 if one in others else lottery.experiment.planned_steps(one) for one in lottery.plan]
+        finished = lottery.position
         could = sum(planned[:finished])
         share = sum(row.steps for row in lottery.results) / could if could else 1
         here = max(0, share * planned[finished] - self._steps_of_network(trainer))

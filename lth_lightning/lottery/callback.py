@@ -140,6 +140,7 @@ class LotteryTicket(Outcome, L.Callback):
         self.checkpoint_every_n_train_steps = checkpoint_every_n_train_steps
         self.given_seed, self.given_run_dir = seed, run_dir
         self.folder_is_locked = False  # the command line locks it before the fit and sets this
+        self.leaves_apart: Callable[[], bool] | None = None  # a sweep sets this: whether controls are trained apart now
         refusals.name_mixed_packages()
         self._address = processes.await_home(self)
         self._fitting, self._rehearsal = False, Rehearsal(self)
@@ -196,14 +197,13 @@ class LotteryTicket(Outcome, L.Callback):
             experiment.after_epoch()
             if experiment.network_is_over:
                 experiment.finish_network()
-        while not progress.begun and progress.position < len(self.plan):
+        while not progress.begun and not experiment.is_over:
             experiment.begin_network()
-        all_done = progress.position == len(self.plan)
-        if all_done:
+        if experiment.is_over:
             experiment.leave_last_ticket()
         progress.epoch_start = fit.steps_done(trainer)
         experiment.save_checkpoint()
-        if time_is_up or all_done:
+        if time_is_up or experiment.is_over:
             raise StopIteration
         experiment.enter_epoch()
 

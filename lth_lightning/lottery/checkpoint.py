@@ -40,6 +40,7 @@ class Progress:
         best: what `lottery.keep` keeps of the network in training.
         fresh: the part of a network's start that no optimizer's state holds; only in a checkpoint.
         moment: where inside or between epochs a resumed fit starts; None except in a checkpoint.
+        until: for a control trained apart, the position after it, at which its fit ends; else None.
         resumed: whether this came from a checkpoint.
     """
 
@@ -59,6 +60,7 @@ class Progress:
     best: dict[str, Any] | None = None
     fresh: dict[str, Any] | None = None
     moment: list[resume.Moment] | None = None
+    until: int | None = None
     resumed: bool = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -10,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lth_lightning.errors import RevivedError, SettingError
 from lth_lightning.files import content_hash, make_folder
-from lth_lightning.lottery import best_weights, checkpoint
+from lth_lightning.lottery import apart, best_weights, checkpoint
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import claim
 from lth_lightning.lottery.divergence import LossWatch
@@ -224,17 +226,21 @@ class Experiment:
         """Try a criterion for initialisation once, so that it fails before any training; in a resumed fit, open the
         network whose weights the checkpoint restored."""
         lottery, progress = self.lottery, self.progress
+        if progress.resumed and self.is_over:
+            self._gather()
         at_initialisation = lottery.pruning.prune_from == "initialisation" and lottery.plan[-1].round > 0
         if not progress.resumed and lottery.given is None and at_initialisation:
             lineage = Lineage(dense_masks(self.weights), progress.seed, rewind_point=full_state(self.module))
             lottery.pruning.scores(*lineage.to_prune(lottery.pruning, 1, self.module, self._batches(1)))
-        if progress.begun:
-            self.masks = progress.lineage.masks_of(self.network)
-            self.fresh.check_resumed(self.trainer)
+        if progress.resumed and not self.is_over:
+            if progress.begun:
+                self.masks = progress.lineage.masks_of(self.network)
+                self.fresh.check_resumed(self.trainer)
             assert progress.moment is not None
             resume.restore_weights(self.trainer, progress.moment)
             self.fresh.resume_averages()
-            self._open_network()
+            if progress.begun:  # a control trained apart has still to begin
+                self._open_network()
             resume.restore(self.trainer, progress.moment, self.enter_epoch)
         progress.moment = None
 
@@ -244,6 +250,12 @@ class Experiment:
     def network(self) -> TrainedNetwork:
         """The network in training, or the next one."""
         return self.lottery.plan[self.progress.position]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all networks of this fit are trained, or left to be trained apart."""
+        until = self.progress.until
+        return self.progress.position == (len(self.lottery.plan) if until is None else until)
 
     def first_step(self, network: TrainedNetwork) -> int:
         """Return the step at which a network starts: the rewind point's, except in round 0, which finds it.
@@ -259,8 +271,12 @@ class Experiment:
         return 0 if network.variant == "pruned_only" else self.round_steps - self.first_step(network)
 
     def begin_network(self) -> None:
-        """Start a network from the rewind point times the mask, with everything else new."""
+        """Start a network from the rewind point times the mask, with everything else new; or leave it out."""
         progress, network, plan = self.progress, self.network, self.lottery.plan
+        if self._is_left_apart(network):
+            progress.position += 1
+            return
+        resume.forget(self.trainer)
         if progress.position == 0 and not progress.resumed:
             self._settle_start()
         if progress.position == 0 or plan[progress.position - 1].round != network.round:
@@ -379,9 +395,7 @@ class Experiment:
             self._keep_ticket(row)
         self._keep_best(row)
         if trainer.is_global_zero:
-            own = self.lottery.score.key if self.lottery.score and self.lottery.score.is_own else None
-            write_rows(self.folder.results, progress.results, own)
-            write_layers(self.folder.layers, progress.layers)
+            own = self._write_results()
             curve = self.folder.curve(network.round, network.variant, network.replicate)
             write_curve(curve, self.recorder.curve(network), own)
         assert self.summary is not None
@@ -389,6 +403,13 @@ class Experiment:
         self._announce("on_network_end", row)
         progress.position += 1
         progress.begun = False
+
+    def _write_results(self) -> str | None:
+        """Write results.csv and layers.csv; return the name of the columns of a score of the user's own."""
+        own = self.lottery.score.key if self.lottery.score and self.lottery.score.is_own else None
+        write_rows(self.folder.results, self.progress.results, own)
+        write_layers(self.folder.layers, self.progress.layers)
+        return own
 
     def _keep_ticket(self, row: Row) -> None:
         lottery, lineage, trainer = self.lottery, self.progress.lineage, self.trainer
@@ -439,6 +460,48 @@ class Experiment:
         for callback in self.trainer.callbacks:
             if (method := getattr(callback, hook, None)) is not None:
                 method(self.trainer, self.module, *args)
+
+    # ------------------------------------------------------------------------ controls trained apart
+
+    def _is_left_apart(self, network: TrainedNetwork) -> bool:
+        """Whether a control is trained apart. If that is decided only now, leave a checkpoint for it, in which it is
+        the next network and the last."""
+        progress, asked = self.progress, self.lottery.leaves_apart
+        if network.variant not in apart.VARIANTS or progress.until is not None:
+            return False
+        control = apart.folder_of(self.folder, network)
+        if control.taken or asked is None or not asked():
+            return control.taken
+        make_folder(control.checkpoint.parent)
+        whole = vars(progress).copy()
+        progress.until, progress.ticket_hashes, progress.best = progress.position + 1, {}, None
+        progress.lineage = replace(progress.lineage, trained=None, dense=None)
+        try:
+            self._save(control.checkpoint)
+        finally:
+            vars(progress).update(whole)
+        return True
+
+    def _gather(self) -> None:
+        """Take in the controls that were trained apart, so that the run is as if it had trained them itself."""
+        progress, plan, trainer = self.progress, self.lottery.plan, self.trainer
+        if not (left := self.lottery.left_apart):
+            return
+        apart.check_trained(self.folder, left)
+        rows, layers = apart.results(self.folder, left)
+        place = {apart.key(network): i for i, network in enumerate(plan)}
+        progress.results = sorted([*progress.results, *rows], key=lambda row: place[apart.key(row)])
+        progress.layers = sorted([*progress.layers, *layers], key=lambda row: place[apart.key(row)])
+        if trainer.is_global_zero:
+            apart.take_files(self.folder, left)
+            self._write_results()
+        for row in [row for row in progress.results if row.variant == "ticket" and row.round >= left[0].round]:
+            title = TrainedNetwork(row.round, row.variant).title(row.density)
+            folder = title.removesuffix(f" {row.variant}")
+            sub_runs.enter_sub_run(trainer, sub_runs.Place(row.round, folder, row.variant, 0, False), 0, lambda _: True)
+            self._announce("on_controls_gathered", row.round)
+        sub_runs.leave_sub_run(trainer)
+        apart.take_points(trainer, self.folder, left)
 
     # ------------------------------------------------------------------------ within a network
 
@@ -546,9 +609,17 @@ class Experiment:
         """Save, atomically, everything that a resumed fit needs to start from here."""
         if self.progress.begun:
             self.watch.check(self.trainer)
+        if self.progress.until is not None and self.is_over:
+            self.folder.checkpoint.unlink(missing_ok=True)  # which shows that the control is trained
+            return
+        self._save(self.folder.checkpoint, inside_epoch)
+        if self.is_over and self.lottery.is_whole and self.trainer.is_global_zero:
+            apart.remove(self.folder)
+
+    def _save(self, path: Path, inside_epoch: bool = False) -> None:
         self.progress.moment = resume.capture(self.trainer, inside_epoch=inside_epoch)
         try:
-            checkpoint.save(self.trainer, self.folder.checkpoint)
+            checkpoint.save(self.trainer, path)
         finally:
             self.progress.moment = None  # so that another callback's checkpoint has none
 

@@ -8,6 +8,7 @@ import lightning as L
 
 from lth_lightning.cards import card
 from lth_lightning.errors import SettingError
+from lth_lightning.lottery import apart
 from lth_lightning.lottery.checkpoint import Progress
 from lth_lightning.lottery.claim import last_checkpoint
 from lth_lightning.lottery.plan import Length, TrainedNetwork
@@ -40,6 +41,21 @@ class Outcome:
     def layers(self) -> list[LayerRow]:
         """A `LayerRow` for each trained network and prunable weight."""
         return self._progress.layers
+
+    @property
+    def position(self) -> int:
+        """How many networks of the plan are trained, or left to be trained apart."""
+        return self._progress.position
+
+    @property
+    def left_apart(self) -> list[TrainedNetwork]:
+        """The controls up to here that are trained apart, and not gathered yet."""
+        return apart.missing(self.plan[: self.position], self.results)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this fit trains all networks: neither has it left some out, nor is it for one of those."""
+        return self._progress.until is None and not self.left_apart
 
     @property
     def run(self) -> "Run":

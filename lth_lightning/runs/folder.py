@@ -8,7 +8,7 @@ from lth_lightning.errors import SettingError
 from lth_lightning.files import cannot_write, check_unchanged, make_folder, remove_unfinished, replace_file
 from lth_lightning.runs.lock import FolderLock
 
-CONFIG, RESULTS, LAYERS, ENVIRONMENT, SCORE, CURVES, TICKETS, BEST, CHECKPOINT, FIGURES = (
+CONFIG, RESULTS, LAYERS, ENVIRONMENT, SCORE, CURVES, TICKETS, BEST, CHECKPOINT, FIGURES, CONTROLS = (
     "config.yaml",
     "results.csv",
     "layers.csv",
@@ -19,6 +19,7 @@ CONFIG, RESULTS, LAYERS, ENVIRONMENT, SCORE, CURVES, TICKETS, BEST, CHECKPOINT, 
     "best",
     "checkpoints/last.ckpt",
     "figures",
+    "controls",
 )
 
 
@@ -38,6 +39,7 @@ class RunFolder:
         self.curves = path / CURVES
         self.tickets = path / TICKETS
         self.checkpoint = path / CHECKPOINT
+        self.controls = path / CONTROLS
 
     def ticket(self, round: int) -> Path:
         """The file of a round's ticket."""
@@ -51,6 +53,16 @@ class RunFolder:
     def curve(self, round: int, variant: str, replicate: int) -> Path:
         """The file of a network's learning curve."""
         return self.curves / f"round_{round:02d}_{variant}_{replicate}.csv"
+
+    def control(self, round: int, variant: str, replicate: int) -> "RunFolder":
+        """The folder of a control that is trained apart: a run of one network, until its own run gathers it."""
+        return RunFolder(self.controls / f"round_{round:02d}_{variant}_{replicate}")
+
+    @property
+    def is_gatherable(self) -> bool:
+        """Whether this is the folder of a control that has been trained apart, to its end: it then removes its
+        checkpoint."""
+        return self.results.exists() and not self.checkpoint.exists()
 
     @property
     def taken(self) -> bool:

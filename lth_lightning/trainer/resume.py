@@ -96,6 +96,11 @@ def capture(trainer: L.Trainer, *, inside_epoch: bool) -> list[Moment]:
     return moments
 
 
+def forget(trainer: L.Trainer) -> None:
+    """Let a network that begins in a resumed fit begin as in any other: nothing of it is resumed."""
+    trainer.fit_loop._resuming_from_checkpoint = False
+
+
 def restore_weights(trainer: L.Trainer, moments: list[Moment]) -> None:
     """Restore parameters and buffers, to the first process's values on all: processes are compared next.
 

@@ -10,7 +10,7 @@ network to network, as Weights & Biases drops what goes back.
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from lth_lightning.files import failure_to_write, replace_file
+from lth_lightning.files import failure_to_write, make_folder, replace_file
 from lth_lightning.trainer import fit
 
 HPARAMS = "_hparams_/"  # a row of the hparams page: its start, and at the end of the round its end
@@ -188,11 +188,38 @@ def remove_void_points(folder: Path, kept: Callable[[str, int], bool]) -> None:
             if values or not event.HasField("summary"):
                 events.append(event)
         if void:
-            rewritten = io.BytesIO()
-            writer = RecordWriter(rewritten)
-            for event in events:
-                writer.write(event.SerializeToString())
-            replace_file(path, rewritten.getvalue())
+            _write_events(path, events)
+
+
+def copy_points(sources: Sequence[tuple[Path, str]], target: Path) -> None:
+    """Copy the points of networks from the sub-runs of other folders, in the order given, into one file of a sub-run.
+
+    Args:
+        sources: the folders, each with the name of the network whose points to copy.
+        target: the sub-run's folder. A second call replaces the file.
+    """
+    files = [(path, name) for folder, name in sources for path in sorted(folder.glob("events.out.tfevents.*"))]
+    events: list[Any] = []
+    for path, name in files:
+        for event in LegacyEventFileLoader(str(path)).Load():
+            values = [value for value in event.summary.value if value.tag.rpartition("/")[2] == name]
+            if not event.HasField("summary") and not events:  # the version of the format, with which each file begins
+                events.append(event)
+            elif values:
+                del event.summary.value[:]
+                event.summary.value.extend(values)
+                events.append(event)
+    if files:
+        make_folder(target)
+        _write_events(target / files[0][0].name, events)
+
+
+def _write_events(path: Path, events: Sequence[Any]) -> None:
+    content = io.BytesIO()
+    writer = RecordWriter(content)
+    for event in events:
+        writer.write(event.SerializeToString())
+    replace_file(path, content.getvalue())
 
 
 def _close(logger: TensorBoardLogger) -> None:
