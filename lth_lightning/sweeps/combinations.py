@@ -42,6 +42,7 @@ class Request:
             may use it.
         max_parallel: the greatest number of trainings side by side.
         address: of a Ray cluster; None starts Ray on this machine.
+        split_controls: whether controls are trained beside the tickets, where there is room.
 
     Raises:
         SettingError: a value out of range, or settings that contradict each other.
@@ -55,6 +56,7 @@ class Request:
     gpus: float | None = None
     max_parallel: int | None = None
     address: str | None = None
+    split_controls: bool = True
 
     def __post_init__(self) -> None:
         given = {flag.partition("=")[0].removeprefix("--") for flag in self.flags if flag.startswith("--")}

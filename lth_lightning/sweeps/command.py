@@ -26,6 +26,9 @@ options:
   --gpus N             GPUs of a training; 0.25 lets four share one. By default 1 where there are GPUs and the settings
                        may use them, else 0
   --max_parallel N     the most trainings side by side; by default as many as there is room for
+  --split_controls true|false
+                       whether controls are trained beside the tickets wherever a place is free, as soon as the ticket
+                       of their round lies on disk (default true); the results are the same either way
   --address ADDRESS    a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. By default Ray is started on this machine
   any flag of fit      `{program} fit --help` lists them
 
@@ -33,7 +36,7 @@ examples:
   {program} sweep --config quickstart --seeds 1,2,3,4,5
   {program} sweep --config quickstart --seeds 1,2,3 --vary model.optimizer.lr=1e-3,1e-4 --lottery.rounds 5
 """
-FLAGS = ("--seeds", "--vary", "--sweep_dir", "--cpus", "--gpus", "--max_parallel", "--address")
+FLAGS = ("--seeds", "--vary", "--sweep_dir", "--cpus", "--gpus", "--max_parallel", "--split_controls", "--address")
 
 
 def main(args: Sequence[str]) -> int:
@@ -80,7 +83,16 @@ def read(args: Sequence[str]) -> Request:
         _number(given, "--gpus", float),
         _number(given, "--max_parallel", int),
         given.get("--address"),
+        _truth(given, "--split_controls"),
     )
+
+
+def _truth(given: dict[str, str], flag: str) -> bool:
+    """The value of a flag that is true or false; true if it is not given."""
+    value = given.get(flag, "true").lower()
+    if value not in ("true", "false"):
+        raise SettingError(f"{flag} must be true or false, got {given[flag]!r}.")
+    return value == "true"
 
 
 def _number(given: dict[str, str], flag: str, kind: type) -> Any:

@@ -20,6 +20,16 @@ from lth_lightning.runs.score import known_score
 REFRESH_SECONDS = 1.0
 
 
+Network = tuple[int, str, int]
+"""Round, variant and replicate of a network."""
+
+
+def name_of(network: Network) -> str:
+    """A network's name within its round: `random_mask #2`."""
+    _, variant, replicate = network
+    return variant + (f" #{replicate + 1}" if replicate else "")
+
+
 @dataclass
 class Standing:
     """How far a run is, as its folder shows.
@@ -30,20 +40,39 @@ class Standing:
         state: `waiting`, `training`, `done` or `failed`.
         networks: (round, variant, replicate) of each network, in training order; empty until the run is checked.
         message: why it failed.
+        splits: whether its controls may be trained apart.
+        apart: those that are, each `waiting`, `training` or `done`, until the run has gathered them.
+        own_is_in_training: whether the fit that finds its tickets is.
     """
 
     name: str
     folder: Path
     state: str = "waiting"
-    networks: Sequence[tuple[int, str, int]] = ()
+    networks: Sequence[Network] = ()
     message: str = ""
     rows: list[Row] = field(default_factory=list)
+    splits: bool = False
+    apart: dict[Network, str] = field(default_factory=dict)
+    own_is_in_training: bool = False
     _seen: int = 0
     _since: float = field(default_factory=time.monotonic)
 
-    def begin(self) -> None:
-        """Note that a training starts or resumes."""
-        self.state, self._since = "training", time.monotonic()
+    def begin(self, network: Network | None = None) -> None:
+        """Note that a training starts or resumes: the run's own, or that of a control apart."""
+        self.state = "training"
+        if network is not None:
+            self.apart[network] = "training"
+        else:
+            self.own_is_in_training, self._since = True, time.monotonic()
+
+    def wait(self, network: Network | None = None) -> None:
+        """Note that a training has ended before its end."""
+        if network is not None:
+            self.apart[network] = "waiting"
+        else:
+            self.own_is_in_training = False
+        is_begun = self.own_is_in_training or "training" in self.apart.values()
+        self.state = "training" if is_begun else "waiting"
 
     def look(self) -> None:
         """Read the results if they have changed."""
@@ -56,12 +85,43 @@ class Standing:
             return
 
     @property
+    def trained(self) -> set[Network]:
+        """The networks that are trained."""
+        return {_key(row) for row in self.rows} | {one for one, state in self.apart.items() if state == "done"}
+
+    @property
+    def own_networks(self) -> list[Network]:
+        """The networks that the run's own fit has still to train or to leave apart."""
+        there = self.trained
+        return [one for one in self.networks if one not in there and one not in self.apart]
+
+    @property
+    def chain(self) -> list[Network]:
+        """The networks to go that can only follow each other: all, or if it splits those that are not controls."""
+        return [one for one in self.own_networks if not self.splits or one[1] in ("ticket", "pruned_only")]
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether it has controls to train."""
+        return any(variant not in ("ticket", "pruned_only") for _, variant, _ in self.own_networks)
+
+    @property
+    def in_training(self) -> list[Network]:
+        """The networks in training: its own first."""
+        own = self.own_networks[:1] if self.own_is_in_training else []
+        return own + [one for one, state in self.apart.items() if state == "training"]
+
+    @property
     def current(self) -> str:
-        """The network in training: `round 3 of 12  random_mask`."""
-        if self.state != "training" or len(self.rows) >= len(self.networks):
-            return self.state
-        round, variant, replicate = self.networks[len(self.rows)]
-        return f"round {round} of {self.networks[-1][0]}  {variant}" + (f" #{replicate + 1}" if replicate else "")
+        """The networks in training: `round 3 of 12  ticket, 2: random_mask`."""
+        if self.state != "training" or not (now := self.in_training):
+            return "gathering controls" if self.own_is_in_training else self.state
+        names: dict[int, list[str]] = {}
+        for network in now:
+            names.setdefault(network[0], []).append(name_of(network))
+        (first, own), *others = names.items()
+        text = f"round {first} of {self.networks[-1][0]}  {', '.join(own)}"
+        return text + "".join(f"; {round}: {', '.join(theirs)}" for round, theirs in others)
 
     @property
     def score(self) -> str:
@@ -79,28 +139,45 @@ class Standing:
         trained = [row.seconds for row in self.rows if row.steps]
         return sum(trained) / len(trained) if trained else None
 
-    def seconds_left(self, otherwise: float | None = None) -> float | None:
-        """The time until it is done, in one worker; None if not known.
+    def seconds_of_all(self, otherwise: float | None = None) -> float | None:
+        """The time that its networks to go take, one after the other; None if not known.
 
         Args:
             otherwise: the time of a network, while none of its own is trained.
         """
+        there = self.trained
+        return self._seconds([one for one in self.networks if one not in there], otherwise)
+
+    def seconds_left(self, otherwise: float | None = None) -> float | None:
+        """The time until it is done, if it goes on as now: that of what can only follow each other, or of all its
+        networks shared by those in training; `otherwise` as in `seconds_of_all`."""
+        if (whole := self.seconds_of_all(otherwise)) is None:
+            return None
+        return max(self._seconds(self.chain, otherwise) or 0.0, whole / max(1, len(self.in_training)))
+
+    def _seconds(self, networks: Sequence[Network], otherwise: float | None) -> float | None:
         if self.state in ("done", "failed"):
             return 0.0
         each = self.seconds_a_network or otherwise
         if each is None or not self.networks:
             return None
-        to_go = sum(variant != "pruned_only" for _, variant, _ in self.networks[len(self.rows) :])
+        to_go = sum(variant != "pruned_only" for _, variant, _ in networks)
         return max(0.0, to_go * each - (time.monotonic() - self._since if self.state == "training" else 0.0))
+
+
+def _key(row: Row) -> Network:
+    return row.round, row.variant, row.replicate
 
 
 def seconds_left(standings: Sequence[Standing], workers: int) -> float | None:
     """The time until all runs are done: the longest run, or all of them shared by the workers."""
     known = [each for one in standings if (each := one.seconds_a_network) is not None]
     usual = sum(known) / len(known) if known else None
-    lefts = [one.seconds_left(usual) for one in standings]
-    to_go = [left for left in lefts if left is not None]
-    return max([sum(to_go) / max(1, workers), *to_go]) if len(to_go) == len(standings) else None
+    lefts = [(one.seconds_of_all(usual), one.seconds_left(usual)) for one in standings]
+    alone = [(whole, left) for whole, left in lefts if whole is not None and left is not None]
+    if len(alone) < len(standings):
+        return None
+    return max([sum(whole for whole, _ in alone) / max(1, workers), *(left for _, left in alone)])
 
 
 class SweepDisplay:
@@ -156,13 +233,13 @@ def drawn(standings: Sequence[Standing], workers: int, height: int = 50) -> Tabl
         table.add_row(
             Text(one.name, style=dim),
             Text(one.current, style=dim),
-            f"{len(one.rows)}/{len(one.networks)}" if one.networks else "",
+            f"{len(one.trained)}/{len(one.networks)}" if one.networks else "",
             one.score,
             "" if left is None else duration(left),
         )
     counts = {state: sum(one.state == state for one in standings) for state in order}
     said = ", ".join(f"{counts[state]} {state}" for state in ("done", "training", "waiting", "failed") if counts[state])
-    done, planned = sum(len(one.rows) for one in standings), sum(len(one.networks) for one in standings)
+    done, planned = sum(len(one.trained) for one in standings), sum(len(one.networks) for one in standings)
     left = seconds_left(standings, workers)
     table.add_row(
         Text(f"{len(standings)} runs", style="bold"), said, f"{done}/{planned}", "", duration(left) if left else ""

@@ -11,7 +11,7 @@ from lth_lightning.runs.folder import RESULTS
 from lth_lightning.runs.lock import FolderLock
 from lth_lightning.sweeps.combinations import Request, Training
 
-SWEEP, LOG = "sweep.json", "log.txt"
+SWEEP, LOG, SPLITS = "sweep.json", "log.txt", ".controls_apart"
 
 
 class SweepFolder:
@@ -32,14 +32,22 @@ class SweepFolder:
         """The folder of a run."""
         return self.path / training.name
 
-    def log(self, training: Training) -> Path:
-        """The file with everything that a run has printed."""
-        return self.run(training) / LOG
-
     def is_done(self, training: Training) -> bool:
         """Whether a run has been trained to its end, and its results are still there."""
         done = self._runs.get(training.name, {}).get("state") == "done"
         return done and (self.run(training) / RESULTS).is_file()
+
+    @property
+    def splits(self) -> Path:
+        """The file whose existence asks running fits to leave their controls apart."""
+        return self.path / SPLITS
+
+    def let_split(self, wanted: bool) -> None:
+        """Make that file, or remove it."""
+        if wanted:
+            self.splits.touch()
+        else:
+            self.splits.unlink(missing_ok=True)
 
     def open(self) -> FolderLock:
         """Make the folder and lock it.

@@ -4,10 +4,10 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,8 +25,8 @@ from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.settings import differences
 from lth_lightning.sweeps.cluster import Cluster, check_room, places
 from lth_lightning.sweeps.combinations import CONFIGS, Request, Training, as_flag, command_for, fit_flags
-from lth_lightning.sweeps.display import Standing, SweepDisplay
-from lth_lightning.sweeps.folder import SweepFolder, folder_for
+from lth_lightning.sweeps.display import Network, Standing, SweepDisplay, name_of
+from lth_lightning.sweeps.folder import LOG, SweepFolder, folder_for
 from lth_lightning.sweeps.worker import Checked, Outcome
 
 POLL_SECONDS = 0.2
@@ -38,12 +38,65 @@ TERMINATED = 143  # the exit code of a program that SIGTERM ends
 
 @dataclass
 class Run:
-    """A run of the sweep, and how it stands."""
+    """A run of the sweep, and how it stands.
+
+    Args:
+        training: what it is asked for.
+        standing: how far it is.
+        own: the fit in its folder, which finds the tickets.
+        apart: the fits of controls that are trained apart, by round, variant and replicate.
+        failed: the fit that has failed.
+        has_left: whether its own fit has come to its end and left controls to be gathered.
+    """
 
     training: Training
     standing: Standing
+    own: "Job" = field(init=False)
+    apart: dict[Network, "Job"] = field(default_factory=dict)
+    failed: "Job | None" = None
+    has_left: bool = False
+
+    def __post_init__(self) -> None:
+        self.own = Job(self, RunFolder(self.standing.folder))
+
+    @property
+    def may_find_more(self) -> bool:
+        """Whether its own fit has networks of its own to train."""
+        return self.standing.state in ("waiting", "training") and not self.has_left
+
+
+@dataclass(eq=False)
+class Job:
+    """A fit for a worker: a run's own, or that of a control that is trained apart."""
+
+    run: Run
+    folder: RunFolder
+    network: Network | None = None
     lost: int = 0
     last_checkpoint: int = 0
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags of `fit`."""
+        return fit_flags(self.run.training, self.folder.path)
+
+    @property
+    def log(self) -> Path:
+        """The file with everything that the fit prints."""
+        return self.folder.path / LOG
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        if self.network is None:
+            return self.run.training.name
+        return f"{self.run.training.name}, round {self.network[0]}, {name_of(self.network)}"
+
+    @property
+    def rank(self) -> int:
+        """Begun runs come before new ones, so that few lie half done, and what ends a run first of all."""
+        is_new = self.network is None and not self.run.standing.rows and not self.lost
+        return 2 if is_new else 0 if self.network is None else 1
 
 
 class Sweep:
@@ -65,36 +118,46 @@ class Sweep:
             check_names(args[1:], named_parts(args))
         self.folder: SweepFolder = folder_for(request, trainings)
         self.runs = [Run(one, Standing(one.name, self.folder.run(one))) for one in trainings]
-        self._waiting: deque[Run] = deque()
-        self._jobs: dict[Any, tuple[Any, Run | None]] = {}
+        self._waiting: list[Job] = []  # by rank
+        self._jobs: dict[Any, tuple[Any, Job | None]] = {}
+        self._idle: list[Any] = []  # workers for controls to come
         self._gpus = 0.0
         self._places = self._counted = self._failed_starts = 0
 
     def run(self) -> bool:
         """Train all runs that are not done yet, and return whether all have succeeded."""
         for run in self.runs:
+            run.standing.look()
             if self.folder.is_done(run.training):
                 run.standing.state = "done"
-                run.standing.look()
-        self._waiting = deque(run for run in self.runs if run.standing.state != "done")
-        if self._waiting:
+        if any(run.standing.state != "done" for run in self.runs):
             with Cluster(self.request.address) as self.cluster, ended_by_sigterm():  # after Ray's own handler
                 self._train_all()
         return all(run.standing.state == "done" for run in self.runs)
 
     def _train_all(self) -> None:
+        runs = [run for run in self.runs if run.standing.state != "done"]
+        for run in runs:
+            self._queue(run.own)
         self._gpus = self._gpus_a_training()
         if self.request.max_parallel is None:  # else more machines may be on their way
             check_room(self.cluster.nodes(), self.request.cpus, self._gpus)
         self._hire()
-        self._check(self._first_worker())
+        in_line = self._check(runs, self._first_worker())
         lock = self.folder.open()
         try:
-            for run in self._waiting:
+            for run in runs:
                 self.folder.note(run.training, "waiting")
+            for run in runs:
+                self._find_controls(run)
+                if run.apart and not run.standing.own_networks:  # its own fit has nothing more to train
+                    run.has_left = True
+                    self._waiting.remove(run.own)
+                    self._gather_if_ready(run)
             with SweepDisplay(self.console) as display:
-                self._loop(display)
+                self._loop(display, runs, in_line)
         finally:
+            self.folder.let_split(False)
             lock.release()
 
     def _gpus_a_training(self) -> float:
@@ -103,11 +166,25 @@ class Sweep:
         there = any(node.get("GPU", 0) >= 1 for node in self.cluster.nodes())
         return 1.0 if there and self.request.accelerator != "cpu" else 0.0
 
+    def _queue(self, job: Job) -> None:
+        insort(self._waiting, job, key=lambda one: one.rank)
+
     # ------------------------------------------------------------------------ workers
 
     @property
     def _in_training(self) -> int:
-        return sum(run is not None for _, run in self._jobs.values())
+        return sum(job is not None for _, job in self._jobs.values())
+
+    @property
+    def _lets_split(self) -> bool:
+        """Whether fits are to leave their controls apart: if there are more places than fits that find tickets."""
+        return self.request.split_controls and sum(run.may_find_more for run in self.runs) < self._places
+
+    @property
+    def _to_come(self) -> int:
+        """How many controls running fits may still leave apart."""
+        beginners = [run.standing for run in self.runs if run.may_find_more and run.standing.splits]
+        return sum(len(one.own_networks) - len(one.chain) for one in beginners) if self._lets_split else 0
 
     def _hire(self) -> None:
         """Start as many workers as there is room and work for."""
@@ -116,8 +193,8 @@ class Sweep:
             self._counted = int(now)
             room = places(self.cluster.nodes(), self.request.cpus, self._gpus)
             self._places = self.request.max_parallel or max(1, room)
-        wanted = min(self._places, len(self._waiting) + self._in_training)
-        for _ in range(wanted - len(self._jobs)):
+        wanted = min(self._places, len(self._waiting) + self._in_training + self._to_come)
+        for _ in range(wanted - len(self._jobs) - len(self._idle)):
             worker = self.cluster.hire(self.request.cpus, self._gpus, program())
             self._jobs[worker.ready.remote()] = (worker, None)
 
@@ -130,20 +207,20 @@ class Sweep:
                     return worker
             self._hire()
 
-    def _result(self, job: Any, run: Run | None) -> Any:
-        """What a job has returned, `True` for nothing; None if its process died."""
+    def _result(self, reference: Any, job: Job | None) -> Any:
+        """What a worker has returned, `True` for nothing; None if its process died."""
         errors = self.cluster.ray.exceptions
         try:
-            result = self.cluster.ray.get(job)
+            result = self.cluster.ray.get(reference)
         except errors.RayTaskError as error:
-            if run is None:
+            if job is None:
                 raise RuntimeError(f"a worker cannot work: {error}") from error
             return Outcome(_last_line(str(error)))
         except errors.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, SettingError):
                 raise cause from None
-            if run is None:
+            if job is None:
                 self._failed_starts += 1
                 if self._failed_starts > ATTEMPTS * max(1, self._places):
                     raise RuntimeError(f"workers do not start: {_last_line(str(error))}") from error
@@ -153,79 +230,137 @@ class Sweep:
 
     # ------------------------------------------------------------------------ before training
 
-    def _check(self, worker: Any) -> None:
-        """Refuse the whole sweep if the settings of one run are refused."""
-        runs = list(self._waiting)
-        found: list[Checked] = self.cluster.ray.get(worker.check.remote([self._flags(run) for run in runs]))
-        refused: dict[str, list[str]] = {}
+    def _check(self, runs: Sequence[Run], worker: Any) -> list[str]:
+        """Refuse the whole sweep if the settings of one run are refused; return why controls stay in line."""
+        found: list[Checked] = self.cluster.ray.get(worker.check.remote([run.own.flags for run in runs]))
+        refused, in_line = dict[str, list[str]](), dict[str, list[str]]()
         for run, checked in zip(runs, found, strict=True):
             run.standing.networks = checked.networks
+            run.standing.splits = self.request.split_controls and checked.in_line is None
             if checked.refused is not None:
-                refused.setdefault(checked.refused.replace(str(run.standing.folder), "RUN"), []).append(
-                    run.training.name
-                )
+                reason = checked.refused.replace(str(run.standing.folder), "RUN")
+                refused.setdefault(reason, []).append(run.training.name)
+            elif checked.in_line is not None:
+                in_line.setdefault(checked.in_line, []).append(run.training.name)
         if refused:
-            words = [
-                reason if len(names) == len(self.runs) else f"{names[0]}{_and_more(len(names) - 1)}: {reason}"
-                for reason, names in refused.items()
-            ]
-            raise SettingError("\n       ".join(words))
+            raise SettingError("\n       ".join(self._words(refused)))
         self._jobs[worker.ready.remote()] = (worker, None)
+        return self._words(in_line)
 
-    def _flags(self, run: Run) -> list[str]:
-        return fit_flags(run.training, run.standing.folder)
+    def _words(self, reasons: Mapping[str, Sequence[str]]) -> list[str]:
+        """Each reason, with the runs that it applies to, unless it applies to all."""
+        return [
+            reason if len(names) == len(self.runs) else f"{names[0]}{_and_more(len(names) - 1)}: {reason}"
+            for reason, names in reasons.items()
+        ]
 
     # ------------------------------------------------------------------------ training
 
-    def _loop(self, display: SweepDisplay) -> None:
+    def _loop(self, display: SweepDisplay, runs: Sequence[Run], in_line: Sequence[str]) -> None:
         standings = [run.standing for run in self.runs]
-        side_by_side = f", up to {min(self._places, len(self._waiting))} side by side"
-        display.say(f"{len(self._waiting)} of {len(self.runs)} runs to train in {self.folder.path}{side_by_side}")
+        side_by_side = f", up to {min(self._places, len(self._waiting) + self._to_come)} side by side"
+        display.say(f"{len(runs)} of {len(self.runs)} runs to train in {self.folder.path}{side_by_side}")
+        if self.request.split_controls and any(run.standing.has_controls for run in runs):
+            for reason in in_line:
+                self.console.print(f"Controls stay in line with the tickets. {reason}.", soft_wrap=True, markup=False)
         while self._waiting or self._in_training:
+            self.folder.let_split(self._lets_split)
+            for run in self.runs:
+                if run.standing.state == "training":
+                    self._find_controls(run)
             self._hire()
-            for job in self.cluster.ray.wait(list(self._jobs), timeout=POLL_SECONDS)[0]:
-                worker, run = self._jobs.pop(job)
-                result = self._result(job, run)
-                if run is not None:
-                    self._end(run, result, display)
+            for worker in list(self._idle):
+                self._idle.remove(worker)
+                self._employ(worker, display)
+            for reference in self.cluster.ray.wait(list(self._jobs), timeout=POLL_SECONDS)[0]:
+                worker, job = self._jobs.pop(reference)
+                result = self._result(reference, job)
+                if job is not None:
+                    self._end(job, result, display)
                 if result is not None:
                     self._employ(worker, display)
             display.show(standings, self._in_training)
         display.show(standings, 0, at_once=True)
 
+    def _find_controls(self, run: Run) -> None:
+        """Queue the controls that a run has left apart since the last time."""
+        names = {path.name for path in run.own.folder.controls.glob("*")}
+        for network in run.standing.networks if names else ():
+            folder = run.own.folder.control(*network)
+            if network in run.apart or folder.path.name not in names or not folder.taken:
+                continue
+            run.apart[network] = job = Job(run, folder, network)
+            run.standing.apart[network] = "done" if folder.is_gatherable else "waiting"
+            if not folder.is_gatherable:
+                self._queue(job)
+
+    def _gather_if_ready(self, run: Run) -> None:
+        """Resume a run that has only to gather its controls."""
+        if run.has_left and all(job.folder.is_gatherable for job in run.apart.values()):
+            self._queue(run.own)
+
     def _employ(self, worker: Any, display: SweepDisplay) -> None:
         if not self._waiting:
-            self.cluster.ray.kill(worker)
+            if self._to_come:
+                self._idle.append(worker)
+            else:
+                self.cluster.ray.kill(worker)
             return
-        run = self._waiting.popleft()
-        run.standing.look()
-        run.standing.begin()
-        done = f" resumes after {len(run.standing.rows)} networks" if run.standing.rows else " starts"
-        display.say(f"{run.training.name}:{done}")
-        log = os.path.abspath(self.folder.log(run.training))
-        self._jobs[worker.train.remote(self._flags(run), log)] = (worker, run)
-
-    def _end(self, run: Run, outcome: Outcome | None, display: SweepDisplay) -> None:
-        """Record how a training has ended; one whose process died is taken up again."""
-        standing, name = run.standing, run.training.name
+        job = self._waiting.pop(0)
+        run, standing = job.run, job.run.standing
         standing.look()
+        standing.begin(job.network)
+        logs: list[str] = []
+        if job.network is None and run.has_left:
+            logs = [os.path.abspath(one.log) for one in run.apart.values() if one.log.is_file()]
+        elif job.network is None:
+            done = f" resumes after {len(standing.trained)} networks" if standing.trained else " starts"
+            display.say(f"{job.name}:{done}")
+        splits = os.path.abspath(self.folder.splits) if standing.splits else None
+        reference = worker.train.remote(job.flags, os.path.abspath(job.log), splits, logs)
+        self._jobs[reference] = (worker, job)
+
+    def _end(self, job: Job, outcome: Outcome | None, display: SweepDisplay) -> None:
+        """Record how a fit has ended; one whose process died is taken up again."""
+        run, standing = job.run, job.run.standing
+        standing.look()
+        if standing.state == "failed":  # meanwhile, by another of its fits
+            return
         if outcome is None or outcome.interrupted:
-            progress = _time_of(RunFolder(standing.folder).checkpoint)
-            run.lost = run.lost + 1 if progress == run.last_checkpoint else 1
-            run.last_checkpoint = progress
-            if run.lost < ATTEMPTS:
-                standing.state = "waiting"
-                self._waiting.appendleft(run)
-                display.say(f"{name}: its process ended; it will resume")
+            progress = _time_of(job.folder.checkpoint)
+            job.lost = job.lost + 1 if progress == job.last_checkpoint else 1
+            job.last_checkpoint = progress
+            if job.lost < ATTEMPTS:
+                standing.wait(job.network)
+                self._queue(job)
+                display.say(f"{job.name}: its process ended; it will resume")
                 return
             outcome = Outcome(f"its process died {ATTEMPTS} times without getting further; is memory too small?")
-        standing.state = "done" if outcome.error is None else "failed"
-        standing.message = outcome.error or ""
-        self.folder.note(run.training, standing.state, outcome.error)
-        seconds = duration(sum(row.seconds for row in standing.rows))
-        score = f", last ticket {standing.score}" if standing.score else ""
-        good = f"done, {len(standing.rows)} networks in {seconds}{score}"
-        display.say(f"{name}: {good if outcome.error is None else f'failed: {outcome.error}'}")
+        if outcome.error is not None:
+            self._fail(job, outcome.error, display)
+        elif job.network is not None:
+            standing.apart[job.network] = "done"
+            self._gather_if_ready(run)
+        elif outcome.has_left_controls:
+            self._find_controls(run)
+            run.has_left, standing.own_is_in_training = True, False
+            to_go = sum(state != "done" for state in standing.apart.values())
+            display.say(f"{job.name}: its tickets are trained, {to_go} controls to go")
+            self._gather_if_ready(run)
+        else:
+            standing.state = "done"
+            self.folder.note(run.training, "done")
+            seconds = duration(sum(row.seconds for row in standing.rows))
+            score = f", last ticket {standing.score}" if standing.score else ""
+            display.say(f"{job.name}: done, {len(standing.rows)} networks in {seconds}{score}")
+
+    def _fail(self, job: Job, error: str, display: SweepDisplay) -> None:
+        run = job.run
+        words = error if job.network is None else f"round {job.network[0]}, {name_of(job.network)}: {error}"
+        run.standing.state, run.standing.message, run.failed = "failed", words, job
+        self._waiting = [one for one in self._waiting if one.run is not run]
+        self.folder.note(run.training, "failed", words)
+        display.say(f"{run.training.name}: failed: {words}")
 
     # ------------------------------------------------------------------------ the end
 
@@ -240,9 +375,10 @@ class Sweep:
         if failed:
             print(f"\n{len(failed)} of {len(self.runs)} runs failed:", file=self.console.file)
         for run in failed:
+            job = run.failed or run.own
             print(
-                f"{run.training.name}: {run.standing.message}\n  log:    {self.folder.log(run.training)}\n"
-                f"  repeat: {command_for(program(), run.training, run.standing.folder)}",
+                f"{run.training.name}: {run.standing.message}\n  log:    {job.log}\n"
+                f"  repeat: {command_for(program(), run.training, job.folder.path)}",
                 file=self.console.file,
                 flush=True,
             )
@@ -323,6 +459,7 @@ def sweep(
     gpus: float | None = None,
     max_parallel: int | None = None,
     address: str | None = None,
+    split_controls: bool = True,
 ) -> Runs:
     """Run an experiment for several seeds and settings side by side, as `train.py sweep` does, and return the runs.
 
@@ -335,6 +472,8 @@ def sweep(
         cpus, gpus: what a training takes; fractions share a GPU.
         max_parallel: the greatest number of trainings side by side; by default as many as there is room for.
         address: of a Ray cluster; by default Ray is started on this machine, unless it runs in this process already.
+        split_controls: whether controls are trained beside the tickets wherever a place is free; the results are the
+            same either way.
 
     Raises:
         SettingError: a setting is refused (nothing is trained then), or Ray is not installed.
@@ -349,11 +488,11 @@ def sweep(
     flags += [flag for name, value in (settings or {}).items() for flag in (f"--{name}", as_flag(value))]
     varied = {name: [as_flag(value) for value in values] for name, values in (vary or {}).items()}
     folder = None if sweep_dir is None else Path(sweep_dir)
-    request = Request(flags, list(seeds), varied, folder, cpus, gpus, max_parallel, address)
+    request = Request(flags, list(seeds), varied, folder, cpus, gpus, max_parallel, address, split_controls)
     done = run_sweep(request, Console(highlight=False))
     if failed := [run for run in done.runs if run.standing.state == "failed"]:
         reasons = "; ".join(
-            f"{run.training.name}: {run.standing.message} ({done.folder.log(run.training)})" for run in failed
+            f"{run.training.name}: {run.standing.message} ({(run.failed or run.own).log})" for run in failed
         )
         raise RuntimeError(f"sweep: {len(failed)} of {len(done.runs)} runs failed: {reasons}")
     return Runs([RunFiles.read(run.standing.folder) for run in done.runs])

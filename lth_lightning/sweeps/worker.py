@@ -22,18 +22,22 @@ PATIENCE = 60
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check of a run found: why its settings are refused, or else its networks in training order."""
+    """What the check of a run found: why its settings are refused, or else its networks in training order, and why
+    its controls cannot be trained apart, if they cannot."""
 
     refused: str | None
     networks: tuple[tuple[int, str, int], ...] = ()
+    in_line: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: `error` in one line; None if all networks are trained. `interrupted`: it can resume."""
+    """How a training ended: `error` in one line; None if all networks are trained. `interrupted`: it can resume.
+    `has_left_controls`: some are trained apart, and the run is still to gather them."""
 
     error: str | None = None
     interrupted: bool = False
+    has_left_controls: bool = False
 
 
 class Worker:
@@ -77,17 +81,39 @@ class Worker:
                 found.append(_checked(list(flags), fetched))
         return found
 
-    def train(self, flags: Sequence[str], log: str) -> Outcome:
-        """Run `fit`; everything printed goes to the end of the file `log`."""
+    def train(
+        self, flags: Sequence[str], log: str, splits: str | None = None, others_logs: Sequence[str] = ()
+    ) -> Outcome:
+        """Run `fit`; everything printed goes to the end of the file `log`.
+
+        Args:
+            flags: the flags of `fit`.
+            log: the file.
+            splits: the file whose existence asks to leave controls apart; None for never.
+            others_logs: the logs of controls that were trained apart, to begin with.
+        """
         from lth_lightning.cli.lightning_cli import LotteryCLI
+
+        class Fit(LotteryCLI):
+            """`fit` with its controls, or some of them, trained apart, or one of those."""
+
+            def after_instantiate_classes(self) -> None:
+                super().after_instantiate_classes()
+                self.lottery.leaves_apart = None if splits is None else Path(splits).exists
+
+            def after_fit(self) -> None:
+                if self.lottery.is_whole:  # else there is nothing to report yet
+                    super().after_fit()
 
         path = Path(log)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", buffering=1) as file, _printing_to(file), _nothing_left_over():
+            for other in others_logs:
+                file.write(Path(other).read_text(encoding="utf-8"))
             print(f"$ {sys.argv[0]} fit {shlex.join(flags)}")
             try:
                 _await_other_writer(path.parent)
-                cli = LotteryCLI(args=["fit", *flags])
+                cli = Fit(args=["fit", *flags])
             except SystemExit as end:
                 return _ended(end)
             except KeyboardInterrupt:
@@ -95,8 +121,9 @@ class Worker:
             except BaseException as error:
                 traceback.print_exc()
                 return Outcome(_in_words(error))
-            done, planned = len(cli.lottery.results), len(cli.lottery.plan)
-            return Outcome(None if done == planned else f"stopped after {done} of {planned} networks")
+            if not cli.lottery.experiment.is_over:
+                return Outcome(f"stopped after {len(cli.lottery.results)} of {len(cli.lottery.plan)} networks")
+            return Outcome(has_left_controls=not cli.lottery.is_whole)
 
 
 # ------------------------------------------------------------------------------------- parts of a worker's work
@@ -110,6 +137,7 @@ def _checked(flags: list[str], fetched: set[str]) -> Checked:
     from lth_lightning.cli.lightning_cli import LotteryCLI
 
     networks: list[tuple[int, str, int]] = []
+    in_line: list[str | None] = []
 
     class Check(LotteryCLI):
         """`fit` up to its training."""
@@ -121,6 +149,7 @@ def _checked(flags: list[str], fetched: set[str]) -> Checked:
                     f"{self.trainer.num_nodes} machines. Use fit for one run on several devices."
                 )
             networks.extend((one.round, one.variant, one.replicate) for one in self.lottery.plan)
+            in_line.append(_why_in_line(self))
             data = json.dumps(self.settings.get("data"), default=str)
             if data not in fetched:
                 (self.datamodule or self.model).prepare_data()
@@ -136,7 +165,37 @@ def _checked(flags: list[str], fetched: set[str]) -> Checked:
         return Checked(_ended(end).error)
     except Exception as error:
         return Checked(_in_words(error))
-    return Checked(None, tuple(networks))
+    return Checked(None, tuple(networks), in_line[0])
+
+
+def _why_in_line(cli: Any) -> str | None:
+    """Why the controls of a run cannot be trained in other processes; None if they can."""
+    from lightning.pytorch.callbacks import (
+        DeviceStatsMonitor,
+        EarlyStopping,
+        GradientAccumulationScheduler,
+        LearningRateMonitor,
+        ModelSummary,
+        ProgressBar,
+        WeightAveraging,
+    )
+
+    stateless = (DeviceStatsMonitor, EarlyStopping, GradientAccumulationScheduler, LearningRateMonitor)
+    known = (*stateless, ModelSummary, ProgressBar, WeightAveraging)
+    for callback in cli.trainer.callbacks:
+        is_ours = type(callback).__module__.startswith("lth_lightning.")
+        if not is_ours and not (isinstance(callback, known) and type(callback).__module__.startswith("lightning.")):
+            return f"trainer.callbacks: {type(callback).__name__} may carry something from network to network"
+    if cli.settings.trainer.get("max_time") is not None:
+        return "trainer.max_time is the time of one fit"
+    if not all(type(logger).__module__.startswith("lth_lightning.") for logger in cli.trainer.loggers):
+        return "trainer.logger: another logger than the default records all networks of one fit"
+    if cli.settings.trainer.get("profiler") is not None:
+        return "trainer.profiler describes one fit"
+    engine = cli.lottery.engine
+    if engine.is_sparse and engine.below is None:
+        return "lottery.engine: sparse times its layers once for the networks of a round; set lottery.engine.below"
+    return None
 
 
 def _end_with_parent(parent: int) -> None:

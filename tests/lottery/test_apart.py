@@ -115,7 +115,7 @@ MORE = {
         FOREIGN,
         {
             **ALL,
-            "callbacks": lambda: (EarlyStopping("valid/ce", patience=0), EMAWeightAveraging(0.9)),
+            "callbacks": lambda: (EarlyStopping("valid/ce", patience=0), EMAWeightAveraging(decay=0.9)),
             "train_for": "4ep",
         },
     ),
