@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -388,3 +389,26 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         assert names == sorted(path.name for path in (other / folder).iterdir())
         for name in names:
             assert (one / folder / name).read_bytes() == (other / folder / name).read_bytes()
+
+
+def assert_same_pages(one: Path, other: Path) -> None:
+    """In TensorBoard, but for the time: the same tags in the same sub-runs, with the same steps and values. And there
+    are no more files than in the other."""
+    assert _pages(one) == _pages(other)
+    assert _files(one) == _files(other)
+
+
+def _pages(run: Path) -> dict[str, list[tuple[str, int, bytes]]]:
+    found: dict[str, list[tuple[str, int, bytes]]] = {}
+    for path in (run / "tensorboard").rglob("events.out.tfevents.*"):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                has_time = value.tag.startswith("_hparams_/session")
+                content = b"" if has_time else value.SerializeToString(deterministic=True)
+                found.setdefault(path.parent.name, []).append((value.tag, event.step, content))
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _files(run: Path) -> list[str]:
+    paths = [path for path in run.rglob("*") if "events.out" not in path.name and path.name != "log.txt"]
+    return sorted(str(path.relative_to(run)) for path in paths)

@@ -51,7 +51,7 @@ class Standing:
     networks: Sequence[Network] = ()
     message: str = ""
     rows: list[Row] = field(default_factory=list)
-    splits: bool = False
+    splits: bool = True
     apart: dict[Network, str] = field(default_factory=dict)
     own_is_in_training: bool = False
     _seen: int = 0

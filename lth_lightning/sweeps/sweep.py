@@ -182,9 +182,11 @@ class Sweep:
 
     @property
     def _to_come(self) -> int:
-        """How many controls running fits may still leave apart."""
-        beginners = [run.standing for run in self.runs if run.may_find_more and run.standing.splits]
-        return sum(len(one.own_networks) - len(one.chain) for one in beginners) if self._lets_split else 0
+        """How many controls the runs may still leave apart; one each before they are checked: workers start slowly."""
+        if not self._lets_split:
+            return 0
+        runs = [run.standing for run in self.runs if run.may_find_more and run.standing.splits]
+        return sum(len(one.own_networks) - len(one.chain) if one.networks else 1 for one in runs)
 
     def _hire(self) -> None:
         """Start as many workers as there is room and work for."""

@@ -68,6 +68,7 @@ class Worker:
         import lth_lightning.cli.lightning_cli  # noqa: F401 (so that no training waits for it)
 
         torch.set_num_threads(threads)
+        gc.freeze()  # or each training waits, at its end, until all that was imported is looked through for garbage
 
     def ready(self) -> None:
         """Return when everything is imported."""
@@ -182,12 +183,12 @@ def _why_in_line(cli: Any) -> str | None:
 
     stateless = (DeviceStatsMonitor, EarlyStopping, GradientAccumulationScheduler, LearningRateMonitor)
     known = (*stateless, ModelSummary, ProgressBar, WeightAveraging)
+    if cli.settings.trainer.get("max_time") is not None:
+        return "trainer.max_time is the time of one fit"
     for callback in cli.trainer.callbacks:
         is_ours = type(callback).__module__.startswith("lth_lightning.")
         if not is_ours and not (isinstance(callback, known) and type(callback).__module__.startswith("lightning.")):
             return f"trainer.callbacks: {type(callback).__name__} may carry something from network to network"
-    if cli.settings.trainer.get("max_time") is not None:
-        return "trainer.max_time is the time of one fit"
     if not all(type(logger).__module__.startswith("lth_lightning.") for logger in cli.trainer.loggers):
         return "trainer.logger: another logger than the default records all networks of one fit"
     if cli.settings.trainer.get("profiler") is not None:

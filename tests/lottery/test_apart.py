@@ -3,6 +3,7 @@
 Here without Ray and without processes: each control is a fit of its own in this one, as a worker of a sweep does it.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 import torch
 from conftest import (
     FOREIGN_METRICS,
+    Cut,
     ForeignData,
     ForeignModule,
     assert_equal_runs,
+    assert_same_pages,
     digits,
     make_trainer,
     mlp,
@@ -22,9 +25,8 @@ from conftest import (
     weekly,
 )
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-from lth_lightning import LotteryBoard, LotteryTicket, Pruning
+from lth_lightning import LotteryBoard, LotteryTicket, Pruning, SettingError
 from lth_lightning.pruning.gradient_criteria import SNIP
 from lth_lightning.trainer.sub_runs import SubRunLogger
 
@@ -55,27 +57,6 @@ def controls_of(run: Path) -> list[Path]:
     return sorted((run / "controls").iterdir())
 
 
-def points(run: Path) -> dict[str, list[Any]]:
-    """What TensorBoard shows of a run: by sub-run, tag, step and value of each point."""
-    found: dict[str, list[Any]] = {}
-    for path in (run / "tensorboard").rglob("events*"):
-        for event in LegacyEventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                value.metadata.plugin_data.content = (
-                    b"" if "session_end" in value.tag else (value.metadata.plugin_data.content)
-                )  # the time
-                is_start = "session_start" in value.tag
-                content = b"" if is_start else value.SerializeToString()
-                found.setdefault(path.parent.name, []).append((value.tag, event.step, content))
-    return {name: sorted(found[name]) for name in sorted(found)}
-
-
-def files(run: Path) -> list[str]:
-    return sorted(
-        str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "events.out" not in path.name
-    )
-
-
 def assert_split_equals_whole(tmp_path: Path, parts: Parts, **given: Any) -> Path:
     whole, split = tmp_path / "whole", tmp_path / "split"
     train(whole, parts, **given)
@@ -86,25 +67,27 @@ def assert_split_equals_whole(tmp_path: Path, parts: Parts, **given: Any) -> Pat
         train(control, parts, resume=True, **given)
     train(split, parts, resume=True, **given)
     assert_equal_runs(split, whole)
-    assert files(split) == files(whole)
-    assert points(split) == points(whole)
+    assert_same_pages(split, whole)
     return split
 
 
+AT_INITIALISATION = Pruning(densities=[0.5, 0.2], prune_from="initialisation", criterion=SNIP())
 CASES = {
-    "magnitude": (MLP, {**BOTH}),
-    "rewinding to a step, all controls, replicates": (FOREIGN, {**ALL, "rewind_to": "3it", "control_replicates": 2}),
-    "gradients": (
-        RESNET,
-        {
-            **BOTH,
-            "rounds": None,
-            "control_rounds": [1],
-            "pruning": Pruning(densities=[0.5, 0.2], prune_from="initialisation", criterion=SNIP()),
-        },
+    "all controls, replicates, rewinding to a step": (
+        FOREIGN,
+        {**ALL, "rounds": 1, "rewind_to": "3it", "control_replicates": 2},
+    ),
+    "gradients, controls of one round": (
+        MLP,
+        {**BOTH, "rounds": None, "control_rounds": [1], "pruning": AT_INITIALISATION},
     ),
 }
 MORE = {
+    "two rounds": (MLP, {**BOTH}),
+    "gradients, batch norm, replicates": (
+        RESNET,
+        {**BOTH, "rounds": None, "control_replicates": 2, "pruning": AT_INITIALISATION},
+    ),
     "rewinding into a later epoch": (FOREIGN, {**ALL, "rewind_to": "9it", "train_for": "16it"}),
     "rewinding to an epoch": (RESNET, {**BOTH, "rewind_to": "1ep", "train_for": "3ep"}),
     "learning rate": (RESNET, {**ALL, "rewind": "learning_rate", "rewind_to": "2it"}),
@@ -127,3 +110,28 @@ MORE = {
 def test_split_equals_whole(tmp_path: Path, case: str) -> None:
     parts, given = {**CASES, **MORE}[case]
     assert_split_equals_whole(tmp_path, parts, **given)
+
+
+def test_what_is_cut_goes_on_and_an_unfinished_control_is_named(tmp_path: Path) -> None:
+    """The run is cut before its second ticket, a control in its second epoch, and gathering before the checkpoint."""
+    given = {**BOTH, "rounds": 1, "control_rounds": [1], "train_for": "2ep"}
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    train(whole, MLP, **given)
+    with pytest.raises(RuntimeError, match="cut"):
+        train(split, MLP, apart=True, callbacks=lambda: (Cut(20),), **given)
+    train(split, MLP, apart=True, resume=True, **given)
+    reinit, mask = sorted(controls_of(split), reverse=True)
+    with pytest.raises(RuntimeError, match="cut"):
+        train(mask, MLP, resume=True, callbacks=lambda: (Cut(9),), **given)
+    train(reinit, MLP, resume=True, **given)
+    with pytest.raises(SettingError, match=r"1 controls of .* are trained apart, by a sweep.*round_01_random_mask_0"):
+        train(split, MLP, resume=True, **given)
+    train(mask, MLP, resume=True, **given)
+    shutil.copytree(split, tmp_path / "kept")
+    train(split, MLP, resume=True, **given)
+    for path in ("controls", "checkpoints"):  # as if it had been killed just before its checkpoint
+        shutil.rmtree(split / path, ignore_errors=True)
+        shutil.copytree(tmp_path / "kept" / path, split / path)
+    train(split, MLP, resume=True, **given)
+    assert_equal_runs(split, whole)
+    assert_same_pages(split, whole)

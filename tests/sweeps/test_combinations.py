@@ -65,12 +65,18 @@ def test_what_is_not_a_list_of_values_is_refused(text: str) -> None:
         (["--cpus", "many"], "--cpus must be a number"),
         (["--gpus", "-1"], "--gpus must be at least 0"),
         (["--max_parallel", "0"], "at least 1"),
+        (["--split_controls", "yes"], "--split_controls must be true or false"),
         (["--seeds"], "--seeds needs a value"),
     ],
 )
 def test_bad_input_is_one_clear_error(args: list[str], says: str) -> None:
     with pytest.raises(SettingError, match=says):
         read(args)
+
+
+def test_controls_are_split_unless_it_is_said() -> None:
+    assert read([]).split_controls
+    assert not read(["--split_controls=false"]).split_controls
 
 
 def test_folders_are_named_after_what_varies() -> None:

@@ -36,6 +36,23 @@ def test_a_run_shows_its_network_score_and_time(standing: Standing) -> None:
     assert standing.current == "round 1 of 1  random_mask #2"
 
 
+def test_controls_in_training_beside_the_tickets_are_shown_and_counted(standing: Standing) -> None:
+    masks = (1, "random_mask", 0), (1, "random_mask", 1)
+    standing.networks = [*PLAN, (2, "ticket", 0)]
+    standing.apart = dict.fromkeys(masks, "waiting")
+    assert standing.current == "round 2 of 2  ticket"
+    standing.begin(masks[0])
+    assert standing.current == "round 2 of 2  ticket; 1: random_mask"
+    assert standing.seconds_left() == pytest.approx(45, abs=1)  # three networks of 30 s, by two workers
+    standing.apart[masks[0]] = "done"
+    assert len(standing.trained) == 4
+    standing.own_is_in_training = False
+    standing.begin(masks[1])
+    assert standing.current == "round 1 of 2  random_mask #2"
+    standing.wait(masks[1])
+    assert standing.state == "waiting"
+
+
 def test_the_whole_takes_as_long_as_its_longest_run_or_as_all_runs_shared(standing: Standing, tmp_path: Path) -> None:
     waiting = [Standing(f"seed={n}", tmp_path / str(n), networks=PLAN) for n in (2, 3)]  # 4 networks of 30 s each
     assert seconds_left([standing], 2) == pytest.approx(60, abs=1)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HANGS, draw_plainly, weekly
+from conftest import HANGS, assert_same_pages, draw_plainly, weekly
 
 import lth_lightning
 from lth_lightning.cli.main import main
@@ -45,6 +45,8 @@ from pathlib import Path
 
 from lightning import Callback
 
+from lth_lightning.models import MLP
+
 
 class Mortal(Callback):
     """Kills its process before the third network of seed 1, once in a folder; fails with seed 3."""
@@ -57,6 +59,17 @@ class Mortal(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ["PL_GLOBAL_SEED"] == "3":
             raise RuntimeError("no luck")
+
+
+class MortalMLP(MLP):
+    """Kills its process in the second epoch of the first control that is trained apart, once in a working directory."""
+
+    def forward(self, images):
+        self.batches = getattr(self, "batches", 0) + self.training
+        if self.batches == 8 and "controls" in os.environ["LTH_LIGHTNING_RUN_DIR"] and not Path("dead").exists():
+            Path("dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
 '''
 
 
@@ -133,6 +146,26 @@ def test_a_training_that_fails_fails_alone_and_is_named(swept: Swept) -> None:
     repeat = shlex.split(said[3].partition("repeat:")[2])
     with pytest.raises(RuntimeError, match="no luck"):
         main(repeat[repeat.index("fit") :])
+
+
+def test_what_a_process_may_carry_from_network_to_network_keeps_controls_in_line(swept: Swept) -> None:
+    assert "Controls stay in line with the tickets. trainer.callbacks: Mortal may carry something" in swept.out
+
+
+SPLIT = [*SMALL, "--lottery.controls", "[pruned_only, random_reinit, random_mask]", "--lottery.control_replicates", "2"]
+
+
+@pytest.mark.parametrize("net", ["MLP", pytest.param("mortal.MortalMLP", marks=weekly)])
+def test_controls_trained_beside_the_tickets_leave_what_a_fit_leaves(here: Path, ray_of_module: None, net: str) -> None:
+    flags = [*SPLIT, "--model.net", json.dumps({"class_path": net, "init_args": {"hidden": [20, 10]}})]
+    split, whole, out = here / f"split_{net}", here / f"whole_{net}", io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["sweep", *flags, "--seeds", "1", "--sweep_dir", str(split)]) == 0
+    assert "seed=1: its tickets are trained, " in out.getvalue()
+    assert ("seed=1, round 1, random_reinit: its process ended; it will resume" in out.getvalue()) == (net != "MLP")
+    assert main(["fit", *flags, "--seed_everything", "1", "--run_dir", str(whole)]) == 0
+    assert_same_run(split / "seed=1", whole)
+    assert_same_pages(split / "seed=1", whole)
 
 
 def test_rays_own_notes_are_not_shown(swept: Swept) -> None:

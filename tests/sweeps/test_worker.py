@@ -1,6 +1,8 @@
 """A worker's checks are those of `fit`, and one training leaves nothing to the next."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,13 @@ FLAGS = ["--config", "quickstart", "--lottery.rounds", "1", "--lottery.train_for
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> worker.Worker:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[worker.Worker]:
     """A worker in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lth"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return worker.Worker(str(tmp_path), "lth", threads=1, sees_gpus=False)
+    yield worker.Worker(str(tmp_path), "lth", threads=1, sees_gpus=False)
+    gc.unfreeze()
 
 
 def test_all_settings_are_checked_as_fit_does_and_nothing_is_left(here: worker.Worker, tmp_path: Path) -> None:
@@ -36,6 +39,24 @@ def test_all_settings_are_checked_as_fit_does_and_nothing_is_left(here: worker.W
     assert net.refused is not None and "LeNet300" in net.refused
     assert devices.refused is not None and "a training of a sweep uses one device" in devices.refused
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val_loss"], None),
+        (["--trainer.callbacks+", "ModelCheckpoint"], "trainer.callbacks: ModelCheckpoint may carry"),
+        (["--trainer.max_time", "00:01:00:00"], "trainer.max_time is the time of one fit"),
+        (["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "x"], "trainer.logger: another logger"),
+        (["--lottery.engine", "sparse"], "set lottery.engine.below"),
+    ],
+)
+def test_controls_that_other_processes_could_not_train_alike_stay_in_line(
+    here: worker.Worker, flags: list[str], says: str | None
+) -> None:
+    (checked,) = here.check([[*FLAGS, "--run_dir", "new", *flags]])
+    assert checked.refused is None
+    assert checked.in_line is None if says is None else says in str(checked.in_line)
 
 
 def test_a_training_leaves_nothing_to_the_next(here: worker.Worker, tmp_path: Path) -> None:
