@@ -30,7 +30,18 @@ from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.pruning.state import check_state
 from lth_lightning.runs.score import Score
 from lth_lightning.tickets.transfer import GivenTickets
-from lth_lightning.trainer import evaluation, fast_step, fit, lengths, processes, refusals, restart, resume, sub_runs
+from lth_lightning.trainer import (
+    evaluation,
+    fast_step,
+    fit,
+    lengths,
+    processes,
+    refusals,
+    restart,
+    resume,
+    sub_runs,
+    threads,
+)
 from lth_lightning.trainer.watch import Watch
 
 
@@ -155,6 +166,7 @@ class LotteryTicket(Outcome, L.Callback):
         self._fitting = stage == "fit"
         if not self._fitting:
             return
+        threads.enter()
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer, pl_module)
@@ -254,6 +266,7 @@ class LotteryTicket(Outcome, L.Callback):
         """Undo whatever the fit has set up so far."""
         if not self._fitting:
             return
+        threads.leave()
         fit.call_as_before(trainer)
         sub_runs.name_metrics_as_they_come(trainer)
         self._fresh.release()

@@ -36,37 +36,38 @@ SMALL = [
     *("--config", "quickstart", "--data.train_size", "200", "--data.val_size", "100", "--data.batch_size", "40"),
     *("--model.net", '{"class_path": "MLP", "init_args": {"hidden": [20, 10]}}'),
     *("--lottery.rounds", "1", "--lottery.train_for", "13it", "--lottery.rewind_to", "3it"),
-    *("--lottery.controls", "[random_mask]", "--trainer.log_every_n_steps", "5"),
+    *("--lottery.controls", "[pruned_only, random_reinit, random_mask]", "--trainer.log_every_n_steps", "5"),
 ]
 MORTAL = '''
+import itertools
 import os
 import signal
 from pathlib import Path
 
-from lightning import Callback
-
 from lth_lightning.models import MLP
 
-
-class Mortal(Callback):
-    """Kills its process before the third network of seed 1, once in a folder; fails with seed 3."""
-
-    def on_network_start(self, trainer, *_):
-        self.networks = getattr(self, "networks", 0) + 1
-        mark = Path(trainer.default_root_dir) / "killed"
-        if os.environ["PL_GLOBAL_SEED"] == "1" and self.networks == 3 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if os.environ["PL_GLOBAL_SEED"] == "3":
-            raise RuntimeError("no luck")
+batches = itertools.count(1)
 
 
 class MortalMLP(MLP):
-    """Kills its process in the second epoch of the first control that is trained apart, once in a working directory."""
+    """Kills its process in the second ticket of seed 1, once in a run; fails with seed 3."""
 
     def forward(self, images):
-        self.batches = getattr(self, "batches", 0) + self.training
-        if self.batches == 8 and "controls" in os.environ["LTH_LIGHTNING_RUN_DIR"] and not Path("dead").exists():
+        seed, mark = os.environ["PL_GLOBAL_SEED"], Path(os.environ["LTH_LIGHTNING_RUN_DIR"]) / "killed"
+        if seed == "3" and self.training:
+            raise RuntimeError("no luck")
+        if seed == "1" and self.training and next(batches) >= 22 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+
+
+class MortalControl(MLP):
+    """Kills its process in the second epoch of the first control that is trained apart."""
+
+    def forward(self, images):
+        apart = "controls" in os.environ["LTH_LIGHTNING_RUN_DIR"]
+        if apart and self.training and next(batches) >= 8 and not Path("dead").exists():
             Path("dead").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(images)
@@ -92,7 +93,7 @@ def ray_of_module() -> Iterator[None]:
     ray.shutdown()
 
 
-MORTAL_RUN = ["--trainer.callbacks+", "mortal.Mortal"]
+MORTAL_RUN = ["--model.net", '{"class_path": "mortal.MortalMLP", "init_args": {"hidden": [20, 10]}}']
 
 
 class Swept:
@@ -104,10 +105,10 @@ class Swept:
 
 @pytest.fixture(scope="module")
 def swept(here: Path, ray_of_module: None) -> Swept:
-    """Three seeds: the process of the first is killed once, the third fails."""
+    """Three seeds: 3 fails, and 1, which comes last, loses its process; there are places free for its controls."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        code = main(["sweep", *SMALL, *MORTAL_RUN, "--sweep_dir", "swept", "--seeds", "1,2,3"])
+        code = main(["sweep", *SMALL, *MORTAL_RUN, "--sweep_dir", "swept", "--seeds", "3,2,1"])
     return Swept(here / "swept", code, out.getvalue())
 
 
@@ -129,11 +130,18 @@ def assert_same_run(run: Path, other: Path) -> None:
 def test_a_run_is_that_of_a_fit_though_its_process_was_killed(swept: Swept, here: Path, seed: int) -> None:
     alone = here / f"alone_{seed}"
     alone.mkdir()
-    (alone / "killed").touch()
+    if seed == 1:
+        (alone / "killed").touch()
     assert main(["fit", *SMALL, *MORTAL_RUN, "--seed_everything", str(seed), "--run_dir", str(alone)]) == 0
     run = swept.folder / f"seed={seed}"
     assert (run / "killed").exists() == (f"seed={seed}: its process ended; it will resume" in swept.out) == (seed == 1)
     assert_same_run(run, alone)
+    assert_same_pages(run, alone)
+
+
+def test_controls_are_trained_beside_the_tickets_where_a_place_is_free(swept: Swept) -> None:
+    assert "seed=1: its tickets are trained, " in swept.out
+    assert "round_01_random_mask_0 --ckpt_path last" in (swept.folder / "seed=1/log.txt").read_text()
 
 
 def test_a_training_that_fails_fails_alone_and_is_named(swept: Swept) -> None:
@@ -148,24 +156,17 @@ def test_a_training_that_fails_fails_alone_and_is_named(swept: Swept) -> None:
         main(repeat[repeat.index("fit") :])
 
 
-def test_what_a_process_may_carry_from_network_to_network_keeps_controls_in_line(swept: Swept) -> None:
-    assert "Controls stay in line with the tickets. trainer.callbacks: Mortal may carry something" in swept.out
-
-
-SPLIT = [*SMALL, "--lottery.controls", "[pruned_only, random_reinit, random_mask]", "--lottery.control_replicates", "2"]
-
-
-@pytest.mark.parametrize("net", ["MLP", pytest.param("mortal.MortalMLP", marks=weekly)])
-def test_controls_trained_beside_the_tickets_leave_what_a_fit_leaves(here: Path, ray_of_module: None, net: str) -> None:
-    flags = [*SPLIT, "--model.net", json.dumps({"class_path": net, "init_args": {"hidden": [20, 10]}})]
-    split, whole, out = here / f"split_{net}", here / f"whole_{net}", io.StringIO()
+@weekly
+def test_a_control_resumes_when_its_process_has_died(here: Path, ray_of_module: None) -> None:
+    more = ["--lottery.control_replicates", "2", "--model.net"]
+    flags = [*SMALL, *more, '{"class_path": "mortal.MortalControl", "init_args": {"hidden": [20, 10]}}']
+    out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main(["sweep", *flags, "--seeds", "1", "--sweep_dir", str(split)]) == 0
-    assert "seed=1: its tickets are trained, " in out.getvalue()
-    assert ("seed=1, round 1, random_reinit: its process ended; it will resume" in out.getvalue()) == (net != "MLP")
-    assert main(["fit", *flags, "--seed_everything", "1", "--run_dir", str(whole)]) == 0
-    assert_same_run(split / "seed=1", whole)
-    assert_same_pages(split / "seed=1", whole)
+        assert main(["sweep", *flags, "--seeds", "1", "--sweep_dir", "split"]) == 0
+    assert "seed=1, round 1, random_reinit: its process ended; it will resume" in out.getvalue()
+    assert main(["fit", *flags, "--seed_everything", "1", "--run_dir", "whole"]) == 0
+    assert_same_run(here / "split/seed=1", here / "whole")
+    assert_same_pages(here / "split/seed=1", here / "whole")
 
 
 def test_rays_own_notes_are_not_shown(swept: Swept) -> None:
@@ -183,7 +184,7 @@ def test_what_is_done_is_not_repeated_and_python_gives_the_runs(swept: Swept, mo
     settings = dict(zip(names, [*SMALL, *MORTAL_RUN][3::2], strict=True))
     runs = lth_lightning.sweep("quickstart", seeds=[1, 2], settings=settings, sweep_dir=swept.folder)
     assert [run.name for run in runs] == ["seed=1", "seed=2"]
-    assert len(runs.results) == 6
+    assert len(runs.results) == 10
 
 
 def test_settings_that_vary_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +201,7 @@ def test_settings_that_vary_are_compared(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_begun_run_goes_on_only_with_its_own_settings(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [*SMALL, *MORTAL_RUN, "--seeds", "1,2,3", "--lottery.rounds", "2", "--sweep_dir", "swept"]
+    flags = [*SMALL, *MORTAL_RUN, "--seeds", "3,2,1", "--lottery.rounds", "2", "--sweep_dir", "swept"]
     (swept.folder / "sweep.json").rename(swept.folder / "kept")
     assert main(["sweep", *flags]) == 2
     (swept.folder / "kept").rename(swept.folder / "sweep.json")
