@@ -630,6 +630,9 @@ class LotteryCLI(LightningCLI):
         if self._rehearsal is not None:
             self._end_rehearsal(console, run_dir, len(lottery.results))
             return
+        if not lottery.is_whole:
+            console.print("A part of a run whose controls are trained apart. The sweep's command puts it together.")
+            return
         try:
             self._report(console, run_dir)
         finally:  # a report may fail if a file was changed; the results exist all the same

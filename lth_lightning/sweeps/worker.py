@@ -96,15 +96,11 @@ class Worker:
         from lth_lightning.cli.lightning_cli import LotteryCLI
 
         class Fit(LotteryCLI):
-            """`fit` with its controls, or some of them, trained apart, or one of those."""
+            """`fit` that may leave its controls to others."""
 
             def after_instantiate_classes(self) -> None:
                 super().after_instantiate_classes()
                 self.lottery.leaves_apart = None if splits is None else Path(splits).exists
-
-            def after_fit(self) -> None:
-                if self.lottery.is_whole:  # else there is nothing to report yet
-                    super().after_fit()
 
         path = Path(log)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from conftest import (
     digits,
     make_trainer,
     mlp,
+    needs_compiler,
     resnet,
     weekly,
 )
@@ -110,6 +111,22 @@ MORE = {
 def test_split_equals_whole(tmp_path: Path, case: str) -> None:
     parts, given = {**CASES, **MORE}[case]
     assert_split_equals_whole(tmp_path, parts, **given)
+
+
+@weekly
+@needs_compiler
+def test_sparse_controls_are_split_too(tmp_path: Path) -> None:
+    assert_split_equals_whole(tmp_path, MLP, **BOTH, engine={"name": "sparse", "below": 0.9})
+
+
+@weekly
+@pytest.mark.parametrize("transfer", ["mask_and_weights", "mask"])
+def test_controls_of_tickets_from_files_are_split_too(tmp_path: Path, transfer: str) -> None:
+    train(tmp_path / "found", FOREIGN, rewind_to="3it")
+    given = {"tickets": tmp_path / "found/tickets", "transfer": transfer, "rounds": None, "seed": 8}
+    assert_split_equals_whole(
+        tmp_path, FOREIGN, **(BOTH if transfer == "mask_and_weights" else {"controls": ["random_mask"]}), **given
+    )
 
 
 def test_what_is_cut_goes_on_and_an_unfinished_control_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -163,7 +164,7 @@ def test_a_control_resumes_when_its_process_has_died(here: Path, ray_of_module: 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main(["sweep", *flags, "--seeds", "1", "--sweep_dir", "split"]) == 0
-    assert "seed=1, round 1, random_reinit: its process ended; it will resume" in out.getvalue()
+    assert re.search(r"seed=1, round 1, random_\w+( #2)?: its process ended; it will resume", out.getvalue())
     assert main(["fit", *flags, "--seed_everything", "1", "--run_dir", "whole"]) == 0
     assert_same_run(here / "split/seed=1", here / "whole")
     assert_same_pages(here / "split/seed=1", here / "whole")
@@ -201,12 +202,12 @@ def test_settings_that_vary_are_compared(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_begun_run_goes_on_only_with_its_own_settings(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [*SMALL, *MORTAL_RUN, "--seeds", "3,2,1", "--lottery.rounds", "2", "--sweep_dir", "swept"]
+    flags = [*SMALL, *MORTAL_RUN, "--seeds", "3,2,1,4", "--lottery.rounds", "2", "--sweep_dir", "swept"]
     (swept.folder / "sweep.json").rename(swept.folder / "kept")
     assert main(["sweep", *flags]) == 2
     (swept.folder / "kept").rename(swept.folder / "sweep.json")
     said = capsys.readouterr().err
-    assert said.startswith("error: seed=1 and 1 more: ckpt_path: the run began with other settings: lottery.rounds was")
+    assert said.startswith("error: seed=3 and 2 more: ckpt_path: the run began with other settings: lottery.rounds was")
 
 
 def test_a_training_that_no_machine_has_room_for_is_refused(
@@ -258,44 +259,56 @@ def wait_until(condition: object, seconds: float = HANGS) -> None:
         time.sleep(0.1)
 
 
-LONG = [*SMALL, "--lottery.train_for", "400it", "--lottery.rounds", "3", "--seeds", "1,2"]
+LONG = [*SMALL, "--lottery.train_for", "400it", "--lottery.rounds", "3"]
+SPLIT, IN_LINE = "1", "1,2"  # seeds, on two cores
 
 
 @pytest.fixture(scope="module")
 def undisturbed(here: Path) -> Path:
     for seed in (1, 2):
-        flags = [*LONG[:-2], "--seed_everything", str(seed)]
-        assert main(["fit", *flags, "--run_dir", str(here / f"undisturbed/seed={seed}")]) == 0
+        assert (
+            main(["fit", *LONG, "--seed_everything", str(seed), "--run_dir", str(here / f"undisturbed/seed={seed}")])
+            == 0
+        )
     return here / "undisturbed"
 
 
-def start(cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lth_lightning", "sweep", *LONG, "--sweep_dir", "killed"]
+def start(cwd: Path, seeds: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lth_lightning", "sweep", *LONG, "--seeds", seeds, "--sweep_dir", "killed"]
     return subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
+def trains_a_control(cwd: Path) -> bool:
+    """Whether a control is in training apart."""
+    return any(not (log.parent / "results.csv").exists() for log in cwd.glob("killed/*/controls/*/log.txt"))
+
+
 @weekly
+@pytest.mark.parametrize("seeds", [SPLIT, IN_LINE])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_ended_leaves_no_process_and_goes_on(
-    undisturbed: Path, tmp_path: Path, how: signal.Signals
+    undisturbed: Path, tmp_path: Path, how: signal.Signals, seeds: str
 ) -> None:
-    process = start(tmp_path)
-    wait_until(lambda: any((tmp_path / "killed").glob("*/tickets/round_01*")))
+    process = start(tmp_path, seeds)
+    wait_until(
+        lambda: trains_a_control(tmp_path) if seeds == SPLIT else any((tmp_path / "killed").glob("*/tickets/round_01*"))
+    )
     os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
     process.communicate(timeout=HANGS)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
     # Ray's agents of a killed driver end when they find that Ray has, which they do not where nobody reaps processes.
     agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent") if how == signal.SIGKILL else ()
     wait_until(lambda: not [one for one in processes_of(tmp_path) if not one.startswith(agents)], 30)
-    again = start(tmp_path)
+    again = start(tmp_path, seeds)
     out, _ = again.communicate(timeout=HANGS)
     assert again.returncode == 0, out
     assert "resumes after" in out
     wait_until(lambda: not [one for one in processes_of(tmp_path) if not one.startswith(agents)], 30)
-    for seed in (1, 2):
+    for seed in seeds.split(","):
         assert_same_run(tmp_path / f"killed/seed={seed}", undisturbed / f"seed={seed}")
+        assert_same_pages(tmp_path / f"killed/seed={seed}", undisturbed / f"seed={seed}")
 
 
 @weekly
@@ -307,13 +320,13 @@ def test_a_cluster_finishes_with_the_same_bytes_though_a_machine_dies(
     ray.shutdown()
     monkeypatch.chdir(tmp_path)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]  # two runs, and a place for their controls
     try:
-        command = [sys.executable, "-m", "lth_lightning", "sweep", *LONG, "--sweep_dir", "killed"]
+        command = [sys.executable, "-m", "lth_lightning", "sweep", *LONG, "--seeds", "1,2", "--sweep_dir", "killed"]
         process = subprocess.Popen(
             [*command, "--address", cluster.address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        wait_until(lambda: len(list((tmp_path / "killed").glob("*/tickets/round_01*"))) == 2)
+        wait_until(lambda: trains_a_control(tmp_path) and len(list(tmp_path.glob("killed/*/tickets/round_01*"))) == 2)
         cluster.remove_node(nodes[0], allow_graceful=False)
         out, _ = process.communicate(timeout=HANGS)
         assert process.returncode == 0, out
