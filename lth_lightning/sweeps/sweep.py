@@ -7,7 +7,6 @@ import time
 from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,13 +19,13 @@ from lth_lightning.errors import SettingError
 from lth_lightning.notebook import Runs
 from lth_lightning.report.command import main as report
 from lth_lightning.report.comparable import compared, key
-from lth_lightning.runs.folder import RunFolder
 from lth_lightning.runs.run import RunFiles
 from lth_lightning.runs.settings import differences
 from lth_lightning.sweeps.cluster import Cluster, check_room, places
-from lth_lightning.sweeps.combinations import CONFIGS, Request, Training, as_flag, command_for, fit_flags
-from lth_lightning.sweeps.display import Network, Standing, SweepDisplay, name_of
-from lth_lightning.sweeps.folder import LOG, SweepFolder, folder_for
+from lth_lightning.sweeps.combinations import CONFIGS, Request, as_flag, command_for
+from lth_lightning.sweeps.display import Standing, SweepDisplay, name_of
+from lth_lightning.sweeps.folder import SweepFolder, folder_for
+from lth_lightning.sweeps.jobs import Job, Run
 from lth_lightning.sweeps.worker import Checked, Outcome
 
 POLL_SECONDS = 0.2
@@ -34,69 +33,6 @@ COUNT_SECONDS = 5.0  # how often the machines are counted: some may have come, o
 ATTEMPTS = 3
 """How often a training, or the start of a worker, may lose its process without getting any further."""
 TERMINATED = 143  # the exit code of a program that SIGTERM ends
-
-
-@dataclass
-class Run:
-    """A run of the sweep, and how it stands.
-
-    Args:
-        training: what it is asked for.
-        standing: how far it is.
-        own: the fit in its folder, which finds the tickets.
-        apart: the fits of controls that are trained apart, by round, variant and replicate.
-        failed: the fit that has failed.
-        has_left: whether its own fit has come to its end and left controls to be gathered.
-    """
-
-    training: Training
-    standing: Standing
-    own: "Job" = field(init=False)
-    apart: dict[Network, "Job"] = field(default_factory=dict)
-    failed: "Job | None" = None
-    has_left: bool = False
-
-    def __post_init__(self) -> None:
-        self.own = Job(self, RunFolder(self.standing.folder))
-
-    @property
-    def may_find_more(self) -> bool:
-        """Whether its own fit has networks of its own to train."""
-        return self.standing.state in ("waiting", "training") and not self.has_left
-
-
-@dataclass(eq=False)
-class Job:
-    """A fit for a worker: a run's own, or that of a control that is trained apart."""
-
-    run: Run
-    folder: RunFolder
-    network: Network | None = None
-    lost: int = 0
-    last_checkpoint: int = 0
-
-    @property
-    def flags(self) -> list[str]:
-        """The flags of `fit`."""
-        return fit_flags(self.run.training, self.folder.path)
-
-    @property
-    def log(self) -> Path:
-        """The file with everything that the fit prints."""
-        return self.folder.path / LOG
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        if self.network is None:
-            return self.run.training.name
-        return f"{self.run.training.name}, round {self.network[0]}, {name_of(self.network)}"
-
-    @property
-    def rank(self) -> int:
-        """Begun runs come before new ones, so that few lie half done, and what ends a run first of all."""
-        is_new = self.network is None and not self.run.standing.rows and not self.lost
-        return 2 if is_new else 0 if self.network is None else 1
 
 
 class Sweep:
@@ -286,19 +222,13 @@ class Sweep:
 
     def _find_controls(self, run: Run) -> None:
         """Queue the controls that a run has left apart since the last time."""
-        names = {path.name for path in run.own.folder.controls.glob("*")}
-        for network in run.standing.networks if names else ():
-            folder = run.own.folder.control(*network)
-            if network in run.apart or folder.path.name not in names or not folder.taken:
-                continue
-            run.apart[network] = job = Job(run, folder, network)
-            run.standing.apart[network] = "done" if folder.is_gatherable else "waiting"
-            if not folder.is_gatherable:
+        for job in run.new_controls():
+            if not job.folder.is_gatherable:
                 self._queue(job)
 
     def _gather_if_ready(self, run: Run) -> None:
         """Resume a run that has only to gather its controls."""
-        if run.has_left and all(job.folder.is_gatherable for job in run.apart.values()):
+        if run.is_gatherable:
             self._queue(run.own)
 
     def _employ(self, worker: Any, display: SweepDisplay) -> None:
