@@ -403,9 +403,10 @@ def _pages(run: Path) -> dict[str, list[tuple[str, int, bytes]]]:
     for path in (run / "tensorboard").rglob("events.out.tfevents.*"):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                is_same = not value.tag.startswith(("_hparams_/session", "figures/"))  # times; pixels in this process
-                content = value.SerializeToString(deterministic=True) if is_same else b""
-                found.setdefault(path.parent.name, []).append((value.tag, event.step, content))
+                if not value.tag.startswith("figures/"):  # drawn as often as time allows
+                    has_time = value.tag.startswith("_hparams_/session")
+                    content = b"" if has_time else value.SerializeToString(deterministic=True)
+                    found.setdefault(path.parent.name, []).append((value.tag, event.step, content))
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
