@@ -49,6 +49,24 @@ typedef real quad __attribute__((vector_size(4 * REAL_BYTES), aligned(sizeof(rea
 static inline vec read(const real *from) { return *(const vec *)from; }
 static inline void write(real *to, vec value) { *(vec *)to = value; }
 
+/* Every second number of two vectors that follow one another, and the opposite: two vectors' numbers in turns. */
+#if defined(PICK) && WIDTH == 16
+#define EVENS(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODDS(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#define FIRST_TURNS(a, b) PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define LAST_TURNS(a, b) PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif defined(PICK) && WIDTH == 8
+#define EVENS(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define ODDS(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#define FIRST_TURNS(a, b) PICK(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define LAST_TURNS(a, b) PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#elif defined(PICK) && WIDTH == 4
+#define EVENS(a, b) PICK(a, b, 0, 2, 4, 6)
+#define ODDS(a, b) PICK(a, b, 1, 3, 5, 7)
+#define FIRST_TURNS(a, b) PICK(a, b, 0, 4, 1, 5)
+#define LAST_TURNS(a, b) PICK(a, b, 2, 6, 3, 7)
+#endif
+
 /* The survivors of a layer, by rows (outputs) and by columns (inputs). */
 typedef struct {
     int64_t rows, columns;
@@ -532,22 +550,114 @@ static void strips(
     for (; at < length; at += WIDTH) strips_of(1, rows, start, index, order, weight, bias, in + at, out + at, step);
 }
 
-/* Images `first` to `last` of x (n, channels, height, width) to y; `scratch` as below. */
-void lth_planes_forward(const Conv *c, const real *x, real *y, int64_t first, int64_t last, real *scratch) {
+/* What follows a convolution and runs with it: nothing, a ReLU, the largest of each 2 x 2 pixels, or both. */
+enum { RELU = 1, POOL = 2 };
+enum { BLOCKED = 4 }; /* where a ReLU lets nothing through; 0 to 3: which of the 2 x 2 pixels is the largest */
+
+/* Keeps of a line what a ReLU lets through where `was` is its output or its input. */
+static void relu_line(const real *was, const real *from, real *to, int64_t width) {
+    int64_t i = 0;
+    for (; i + WIDTH <= width; i += WIDTH) write(to + i, where_positive(read(was + i), read(from + i)));
+    for (; i < width; i++) to[i] = was[i] <= 0 ? 0 : from[i];
+}
+
+/* The largest of each 2 x 2 pixels of two lines, and which it is: the first of equals, and NaN above all, as in PyTorch. */
+static void pool_lines(const real *top, const real *bottom, real *to, uint8_t *which, int64_t width, int64_t relu) {
+    int64_t i = 0;
+#ifdef EVENS
+    typedef uint8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+    for (; i + WIDTH <= width; i += WIDTH) {
+        const vec a = read(top + 2 * i), b = read(top + 2 * i + WIDTH);
+        const vec c = read(bottom + 2 * i), d = read(bottom + 2 * i + WIDTH);
+        const vec others[3] = {ODDS(a, b), EVENS(c, d), ODDS(c, d)};
+        vec most = EVENS(a, b);
+        __typeof__(most < most) found = {0};
+        UNROLL for (int k = 0; k < 3; k++) {
+            const __typeof__(found) larger = (others[k] > most) | (others[k] != others[k]);
+            most = (vec)((larger & (__typeof__(found))others[k]) | (~larger & (__typeof__(found))most));
+            found = (larger & (k + 1)) | (~larger & found);
+        }
+        if (relu) {
+            const __typeof__(found) blocked = most <= 0;
+            most = (vec)(~blocked & (__typeof__(found))most);
+            found = (blocked & BLOCKED) | (~blocked & found);
+        }
+        write(to + i, most);
+        if (which) *(bytes *)(which + i) = __builtin_convertvector(found, bytes);
+    }
+#endif
+    for (; i < width; i++) {
+        const real seen[4] = {top[2 * i], top[2 * i + 1], bottom[2 * i], bottom[2 * i + 1]};
+        uint8_t found = 0;
+        for (uint8_t k = 1; k < 4; k++)
+            if (seen[k] > seen[found] || seen[k] != seen[k]) found = k;
+        const int blocked = relu && seen[found] <= 0;
+        to[i] = blocked ? 0 : seen[found];
+        if (which) which[i] = blocked ? BLOCKED : found;
+    }
+}
+
+/* The opposite: each gradient goes to the pixel that was the largest, and 0 to the others. */
+static void unpool_lines(const real *from, const uint8_t *which, real *top, real *bottom, int64_t width) {
+    int64_t i = 0;
+#ifdef EVENS
+    typedef uint8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+    for (; i + WIDTH <= width; i += WIDTH) {
+        const vec g = read(from + i);
+        const __typeof__(g < g) found = __builtin_convertvector(*(const bytes *)(which + i), __typeof__(g < g));
+        vec part[4];
+        UNROLL for (int k = 0; k < 4; k++) part[k] = (vec)((found == k) & (__typeof__(found))g);
+        write(top + 2 * i, FIRST_TURNS(part[0], part[1])), write(top + 2 * i + WIDTH, LAST_TURNS(part[0], part[1]));
+        write(bottom + 2 * i, FIRST_TURNS(part[2], part[3])), write(bottom + 2 * i + WIDTH, LAST_TURNS(part[2], part[3]));
+    }
+#endif
+    for (; i < width; i++) {
+        top[2 * i] = which[i] == 0 ? from[i] : 0, top[2 * i + 1] = which[i] == 1 ? from[i] : 0;
+        bottom[2 * i] = which[i] == 2 ? from[i] : 0, bottom[2 * i + 1] = which[i] == 3 ? from[i] : 0;
+    }
+}
+
+/* Images `first` to `last` of x (n, channels, height, width) to y, through what follows; `scratch` as below.
+ * `which`: where pooled, what backward needs, in the shape of y; or NULL. */
+void lth_planes_forward(
+    const Conv *c, int64_t then, const real *x, real *y, uint8_t *which, int64_t first, int64_t last, real *scratch
+) {
     const Layer *const l = &c->layer;
-    const int64_t pixels = c->out_height * c->out_width;
+    const int64_t height = then & POOL ? c->out_height / 2 : c->out_height;
+    const int64_t width = then & POOL ? c->out_width / 2 : c->out_width;
     real *const out = scratch + c->planes + c->gplanes;
     for (int64_t image = first; image < last; image++) {
         pad(c, x + image * c->channels * c->height * c->width, scratch);
         strips(l->rows, l->row_start, l->row_index, NULL, l->weight, l->bias, scratch, out, c->gplane, c->length);
         for (int64_t row = 0; row < l->rows; row++) {
-            for (int64_t i = 0; i < c->out_height; i++) {
-                real *const to = y + (image * l->rows + row) * pixels + i * c->out_width;
-                const real *const from = out + row * c->gplane + i * c->pitch;
-                memcpy(to, from, (size_t)c->out_width * sizeof(real));
+            for (int64_t i = 0; i < height; i++) {
+                const int64_t at = ((image * l->rows + row) * height + i) * width;
+                const real *const from = out + row * c->gplane + (then & POOL ? 2 * i : i) * c->pitch;
+                if (then & POOL) pool_lines(from, from + c->pitch, y + at, which ? which + at : NULL, width, then & RELU);
+                else if (then & RELU) relu_line(from, from, y + at, width);
+                else memcpy(y + at, from, (size_t)width * sizeof(real));
             }
         }
     }
+}
+
+/* Writes the gradient of an output plane to its padded plane: gy, through what follows the convolution, backwards. */
+static void to_plane(const Conv *c, int64_t then, const real *y, const uint8_t *which, const real *gy, real *own) {
+    if (!(then & POOL)) {
+        for (int64_t i = 0; i < c->out_height; i++) {
+            const int64_t at = i * c->out_width;
+            if (then & RELU) relu_line(y + at, gy + at, own + i * c->pitch, c->out_width);
+            else memcpy(own + i * c->pitch, gy + at, (size_t)c->out_width * sizeof(real));
+        }
+        return;
+    }
+    const int64_t height = c->out_height / 2, width = c->out_width / 2;
+    for (int64_t i = 0; i < height; i++) {
+        real *const top = own + 2 * i * c->pitch;
+        unpool_lines(gy + i * width, which + i * width, top, top + c->pitch, width);
+        if (c->out_width % 2) top[2 * width] = top[c->pitch + 2 * width] = 0; /* pooling drops what is left over */
+    }
+    if (c->out_height % 2) memset(own + 2 * height * c->pitch, 0, (size_t)c->out_width * sizeof(real));
 }
 
 /* The gradients of weights that lie in one row: dot products of one gradient with many inputs. */
@@ -581,25 +691,23 @@ static void row_weights(const Conv *c, int64_t row, const real *grad, const real
 }
 
 /* Adds the gradients of images `first` to `last` to weight_grad and bias_grad, and writes gx unless it is NULL.
- * `scratch`: padded planes and padded gradients, both 0 where padding is, then gradients of planes. */
+ * `y` and `which`: forward's. `scratch`: padded planes and padded gradients, both 0 where padding is, then gradients of
+ * planes. */
 void lth_planes_backward(
-    const Conv *c, const real *x, const real *gy, real *gx, int64_t first, int64_t last, real *scratch,
-    real *weight_grad, real *bias_grad
+    const Conv *c, int64_t then, const real *x, const real *y, const uint8_t *which, const real *gy, real *gx,
+    int64_t first, int64_t last, real *scratch, real *weight_grad, real *bias_grad
 ) {
     const Layer *const l = &c->layer;
-    const int64_t pixels = c->out_height * c->out_width;
+    const int64_t pixels = then & POOL ? c->out_height / 2 * (c->out_width / 2) : c->out_height * c->out_width;
     real *const grads = scratch + c->planes, *const back = grads + c->gplanes;
     for (int64_t image = first; image < last; image++) {
         pad(c, x + image * c->channels * c->height * c->width, scratch);
         for (int64_t row = 0; row < l->rows; row++) {
             real *const own = grads + row * c->gplane + c->before;
-            vec sum = {0};
-            for (int64_t i = 0; i < c->out_height; i++) {
-                const int64_t at = (image * l->rows + row) * pixels + i * c->out_width;
-                real *const to = own + i * c->pitch;
-                memcpy(to, gy + at, (size_t)c->out_width * sizeof(real));
-            }
+            const int64_t at = (image * l->rows + row) * pixels;
+            to_plane(c, then, y ? y + at : NULL, which ? which + at : NULL, gy + at, own);
             if (bias_grad) {
+                vec sum = {0};
                 for (int64_t at = 0; at < c->length; at += WIDTH) sum += read(own + at);
                 bias_grad[row] += total(sum);
             }
