@@ -50,14 +50,12 @@ class Deferred(Tensor):
     def __new__(
         cls, size: Sequence[int], like: Tensor, compute: Callable[[Then], Tensor], then: Then = Then.NOTHING
     ) -> "Deferred":
-        return Tensor._make_wrapper_subclass(  # type: ignore[no-any-return, attr-defined]
-            cls, size, dtype=like.dtype, device=like.device, requires_grad=True
-        )
+        return Tensor._make_wrapper_subclass(cls, size, dtype=like.dtype, device=like.device, requires_grad=True)
 
     def __init__(
         self, size: Sequence[int], like: Tensor, compute: Callable[[Then], Tensor], then: Then = Then.NOTHING
     ) -> None:
-        self._like, self._version_then, self._compute, self._then = like, like._version, compute, then
+        self._like, self._version_before, self._compute, self._then = like, like._version, compute, then
         self._found: Tensor | None = None
         with torch._C.DisableTorchFunctionSubclass():
             self.register_hook(_refuse)
@@ -69,7 +67,7 @@ class Deferred(Tensor):
             RuntimeError: the convolution's input was written to since.
         """
         if self._found is None:
-            if self._like._version != self._version_then:
+            if self._like._version != self._version_before:
                 raise RuntimeError(
                     "a convolution's input was modified by an in-place operation, but its gradient needs it. Make the "
                     "operation after it out of place (`x = x + y`, `nn.ReLU(inplace=False)`)."
@@ -79,7 +77,9 @@ class Deferred(Tensor):
         return self._found
 
     def _followed(self, then: Then, size: Sequence[int]) -> "Deferred":
-        return Deferred(size, self._like, self._compute, self._then | then)
+        twin = Deferred(size, self._like, self._compute, self._then | then)
+        twin._version_before = self._version_before
+        return twin
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,7 +99,9 @@ class Deferred(Tensor):
         return func(*tree_map(computed, args), **tree_map(computed, kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Serve code that does not ask Python first; a gradient that would be lost there is refused."""
         return func(*tree_map(computed, args), **tree_map(computed, kwargs or {}))
 
@@ -141,6 +143,6 @@ def _is_two_by_two(
 
 def _refuse(_: Tensor) -> None:
     raise RuntimeError(
-        "lottery.engine: the output of a sparse convolution went straight into a custom autograd.Function or a scripted "
-        "module, where its gradient would be lost. Pass `x.clone()` there, or set lottery.engine to dense."
+        "lottery.engine: the output of a sparse convolution went straight into a custom autograd.Function or a "
+        "scripted module, where its gradient would be lost. Pass `x.clone()` there, or set lottery.engine to dense."
     )

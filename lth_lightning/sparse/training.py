@@ -46,7 +46,7 @@ def training_kernels(dtype: torch.dtype) -> ctypes.CDLL:
         "lth_features_forward": [pointer, number, pointer, number, pointer, number, pointer],
         "lth_features_backward": [pointer, number, pointer, number, pointer, pointer, pointer, number],
         "lth_planes_forward": [pointer, number, *[pointer] * 3, number, number, pointer],
-        "lth_planes_backward": [pointer, number, *[pointer] * 5, number, number, *[pointer] * 3],
+        "lth_planes_backward": [pointer, number, *[pointer] * 6, number, number, *[pointer] * 3],
     }.items():
         getattr(kernels, name).argtypes, getattr(kernels, name).restype = kinds, None
     kernels.lth_step.argtypes, kernels.lth_step.restype = [pointer, pointer, pointer, number], ctypes.c_double
@@ -136,19 +136,20 @@ class ConvKernel:
 
     def __init__(self, mask: Tensor, layer: nn.Conv1d | nn.Conv2d, dtype: torch.dtype) -> None:
         self.kernels, self._mask, self._layer, self._dtype = training_kernels(dtype), mask, layer, dtype
-        self._planned: dict[tuple[int, int], tuple[Pattern, Conv]] = {}
+        self._planned: dict[tuple[int, int], tuple[Pattern, Conv, Tensor]] = {}  # by size: layout, order by columns
         self._scratch: dict[tuple[int, int, int], Tensor] = {}
 
     def size_of(self, x: Tensor) -> tuple[int, ...]:
         """Return the size of the outputs for images."""
-        conv = self._plan(x)
+        _, conv, _ = self._plan(x)
         return len(x), conv.layer.rows, conv.out_height, conv.out_width
 
-    def _plan(self, x: Tensor) -> Conv:
+    def _plan(self, x: Tensor) -> tuple[Pattern, Conv, Tensor]:
         size = (x.shape[2], x.shape[3])
         if size not in self._planned:
-            self._planned[size] = conv_pattern(self._mask, self._layer, *size)
-        return self._planned[size][1]
+            pattern, conv = conv_pattern(self._mask, self._layer, *size)
+            self._planned[size] = pattern, conv, torch.from_numpy(pattern.column_order).long()
+        return self._planned[size]
 
     def _buffer(self, conv: Conv, thread: int) -> Tensor:
         """A thread's planes, gradients and results; what is padding there is 0 and stays so."""
@@ -163,7 +164,7 @@ class ConvKernel:
     ) -> tuple[Tensor, Tensor | None]:
         """Return outputs (N, outputs, height, width) for images (N, inputs, height, width), and which pixels pooling
         kept: what `backward` needs."""
-        conv, pools = self._plan(x), Then.POOL in then
+        (_, conv, _), pools = self._plan(x), Then.POOL in then
         count, channels, *sides = self.size_of(x)
         y = x.new_empty(count, channels, *(side // 2 if pools else side for side in sides))
         which = torch.empty_like(y, dtype=torch.uint8) if pools and keep else None
@@ -190,9 +191,9 @@ class ConvKernel:
         wants_input: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Return the gradients of inputs, weights and biases."""
-        conv = self._plan(x)
-        conv.layer.weight = weight.data_ptr()
+        _, conv, column_order = self._plan(x)
         gx = torch.empty_like(x) if wants_input else None
+        by_column = weight[column_order] if wants_input else None
         count = torch.get_num_threads()
         weight_grads = torch.zeros(count, *weight.shape, dtype=weight.dtype)
         bias_grads = None if bias is None else torch.zeros(count, *bias.shape, dtype=bias.dtype)
@@ -200,7 +201,7 @@ class ConvKernel:
         def run(thread: int, first: int, last: int) -> None:
             self.kernels.lth_planes_backward(
                 *(ctypes.addressof(conv), then.value, x.data_ptr(), _address(y), _address(which), gy.data_ptr()),
-                *(_address(gx), first, last, self._buffer(conv, thread).data_ptr()),
+                *(_address(gx), _address(by_column), first, last, self._buffer(conv, thread).data_ptr()),
                 *(weight_grads[thread].data_ptr(), None if bias_grads is None else bias_grads[thread].data_ptr()),
             )
 
