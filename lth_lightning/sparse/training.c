@@ -1,5 +1,5 @@
 /* Kernels that train layers of which only the survivors exist: forward, both backward products and the optimizer's step.
- * Compiled by native.py like kernels.c, once with REAL float and once with REAL double.
+ * Compiled by native.py like kernels.c.
  *
  * Linear layers see the batch innermost: a feature is a row of `lanes` numbers, one an example, so that each survivor is
  * one multiply-add of whole vectors in the forward pass and in the gradient of the input, and a dot product of two rows
@@ -7,42 +7,14 @@
  * planes, where a survivor is an offset, and neighbouring pixels are the vector. A strided convolution is one without
  * stride over `phases` planes a channel: every second row and column, say. pattern.py lays out the indices.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#ifndef REAL
-#define REAL float
-#define REAL_BYTES 4
-#endif
-typedef REAL real;
-
-#if defined(__AVX512F__)
-#define BYTES 64
+#if BYTES == 64
 #define MOST 4 /* vectors of examples at once: their sums must fit into the registers */
-#elif defined(__AVX__)
-#define BYTES 32
-#define MOST 8
 #else
-#define BYTES 16
 #define MOST 8
 #endif
-#define WIDTH (BYTES / REAL_BYTES)
 #define TILE (MOST * WIDTH) /* examples that a linear layer sees at once */
-
-typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
-#if REAL_BYTES == 4
-typedef int32_t ints __attribute__((vector_size(BYTES))); /* what comparing vectors gives: 0, or all bits, a lane */
-#else
-typedef int64_t ints __attribute__((vector_size(BYTES)));
-#endif
-
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #ifdef __has_builtin
 #if __has_builtin(__builtin_shufflevector)
@@ -51,21 +23,18 @@ typedef real quad __attribute__((vector_size(4 * REAL_BYTES), aligned(sizeof(rea
 #endif
 #endif
 
-static inline vec read(const real *from) { return *(const vec *)from; }
-static inline void write(real *to, vec value) { *(vec *)to = value; }
-
 /* Every second number of two vectors that follow one another, and the opposite: two vectors' numbers in turns. */
-#if defined(PICK) && WIDTH == 16
+#if defined(PICK) && NUMBERS == 16
 #define EVENS(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 #define ODDS(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
 #define FIRST_TURNS(a, b) PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define LAST_TURNS(a, b) PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-#elif defined(PICK) && WIDTH == 8
+#elif defined(PICK) && NUMBERS == 8
 #define EVENS(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
 #define ODDS(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
 #define FIRST_TURNS(a, b) PICK(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
 #define LAST_TURNS(a, b) PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
-#elif defined(PICK) && WIDTH == 4
+#elif defined(PICK) && NUMBERS == 4
 #define EVENS(a, b) PICK(a, b, 0, 2, 4, 6)
 #define ODDS(a, b) PICK(a, b, 1, 3, 5, 7)
 #define FIRST_TURNS(a, b) PICK(a, b, 0, 4, 1, 5)
@@ -93,9 +62,9 @@ static inline real total(vec sum) {
 }
 
 /* The sums over WIDTH vectors' lanes at once: in each step, halves of two vectors are added, until lane i is sum i. */
-#if defined(PICK) && WIDTH >= 4
+#if defined(PICK) && NUMBERS >= 4
 static inline vec totals(const vec *s) {
-#if WIDTH == 16
+#if NUMBERS == 16
     vec a[8], b[4], c[2];
     UNROLL for (int i = 0; i < 8; i++)
         a[i] = PICK(s[2 * i], s[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -107,7 +76,7 @@ static inline vec totals(const vec *s) {
         c[i] = PICK(b[2 * i], b[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
                PICK(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
     return EVENS(c[0], c[1]) + ODDS(c[0], c[1]);
-#elif WIDTH == 8
+#elif NUMBERS == 8
     vec a[4], b[2];
     UNROLL for (int i = 0; i < 4; i++)
         a[i] = PICK(s[2 * i], s[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11) +
@@ -201,7 +170,7 @@ INLINE weights_of(const int T, const Layer *l, const real *in, const real *grad,
         }
         if (l->bias_grad) l->bias_grad[row] = total(all) + (add ? l->bias_grad[row] : 0);
         for (; one + WIDTH <= end; one += WIDTH) {
-            vec sum[WIDTH];
+            vec sum[NUMBERS];
             UNROLL for (int64_t i = 0; i < WIDTH; i++) {
                 const real *const from = in + l->row_index[one + i] * lanes;
                 sum[i] = g[0] * read(from);
@@ -576,7 +545,7 @@ static void relu_line(const real *was, const real *from, real *to, int64_t width
 static void pool_lines(const real *top, const real *bottom, real *to, uint8_t *which, int64_t width, int64_t relu) {
     int64_t i = 0;
 #ifdef EVENS
-    typedef uint8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+    typedef uint8_t bytes __attribute__((vector_size(NUMBERS), aligned(1), may_alias));
     for (; i + WIDTH <= width; i += WIDTH) {
         const vec a = read(top + 2 * i), b = read(top + 2 * i + WIDTH);
         const vec c = read(bottom + 2 * i), d = read(bottom + 2 * i + WIDTH);
@@ -585,7 +554,7 @@ static void pool_lines(const real *top, const real *bottom, real *to, uint8_t *w
         ints found = {0};
         UNROLL for (int k = 0; k < 3; k++) {
             const ints larger = (ints)(others[k] > most) | (ints)(others[k] != others[k]);
-            most = (vec)((larger & (ints)others[k]) | (~larger & (ints)most));
+            most = EITHER(larger, others[k], most);
             found = (larger & (k + 1)) | (~larger & found);
         }
         if (relu) {
@@ -612,7 +581,7 @@ static void pool_lines(const real *top, const real *bottom, real *to, uint8_t *w
 static void unpool_lines(const real *from, const uint8_t *which, real *top, real *bottom, int64_t width) {
     int64_t i = 0;
 #ifdef EVENS
-    typedef uint8_t bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+    typedef uint8_t bytes __attribute__((vector_size(NUMBERS), aligned(1), may_alias));
     for (; i + WIDTH <= width; i += WIDTH) {
         const vec g = read(from + i);
         const ints found = __builtin_convertvector(*(const bytes *)(which + i), ints);
@@ -696,8 +665,8 @@ INLINE products_of(const int N, const int C, const real *grad, const real *const
 static void row_weights(const Conv *c, int64_t row, const real *grad, const real *planes, real *result) {
     const Layer *const l = &c->layer;
     const int64_t end = l->row_start[row + 1];
-    const real *in[WIDTH];
-    vec sum[WIDTH];
+    const real *in[NUMBERS];
+    vec sum[NUMBERS];
     int64_t one = l->row_start[row];
     for (; one + WIDTH / 2 < end; one += WIDTH) {
         const int64_t left = end - one < WIDTH ? end - one : WIDTH; /* of too few, the last one fills up */
