@@ -48,9 +48,9 @@ def check_trained(run: RunFolder, controls: Sequence[TrainedNetwork]) -> None:
     waiting = [folder_of(run, network) for network in controls if not folder_of(run, network).is_gatherable]
     if waiting:
         raise SettingError(
-            f"ckpt_path: {len(waiting)} controls of {run.path} are trained apart, by a sweep, and are not done yet. "
-            f"Repeat the sweep's command, or resume each in its folder (--run_dir {waiting[0].path} --ckpt_path last) "
-            "and then this run."
+            f"ckpt_path: a sweep trains controls of {run.path} apart, and {waiting[0].path} is not done yet "
+            f"({len(waiting)} of {len(controls)}). Repeat the sweep's command; or resume each in its own folder "
+            "(--run_dir FOLDER --ckpt_path last), and then this run."
         )
 
 

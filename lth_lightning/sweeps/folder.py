@@ -44,9 +44,9 @@ class SweepFolder:
 
     def let_split(self, wanted: bool) -> None:
         """Make that file, or remove it."""
-        if wanted:
+        if wanted and not self.splits.exists():
             self.splits.touch()
-        else:
+        elif not wanted:
             self.splits.unlink(missing_ok=True)
 
     def open(self) -> FolderLock:
