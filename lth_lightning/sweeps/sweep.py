@@ -356,12 +356,17 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
         return
 
+    came = threading.Event()
+
     def end(*_: Any) -> NoReturn:
+        came.set()
         raise SystemExit(TERMINATED)
 
     usual = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit as error:  # `ray.wait` turns it into one with another code
+        raise SystemExit(TERMINATED if came.is_set() else error.code) from error
     finally:
         signal.signal(signal.SIGTERM, usual)
 
