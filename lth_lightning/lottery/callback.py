@@ -163,10 +163,11 @@ class LotteryTicket(Outcome, L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse unsupported setups, and make `configure_optimizers` see one round as the length of training."""
         sub_runs.leave_sub_run(trainer)
-        self._fitting = stage == "fit"
-        if not self._fitting:
+        self._fitting = False
+        if stage != "fit":
             return
         threads.enter()
+        self._fitting = True
         self._progress, self._experiment = Progress(), None  # one callback may serve several fits
         self._length = fit.length(trainer)
         self._fresh = restart.FreshFit(trainer, pl_module)

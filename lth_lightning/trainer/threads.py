@@ -1,26 +1,29 @@
-"""Warns of fits in several threads of one process: they share the random generators, so none can be repeated."""
+"""Refuses a second fit in another thread of the process: they would share the random generators."""
 
-import logging
 import threading
 
-log = logging.getLogger(__name__)
+from lth_lightning.errors import SettingError
 
 _in_training: set[int] = set()  # threads
 _lock = threading.Lock()
 
 
 def enter() -> None:
-    """Note that a fit starts in this thread, and warn if another thread trains."""
+    """Note that a fit starts in this thread.
+
+    Raises:
+        SettingError: another thread of this process trains.
+    """
     own = threading.get_ident()
     with _lock:
-        _in_training.intersection_update({thread.ident or own for thread in threading.enumerate()})
-        others = _in_training - {own}
+        _in_training.intersection_update({thread.ident for thread in threading.enumerate()})
+        if _in_training - {own}:
+            raise SettingError(
+                "another thread of this process trains a lottery (Optuna's n_jobs=2, say). PyTorch has one random "
+                "generator for all threads, so the weights and controls of both would depend on how they take turns. "
+                "Start several processes instead."
+            )
         _in_training.add(own)
-    if others:
-        log.warning(
-            "another fit runs in a thread of this process (n_jobs=2, say). Fits in threads share the random generators "
-            "of PyTorch, NumPy and Python, so the results of both depend on how they take turns. Run them in processes."
-        )
 
 
 def leave() -> None:

@@ -1,21 +1,22 @@
 """The callback in searches of other people: Optuna and Ray Tune build a Trainer and a LotteryTicket for each trial.
 
 Each trial gets a folder of its own and the results of a fit alone, one after the other or in processes. Threads of one
-process share PyTorch's generators; there a warning says that results depend on how trials take turns.
+process share PyTorch's generators; there a second fit is refused.
 """
 
-import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from conftest import HANGS, assert_equal_runs, digits, fit, make_trainer, mlp, weekly
 
-from lth_lightning import LotteryTicket
+from lth_lightning import LotteryTicket, SettingError
 
 optuna = pytest.importorskip("optuna")
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -67,19 +68,31 @@ def test_trials_one_after_the_other_are_as_alone(tmp_path: Path, monkeypatch: py
     assert_as_alone(found.trials, tmp_path)
 
 
-def test_trials_in_threads_have_folders_of_their_own_and_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = study()
-    with caplog.at_level(logging.WARNING):
-        found.optimize(objective, n_trials=2, n_jobs=2)
-    assert {trial.state.name for trial in found.trials} == {"COMPLETE"}
-    assert len({trial.user_attrs["folder"] for trial in found.trials}) == 2
-    assert "another fit runs in a thread of this process" in caplog.text
-    caplog.clear()
-    fit(module(1e-3), digits(), tmp_path / "alone", rounds=0)
-    assert "another fit" not in caplog.text
+class InAnotherThread(L.Callback):
+    """Starts a second fit in a thread while the first one trains, as n_jobs=2 does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.errors = folder, list[BaseException]()
+
+    def on_train_start(self, *_: Any) -> None:
+        thread = threading.Thread(target=self.run)
+        thread.start()
+        thread.join()
+
+    def run(self) -> None:
+        try:
+            fit(module(1e-3), digits(), self.folder, rounds=0)
+        except SettingError as error:
+            self.errors.append(error)
+
+
+def test_a_second_fit_in_another_thread_is_refused_as_they_share_generators(tmp_path: Path) -> None:
+    second = InAnotherThread(tmp_path / "second")
+    fit(module(1e-3), digits(), tmp_path / "first", rounds=0, callbacks=(second,))
+    assert ["another thread of this process trains a lottery" in str(error) for error in second.errors] == [True]
+    assert not (tmp_path / "second").exists()
+    second.run()  # when the first has ended
+    assert (tmp_path / "second/results.csv").exists()
 
 
 @weekly
