@@ -22,7 +22,7 @@ from statistics import median
 from lth_lightning.runs.rows import read_rows
 
 OVERHEAD = """
-import json, os, sys, time
+import gc, json, os, sys, time
 from pathlib import Path
 from lth_lightning.runs.rows import read_rows
 from lth_lightning.sweeps.worker import Worker
@@ -41,12 +41,13 @@ def overhead(run, splits=None):
     return time.monotonic() - start - trained
 
 overhead(folder / "first")  # which still imports matplotlib
-found = {"run": [overhead(folder / f"run_{i}") for i in range(3)]}
+found = {"run": [overhead(folder / f"run_{i}") for i in range(2)]}
 split = folder / "split"
 overhead(split, splits=sys.executable)  # any file that exists
 found["control"] = [overhead(path) for path in sorted((split / "controls").iterdir())]
 found["gathering"] = [overhead(split)]
 print(json.dumps(found))
+gc.unfreeze()  # or extensions tell at the exit what they take for leaks
 """
 
 
