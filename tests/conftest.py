@@ -187,17 +187,36 @@ ARCHITECTURES: dict[
 }
 
 
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, "Fit"]]:
+    """A folder, and the runs of the module whose tests only read them."""
+    return tmp_path_factory.mktemp("shared"), {}
+
+
 @pytest.fixture(params=ARCHITECTURES)
-def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., "Fit"]:
-    """`experiment(rounds=2, …)` runs the lottery on one of ARCHITECTURES and returns what was seen."""
+def experiment(
+    request: pytest.FixtureRequest, tmp_path: Path, shared_runs: tuple[Path, dict[str, "Fit"]]
+) -> Callable[..., "Fit"]:
+    """`experiment(rounds=2, …)` runs the lottery on one of ARCHITECTURES and returns what was seen.
+
+    `experiment.shared(rounds=2, …)` does it once a module, for tests that only read.
+    """
     module, data, settings = ARCHITECTURES[request.param]
 
-    def run(folder: str = "run", **given: Any) -> "Fit":
+    def run(folder: str | Path = "run", **given: Any) -> "Fit":
         torch.manual_seed(0)
         done = fit(module(), data(), tmp_path / folder, **{**settings, **given})
         done.make_module, done.make_data = module, data
         return done
 
+    def shared(**given: Any) -> "Fit":
+        folder, known = shared_runs
+        key = f"{request.param}, {given}"
+        if key not in known:
+            known[key] = run(folder / str(len(known)), **given)
+        return known[key]
+
+    run.shared = shared  # type: ignore[attr-defined]
     run.val_loss = settings.get("metrics", {}).get("val_loss", "val_loss")  # type: ignore[attr-defined]
     return run
 

@@ -63,6 +63,7 @@ class Groups(ForeignModule):
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-3)
 
 
+LENGTH = "50it" if THOROUGH else "20it"
 ONE_ROUND = {} if THOROUGH else {"rounds": 1}
 SHORT = {} if THOROUGH else {"train_for": "12it", "controls": []}
 FOREIGN = {"data": ForeignData, "metrics": FOREIGN_METRICS}
@@ -89,7 +90,7 @@ CASES: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
 
 def run(folder: Path, case: str, engine: Engine | str, **given: Any) -> Any:
     make, settings = CASES[case]
-    settings = {"train_for": "50it", "controls": [], **settings, **given}
+    settings = {"train_for": LENGTH, "controls": [], **settings, **given}
     make_data, callbacks = settings.pop("data", digits), settings.pop("callbacks", tuple)
     if engine != "dense":
         engine = settings.pop("engine", engine)

@@ -425,7 +425,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param("static_graph", marks=weekly), *sorted({*WAYS} - {"static_graph"})])
 def test_pruned_weights_their_gradients_and_momentum_stay_0_on_all_processes(tmp_path: Path, way: str) -> None:
     """Before the processes' gradients are averaged, and after."""
     for seen in run(tmp_path, kind="resnet", rounds=1, controls=["random_mask"], evaluate_test=False, **WAYS[way]):
@@ -541,7 +541,7 @@ class WaitAt(L.Callback):
                 time.sleep(HANGS)
 
 
-@pytest.mark.parametrize("ranks", [(0, 1), (0,)], ids=["both", "0"])
+@pytest.mark.parametrize("ranks", [pytest.param((0, 1), marks=weekly), (0,)], ids=["both", "0"])
 def test_sigterm_ends_all_processes_and_the_run_goes_on_from_there(tmp_path: Path, ranks: tuple[int, ...]) -> None:
     """Lightning's own handler broadcasts in the midst of other collectives, and both processes may hang for ever."""
     settings: dict[str, Any] = {"train_for": "20it", "rounds": 2}
