@@ -106,7 +106,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 
 @of_experiments(
-    [("mlp", WAYS[0]), ("mlp", WAYS[1]), ("mlp", WAYS[4]), ("resnet", WAYS[2]), ("foreign", WAYS[3])], trainer=WAYS
+    [("mlp", WAYS[0]), ("mlp", WAYS[1]), ("mlp", WAYS[4]), ("foreign", WAYS[2]), ("foreign", WAYS[3])], trainer=WAYS
 )
 def test_row_5_pruned_weights_stay_0_through_everything(experiment: Experiment, trainer: dict[str, Any]) -> None:
     look = EachStep()
@@ -237,7 +237,7 @@ def test_row_13_the_rewind_point_is_not_one_step_late(experiment: Experiment) ->
     assert_same(run.ticket(0).rewind_point, short.ticket(0).trained)
 
 
-@of_experiments([("resnet",)])
+@of_experiments([("foreign",)])
 def test_row_14_a_resumed_fit_keeps_sparsity_chance_and_learning_rate(experiment: Experiment) -> None:
     """In the third epoch of round 1, after the schedule has moved; test_resume.py and test_kills.py cut elsewhere."""
     whole = experiment(rounds=1, train_for="21it")

@@ -293,6 +293,9 @@ def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], la
         return [" ".join(row) for row in rows]
 
     (one, out), (folder, their_out) = launched["one"], launched[launcher]
+    said, header, first, *_ = out.splitlines()  # errors and warnings too
+    assert said.startswith("Prunable: ") and first.startswith("    0  100.00 %")
+    assert header == "round   density  variant         val acc  test acc  early stop  seconds"
     assert files(folder) == files(one)
     assert set(folder.parent.iterdir()) == {folder.parent / name for name in (*launched, "one.0.log")}
     shown = lines(their_out)

@@ -790,17 +790,23 @@ def test_every_flag_of_ours_has_a_sentence_and_a_default_and_the_examples_work(
             main([*args, "--print_config"])
 
 
-def test_the_program_says_no_more_than_it_must_and_exits_as_it_should(folder: Path) -> None:
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, REPOSITORY / "train.py", *args], capture_output=True, text=True, check=False, timeout=HANGS
-        )
+def run_program(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, REPOSITORY / "train.py", *args], capture_output=True, text=True, check=False, timeout=HANGS
+    )
 
-    good, bad = run(*SHORT), run("fti")
+
+def test_the_program_exits_as_it_should() -> None:
+    bad = run_program("fti")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: command: 'fti' is unknown")
+
+
+@weekly  # else a process in tests/behaviour/test_processes.py, which has loaded everything before
+def test_the_program_says_no_more_than_it_must(folder: Path) -> None:
+    good = run_program(*SHORT)
     assert (good.returncode, good.stderr) == (0, "")
     said, *table = good.stdout.splitlines()
     assert said.startswith("Prunable: ")
     assert table[0] == "round   density  variant   val acc  test acc  early stop  seconds"
     assert table[1].startswith("    0  100.00 %")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr.startswith("error: command: 'fti' is unknown")
