@@ -42,7 +42,11 @@ registry.entry_points = functools.cache(registry.entry_points)
 
 # The same examples in every run, however slow the machine.
 hypothesis_settings.register_profile(
-    "calm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "calm",
+    max_examples=100 if "LTH_THOROUGH" in os.environ else 50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 hypothesis_settings.load_profile("calm")
 

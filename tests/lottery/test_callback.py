@@ -351,8 +351,10 @@ LOADERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("first", [3, 10])
+@pytest.mark.parametrize(
+    ("loader", "first"),
+    [*((one, 3) for one in LOADERS), *(pytest.param(one, 10, marks=() if one == "two" else weekly) for one in LOADERS)],
+)
 def test_the_same_order_goes_on_from_the_rewind_point(loader: str, first: int, tmp_path: Path) -> None:
     make, data, trainer = LOADERS[loader]
     settings: dict[str, Any] = {
@@ -684,7 +686,7 @@ def test_tickets_beat_their_controls_on_real_digits(tmp_path: Path) -> None:
         module = mlp(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3))
         pruning = Pruning(densities=[0.3, 0.1, 0.04])
         settings: dict[str, Any] = {
-            "train_for": "250it",
+            "train_for": "150it",
             "pruning": pruning,
             "controls": ["random_reinit", "random_mask"],
         }
