@@ -4,10 +4,11 @@ import argparse
 import copy
 import csv
 import ctypes
+import functools
 import io
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from lth_lightning.data.datamodule import ImageDataModule
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.files import replace_file
-from lth_lightning.report.exported import ABOUT, COLUMNS, EXPORTED, exported_table
+from lth_lightning.report.exported import ABOUT, COLUMNS, EXPORTED, exported_rows, exported_table
 from lth_lightning.report.writer import write_report
 from lth_lightning.runs.run import RunFiles
 from lth_lightning.sparse.c_source import c_source
@@ -96,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--batch_size", metavar="N[,N…]", default="1,64", help="batch sizes to measure; default 1,64")
     made.add_argument("--int8", action="store_true", help="with --to c: one byte a weight")
-    made.add_argument("--out", metavar="DIR", type=Path, help="where to write; by default the run's folder")
+    made.add_argument("--out", metavar="DIR", type=Path, help="where to write; by default each ticket's run")
     made.add_argument("--data_dir", metavar="DIR", help="where the data are, if not where the run found them")
     return made
 
@@ -113,37 +114,72 @@ def main(args: Sequence[str]) -> int:
     if given.int8 and given.to != "c":
         raise SettingError("--int8 is for --to c: the other formats keep the weights as they are.")
     sizes = _batch_sizes(given.batch_size)
-    paths = [path for one in given.paths for path in _tickets(one)]
-    out = given.out or _run_of(paths[0]) or paths[0].parent
-    _check_folder(out)
-    exports = [_read(path) for path in paths]
-    if given.to is not None:
+    folders = _by_folder([path for one in given.paths for path in _tickets(one)], given.out)
+    for out in folders:
+        _check_folder(out)
+    exports = {out: [_read(path) for path in paths] for out, paths in folders.items()}
+    for out, group in exports.items():
+        if given.to is not None:
+            _export(group, given.to, out, given.int8, given.data_dir)
+        else:
+            _compare(group, sizes, out, given.data_dir)
+    return 0
+
+
+def _by_folder(paths: Sequence[Path], out: Path | None) -> dict[Path, list[Path]]:
+    """Return the tickets by the folder where their files go: `out`, or each ticket's own run.
+
+    Raises:
+        SettingError: two tickets would write the same files.
+    """
+    folders: dict[Path, list[Path]] = {}
+    for path in dict.fromkeys(paths):
+        folders.setdefault(out or _run_of(path) or path.parent, []).append(path)
+    for group in folders.values():
+        names = [path.stem for path in group]
+        if double := next((name for name in names if names.count(name) > 1), None):
+            raise SettingError(
+                f"--out: several of the tickets are called {double}, so their files would overwrite each other. Export "
+                "one run at a time, or leave out --out: then each run's files lie in its own folder."
+            )
+    return folders
+
+
+def _export(exports: Sequence[Export], kind: str, out: Path, int8: bool, data_dir: str | None) -> None:
+    """Write each ticket's file, and print its size and accuracy."""
+    for one in exports:
         try:
-            data = _test_data(exports[0], given.data_dir)
+            data = _test_data(_run_of(one.path), one.ticket, data_dir)
         except SettingError as error:  # the file can be written without them
             print(f"Accuracy is not measured: {error}")
             data = None
-        for one in exports:
-            file, *more = _write(one, given.to, out, given.int8)
-            print(f"{file}  {file.stat().st_size:,} bytes{_accuracy_of(one, file, given.to, data)}", *more, sep="\n")
-        return 0
-    data = _test_data(exports[0], given.data_dir)
+        file, *more = _write(one, kind, out, int8)
+        print(f"{file}  {file.stat().st_size:,} bytes{_accuracy_of(one, file, kind, data)}", *more, sep="\n")
+
+
+def _compare(exports: Sequence[Export], sizes: Sequence[int], out: Path, data_dir: str | None) -> None:
+    """Measure each ticket; print the table and write it, beside what was measured of other tickets before."""
     for one in exports:
-        _measure(one, sizes, data)
+        _measure(one, sizes, _test_data(_run_of(one.path), one.ticket, data_dir))
         print(f"{one.path.stem}: {_percent(one.ticket.density)} of the weights")
         print(*one.choices.values(), sep="\n")
-    rows = _rows(exports, sizes)
-    table = exported_table(rows).markdown()
-    replace_file(out / "export.md", _page(table).encode())
+    measured = _rows(exports, sizes)
+    print(exported_table(measured).markdown())
+    rows = _joined(exported_rows(out), measured)
+    replace_file(out / "export.md", _page(exported_table(rows).markdown()).encode())
     replace_file(out / EXPORTED, _csv(rows).encode())
-    print(table)
-    if len(exports) > 1:
-        print(_figure(exports, sizes, out))
+    if len({row["ticket"] for row in rows}) > 1:
+        print(_figure(rows, out))
     print(out / "export.md")
     if (out / "report.html").is_file() and (out / "results.csv").is_file():
         write_report([RunFiles.read(out)], out)
         print(out / "report.html")
-    return 0
+
+
+def _joined(before: Sequence[dict[str, str]], measured: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return rows by ticket and batch size; what is measured again replaces what was."""
+    rows = {(row["ticket"], int(row["batch_size"])): row for row in [*before, *measured]}
+    return [rows[key] for key in sorted(rows)]
 
 
 def _batch_sizes(text: str) -> list[int]:
@@ -206,13 +242,17 @@ def _comment(one: Export) -> str:
     return f"{what or 'A network'} at {_percent(one.ticket.density)} of its weights.{raw}"
 
 
-def _test_data(one: Export, data_dir: str | None) -> tuple[Tensor, Tensor] | None:
+def _test_data(run: Path | None, ticket: Ticket, data_dir: str | None) -> tuple[Tensor, Tensor] | None:
     """The raw test images of a ticket's run, and their classes; None if nothing says what they are."""
-    run = _run_of(one.path)
     config = None if run is None else run / "config.yaml"
-    if config is None or not config.exists() or not one.ticket.info.get("normalisation"):
+    if config is None or not config.exists() or not ticket.info.get("normalisation"):
         print("Accuracy is not measured: the ticket does not lie in a run whose config.yaml names its images.")
         return None
+    return _images(config, data_dir)
+
+
+@functools.cache  # one run's tickets share them
+def _images(config: Path, data_dir: str | None) -> tuple[Tensor, Tensor]:
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
     settings |= {"data_dir": data_dir} if data_dir else {}
     data = ImageDataModule(**settings)
@@ -312,27 +352,27 @@ def _csv(rows: Sequence[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-def _figure(exports: Sequence[Export], sizes: Sequence[int], out: Path) -> Path:
+def _figure(rows: Sequence[dict[str, str]], out: Path) -> Path:
     """Draw time and size over density, each as a fraction of the dense network's, with accuracy below."""
     from matplotlib.figure import Figure  # a second that the other formats do not need
 
-    densities = [100 * one.ticket.density for one in exports]
-    known = [one.accuracy for one in exports if one.accuracy is not None]
+    tickets = {row["ticket"]: row for row in rows}.values()
+    known = [row for row in tickets if row["accuracy"]]
     figure = Figure(figsize=(7, 6 if known else 4), layout="constrained")
     axes = figure.subplots(2 if known else 1, sharex=True, squeeze=False)[:, 0]
-    for size in sizes:
-        times = [one.choices[size].milliseconds for one in exports]
-        ways = [one.choices[size].way for one in exports]
-        gains = [found["dense"] / found[way] for found, way in zip(times, ways, strict=True)]
-        axes[0].plot(densities, gains, marker="o", label=f"faster, batch {size}")
-    axes[0].plot(densities, [one.dense_size / one.size for one in exports], "--", color="0.4", label="smaller file")
+    for size in sorted({int(row["batch_size"]) for row in rows}):
+        own = [row for row in rows if int(row["batch_size"]) == size]
+        gains = [float(row["dense_milliseconds"]) / float(row["milliseconds"]) for row in own]
+        axes[0].plot(_densities(own), gains, marker="o", label=f"faster, batch {size}")
+    smaller = [int(row["dense_bytes"]) / int(row["bytes"]) for row in tickets]
+    axes[0].plot(_densities(tickets), smaller, "--", color="0.4", label="smaller file")
     axes[0].set(xscale="log", yscale="log", ylabel="times, against dense torch")
     axes[0].set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes[0].axhline(1, color="0.7", linewidth=1)
     axes[0].invert_xaxis()
     axes[0].legend(frameon=False)
     if known:
-        axes[1].plot(densities, [100 * accuracy for accuracy in known], marker="o", color="C3")
+        axes[1].plot(_densities(known), [100 * float(row["accuracy"]) for row in known], marker="o", color="C3")
         axes[1].set(ylabel="test accuracy (%)")
     axes[-1].set_xlabel("weights remaining (%)")
     axes[-1].set_xticks([100, 50, 20, 10, 5, 2, 1], ["100", "50", "20", "10", "5", "2", "1"])
@@ -344,6 +384,11 @@ def _figure(exports: Sequence[Export], sizes: Sequence[int], out: Path) -> Path:
     path = out / "figures" / "export.png"
     replace_file(path, image.getvalue())
     return path
+
+
+def _densities(rows: Iterable[dict[str, str]]) -> list[float]:
+    """Return the densities of tickets in percent."""
+    return [100 * float(row["density"]) for row in rows]
 
 
 def _percent(fraction: float) -> str:

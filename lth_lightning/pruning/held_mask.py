@@ -1,7 +1,6 @@
 """HeldMask: applies a mask to a weight, its gradients and its optimizer state, of any dtype, device and strides."""
 
 from collections.abc import Iterator, Mapping
-from operator import is_not
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ class HeldMask:
         self._bits: dict[tuple[int, torch.device], Tensor] = {}
         self.handles: list[RemovableHandle] = []  # of all hooks to remove when the weight is released
         self._state: Any = None  # the weight's optimizer state when it was last masked, …
-        self._values: list[Any] = []  # … what it held then, and …
+        self._values: list[Any] = []  # … what it held then, …
+        self._identities: list[int] = []  # … by `id`, which are theirs as long as they are held here, and …
         self._state_tensors: list[Tensor] = []  # … its tensors of the weight's shape, with …
         self._state_versions: list[int] = []  # … their version counters
         self._version = -1  # the weight's version counter when last masked; every in-place write increments it
@@ -137,6 +137,7 @@ class HeldMask:
     def clear_state(self, weight: Tensor, state: Any) -> None:
         """Mask the weight's state in an optimizer and record its version."""
         self._state, self._values = state, list(state.values()) if isinstance(state, Mapping) else []
+        self._identities = [*map(id, self._values)]
         self._state_tensors = list(tensors_like(weight, state))
         for value in self._state_tensors:
             self.clear(value)
@@ -146,8 +147,7 @@ class HeldMask:
         """Whether the state is not the one that was masked, or holds other objects, as one restored by hand does."""
         if state is not self._state:
             return True
-        values = state.values() if isinstance(state, Mapping) else ()
-        return len(values) != len(self._values) or any(map(is_not, values, self._values))
+        return isinstance(state, Mapping) and [*map(id, state.values())] != self._identities
 
     @staticmethod
     def _is_masked(gradient: Tensor | None) -> bool:

@@ -137,21 +137,18 @@ class FusedStep:
             for name, value in linear._parameters.items():
                 if value is not None:
                     gradients[id(value)] = torch.zeros_like(value)
-                    setattr(layer, name, value.data_ptr())
                     setattr(layer, f"{name}_grad", gradients[id(value)].data_ptr())
         sizes = [self.features, *(linear.out_features for linear, _ in links)]
         self._buffers = [
             torch.zeros(sum(sizes) * tile, dtype=self.dtype),
             torch.zeros(2 * max(sizes) * tile, dtype=self.dtype),
         ]
-        self._gradients = gradients
+        self._links, self._gradients = links, gradients
         groups = optimizer.param_groups
-        trained = [(number, value) for number, group in enumerate(groups) for value in group["params"]]
-        self._settings, self._trained = (_Settings * len(groups))(), (_Trained * len(trained))()
-        for one, (number, value) in zip(self._trained, trained, strict=True):
-            one.value, one.size, one.settings = value.data_ptr(), value.numel(), number
-            one.grad = gradients[id(value)].data_ptr()
-            self._point_to_state(one, value, groups[number])
+        self._places = [(number, value) for number, group in enumerate(groups) for value in group["params"]]
+        self._settings, self._trained = (_Settings * len(groups))(), (_Trained * len(self._places))()
+        self._addresses: list[int] = []
+        self._point()
         self._seen: list[tuple[Any, ...]] = []
         self._look()
         self._step = _Step(
@@ -162,16 +159,40 @@ class FusedStep:
             scratch=self._buffers[1].data_ptr(),
             settings=ctypes.addressof(self._settings),
             trained=ctypes.addressof(self._trained),
-            parameters=len(trained),
+            parameters=len(self._places),
         )
+
+    def _point(self) -> None:
+        """Take over where parameters and state lie, which code between two steps may change (`p.data = …`)."""
+        if self._where() == self._addresses:
+            return
+        for layer, (linear, _) in zip(self._layers, self._links, strict=True):
+            for name, value in linear._parameters.items():
+                if value is not None:
+                    setattr(layer, name, value.data_ptr())
+        for one, (number, value) in zip(self._trained, self._places, strict=True):
+            one.value, one.size, one.settings = value.data_ptr(), value.numel(), number
+            one.grad = self._gradients[id(value)].data_ptr()
+            self._point_to_state(one, value, self._optimizer.param_groups[number])
+        self._addresses = self._where()  # with the state that was made
+
+    def _where(self) -> list[int]:
+        state = self._optimizer.state
+        return [
+            tensor.data_ptr()
+            for _, value in self._places
+            for tensor in (value, *state.get(value, {}).values())
+            if tensor is not None
+        ]
 
     def _point_to_state(self, one: _Trained, value: nn.Parameter, group: dict[str, Any]) -> None:
         """Use the optimizer's state of a parameter, made as its first step would make it."""
         if isinstance(self._optimizer, SGD):
             if group["momentum"]:
                 state = self._optimizer.state[value]
-                if state.get("momentum_buffer") is None:
-                    one.fresh, state["momentum_buffer"] = True, torch.zeros_like(value.data)
+                one.fresh = state.get("momentum_buffer") is None
+                if one.fresh:
+                    state["momentum_buffer"] = torch.zeros_like(value.data)
                 one.first = state["momentum_buffer"].data_ptr()
             return
         state = self._optimizer.state[value]
@@ -206,6 +227,7 @@ class FusedStep:
         ):
             return None
         self._look()
+        self._point()
         inputs, targets = inputs.contiguous(), targets.contiguous()
         loss = self._kernels.lth_step(ctypes.addressof(self._step), inputs.data_ptr(), targets.data_ptr(), count)
         if loss == -1:

@@ -1,5 +1,5 @@
 /* Kernels for networks whose cost is the number of their surviving weights. Compiled on the user's machine by native.py,
- * once with REAL float and once with REAL double, for the CPU that is there.
+ * for the CPU that is there.
  *
  * Activations lie with the batch innermost: `lanes` images side by side at each pixel of each channel. One surviving
  * weight is then one multiply-add of whole vectors, wherever it stands in its matrix, and an offset into the input says
@@ -8,41 +8,12 @@
  *
  * Offsets, strides and sizes of values count pixels; each pixel holds `lanes` numbers. plan.py lays all of it out.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#ifndef REAL
-#define REAL float
-#define REAL_BYTES 4
-#endif
-typedef REAL real;
-
-#if defined(__AVX512F__)
-#define BYTES 64
+#if BYTES == 64 || defined(__aarch64__)
 #define MOST 16 /* vectors that are summed at once: they must fit into the registers */
-#elif defined(__AVX__)
-#define BYTES 32
-#define MOST 12
-#elif defined(__aarch64__)
-#define BYTES 16
-#define MOST 16
 #else
-#define BYTES 16
 #define MOST 12
-#endif
-#define NUMBERS (BYTES / REAL_BYTES)
-#define WIDTH ((int64_t)NUMBERS)
-
-typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
-#define MASK __typeof__((vec){0} < (vec){0})
-#define EITHER(mask, yes, no) ((vec)(((mask) & (MASK)(yes)) | (~(mask) & (MASK)(no))))
-
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
 #endif
 
 enum { LOAD, STORE, ROWS, PHASES, FLATTEN, MAX_POOL, SUM_POOL, AFFINE, UNARY, BINARY, COPY };
@@ -89,9 +60,6 @@ typedef struct {
     int64_t lanes, wide;   /* numbers a pixel in each arena */
     int64_t first, column; /* the tile's first sample, the group's first lane in the tile */
 } Run;
-
-static inline vec read(const real *from) { return *(const vec *)from; }
-static inline void write(real *to, vec value) { *(vec *)to = value; }
 
 /* Comparisons that a NaN passes unchanged, as in PyTorch. */
 static inline vec clamped(vec x, real low, real high) {

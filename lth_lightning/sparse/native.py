@@ -21,6 +21,7 @@ import torch
 from lth_lightning.errors import SettingError
 
 SOURCE = Path(__file__).with_name("kernels.c")
+HEADER = Path(__file__).with_name("vectors.h")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 REALS = {"float": 4, "double": 8}
 TARGETS = (("-march=native",), ("-mcpu=native",), ())  # not every compiler knows each for every CPU
@@ -64,7 +65,7 @@ def kernels(dtype: torch.dtype) -> Kernels:
 
 def library(source: Path, dtype: torch.dtype) -> Path:
     """Return the compiled library of a C file for numbers of a type, as for `kernels`."""
-    real, text = "double" if dtype == torch.float64 else "float", source.read_bytes()
+    real, text = "double" if dtype == torch.float64 else "float", HEADER.read_bytes() + source.read_bytes()
     tried = []
     for compiler in _compilers():
         for target in TARGETS:

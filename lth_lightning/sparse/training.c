@@ -1,5 +1,5 @@
 /* Kernels that train layers of which only the survivors exist: forward, both backward products and the optimizer's step.
- * Compiled by native.py like kernels.c, once with REAL float and once with REAL double.
+ * Compiled by native.py like kernels.c.
  *
  * Linear layers see the batch innermost: a feature is a row of `lanes` numbers, one an example, so that each survivor is
  * one multiply-add of whole vectors in the forward pass and in the gradient of the input, and a dot product of two rows
@@ -7,37 +7,14 @@
  * planes, where a survivor is an offset, and neighbouring pixels are the vector. A strided convolution is one without
  * stride over `phases` planes a channel: every second row and column, say. pattern.py lays out the indices.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#ifndef REAL
-#define REAL float
-#define REAL_BYTES 4
-#endif
-typedef REAL real;
-
-#if defined(__AVX512F__)
-#define BYTES 64
+#if BYTES == 64
 #define MOST 4 /* vectors of examples at once: their sums must fit into the registers */
-#elif defined(__AVX__)
-#define BYTES 32
-#define MOST 8
 #else
-#define BYTES 16
 #define MOST 8
 #endif
-#define WIDTH (BYTES / REAL_BYTES)
 #define TILE (MOST * WIDTH) /* examples that a linear layer sees at once */
-
-typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
-
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #ifdef __has_builtin
 #if __has_builtin(__builtin_shufflevector)
@@ -46,8 +23,23 @@ typedef real quad __attribute__((vector_size(4 * REAL_BYTES), aligned(sizeof(rea
 #endif
 #endif
 
-static inline vec read(const real *from) { return *(const vec *)from; }
-static inline void write(real *to, vec value) { *(vec *)to = value; }
+/* Every second number of two vectors that follow one another, and the opposite: two vectors' numbers in turns. */
+#if defined(PICK) && NUMBERS == 16
+#define EVENS(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODDS(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#define FIRST_TURNS(a, b) PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define LAST_TURNS(a, b) PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif defined(PICK) && NUMBERS == 8
+#define EVENS(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define ODDS(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#define FIRST_TURNS(a, b) PICK(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define LAST_TURNS(a, b) PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#elif defined(PICK) && NUMBERS == 4
+#define EVENS(a, b) PICK(a, b, 0, 2, 4, 6)
+#define ODDS(a, b) PICK(a, b, 1, 3, 5, 7)
+#define FIRST_TURNS(a, b) PICK(a, b, 0, 4, 1, 5)
+#define LAST_TURNS(a, b) PICK(a, b, 2, 6, 3, 7)
+#endif
 
 /* The survivors of a layer, by rows (outputs) and by columns (inputs). */
 typedef struct {
@@ -70,9 +62,9 @@ static inline real total(vec sum) {
 }
 
 /* The sums over WIDTH vectors' lanes at once: in each step, halves of two vectors are added, until lane i is sum i. */
-#if defined(PICK) && WIDTH >= 4
+#if defined(PICK) && NUMBERS >= 4
 static inline vec totals(const vec *s) {
-#if WIDTH == 16
+#if NUMBERS == 16
     vec a[8], b[4], c[2];
     UNROLL for (int i = 0; i < 8; i++)
         a[i] = PICK(s[2 * i], s[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -83,9 +75,8 @@ static inline vec totals(const vec *s) {
     UNROLL for (int i = 0; i < 2; i++)
         c[i] = PICK(b[2 * i], b[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
                PICK(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-    return PICK(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           PICK(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#elif WIDTH == 8
+    return EVENS(c[0], c[1]) + ODDS(c[0], c[1]);
+#elif NUMBERS == 8
     vec a[4], b[2];
     UNROLL for (int i = 0; i < 4; i++)
         a[i] = PICK(s[2 * i], s[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11) +
@@ -93,11 +84,11 @@ static inline vec totals(const vec *s) {
     UNROLL for (int i = 0; i < 2; i++)
         b[i] = PICK(a[2 * i], a[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13) +
                PICK(a[2 * i], a[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15);
-    return PICK(b[0], b[1], 0, 2, 4, 6, 8, 10, 12, 14) + PICK(b[0], b[1], 1, 3, 5, 7, 9, 11, 13, 15);
+    return EVENS(b[0], b[1]) + ODDS(b[0], b[1]);
 #else
     const vec a = PICK(s[0], s[1], 0, 1, 4, 5) + PICK(s[0], s[1], 2, 3, 6, 7);
     const vec b = PICK(s[2], s[3], 0, 1, 4, 5) + PICK(s[2], s[3], 2, 3, 6, 7);
-    return PICK(a, b, 0, 2, 4, 6) + PICK(a, b, 1, 3, 5, 7);
+    return EVENS(a, b) + ODDS(a, b);
 #endif
 }
 #else
@@ -118,7 +109,7 @@ int64_t lth_tile(void) { return TILE; }
 
 /* `value` where a ReLU lets it through, else 0; a NaN passes, as in PyTorch. */
 static inline vec where_positive(vec was, vec value) {
-    return (vec)(~(was <= 0) & (__typeof__(value < value))value);
+    return (vec)(~(ints)(was <= 0) & (ints)value);
 }
 
 /* out[row] = bias + sum of weight * in[column]. */
@@ -179,7 +170,7 @@ INLINE weights_of(const int T, const Layer *l, const real *in, const real *grad,
         }
         if (l->bias_grad) l->bias_grad[row] = total(all) + (add ? l->bias_grad[row] : 0);
         for (; one + WIDTH <= end; one += WIDTH) {
-            vec sum[WIDTH];
+            vec sum[NUMBERS];
             UNROLL for (int64_t i = 0; i < WIDTH; i++) {
                 const real *const from = in + l->row_index[one + i] * lanes;
                 sum[i] = g[0] * read(from);
@@ -456,6 +447,13 @@ static int64_t first_of(const Conv *c, int64_t phase) {
     return ((phase - c->left) % c->stride_x + c->stride_x) % c->stride_x;
 }
 
+/* Copies a line; of so few numbers, a call of memcpy takes longer than they do. */
+static inline void copy_line(const real *from, real *to, int64_t width) {
+    int64_t i = 0;
+    for (; i + WIDTH <= width; i += WIDTH) write(to + i, read(from + i));
+    for (; i < width; i++) to[i] = from[i];
+}
+
 /* Copies an image into its padded planes; what is padding there is 0 and stays so. */
 static void pad(const Conv *c, const real *x, real *planes) {
     const int64_t phases = c->stride_y * c->stride_x;
@@ -466,7 +464,7 @@ static void pad(const Conv *c, const real *x, real *planes) {
             const int64_t row = y + c->top;
             real *const to = own + row % c->stride_y * c->stride_x * c->plane + row / c->stride_y * c->pitch;
             if (c->stride_x == 1) {
-                memcpy(to + c->left, from, (size_t)c->width * sizeof(real));
+                copy_line(from, to + c->left, c->width);
                 continue;
             }
             for (int64_t phase = 0; phase < c->stride_x; phase++) {
@@ -488,7 +486,7 @@ static void unpad(const Conv *c, const real *planes, real *x) {
             const int64_t row = y + c->top;
             const real *const from = own + row % c->stride_y * c->stride_x * c->plane + row / c->stride_y * c->pitch;
             if (c->stride_x == 1) {
-                memcpy(to, from + c->left, (size_t)c->width * sizeof(real));
+                copy_line(from + c->left, to, c->width);
                 continue;
             }
             for (int64_t phase = 0; phase < c->stride_x; phase++) {
@@ -502,15 +500,15 @@ static void unpad(const Conv *c, const real *planes, real *x) {
 
 /* T vectors of neighbouring pixels, for all rows of a pattern: out[row] = bias + sum of weight * in[offset]. */
 INLINE strips_of(
-    const int T, int64_t rows, const int64_t *start, const int32_t *index, const int32_t *order, const real *weight,
-    const real *bias, const real *in, real *out, int64_t step
+    const int T, int64_t rows, const int64_t *start, const int32_t *index, const real *weight, const real *bias,
+    const real *in, real *out, int64_t step
 ) {
     for (int64_t row = 0; row < rows; row++) {
         vec sum[8];
         EACH sum[t] = (vec){0} + (bias ? bias[row] : 0);
         for (int64_t one = start[row]; one < start[row + 1]; one++) {
             const real *const from = in + index[one];
-            const vec w = (vec){0} + weight[order ? order[one] : one];
+            const vec w = (vec){0} + weight[one];
             EACH sum[t] += w * read(from + t * WIDTH);
         }
         EACH write(out + row * step + t * WIDTH, sum[t]);
@@ -519,96 +517,202 @@ INLINE strips_of(
 
 /* A strip of `length` numbers, in parts whose sums fit into the registers and whose inputs stay in the first cache. */
 static void strips(
-    int64_t rows, const int64_t *start, const int32_t *index, const int32_t *order, const real *weight, const real *bias,
-    const real *in, real *out, int64_t step, int64_t length
+    int64_t rows, const int64_t *start, const int32_t *index, const real *weight, const real *bias, const real *in,
+    real *out, int64_t step, int64_t length
 ) {
     int64_t at = 0;
     for (; at + 7 * WIDTH < length; at += 8 * WIDTH)
-        strips_of(8, rows, start, index, order, weight, bias, in + at, out + at, step);
+        strips_of(8, rows, start, index, weight, bias, in + at, out + at, step);
     for (; at + 3 * WIDTH < length; at += 4 * WIDTH)
-        strips_of(4, rows, start, index, order, weight, bias, in + at, out + at, step);
+        strips_of(4, rows, start, index, weight, bias, in + at, out + at, step);
     for (; at + WIDTH < length; at += 2 * WIDTH)
-        strips_of(2, rows, start, index, order, weight, bias, in + at, out + at, step);
-    for (; at < length; at += WIDTH) strips_of(1, rows, start, index, order, weight, bias, in + at, out + at, step);
+        strips_of(2, rows, start, index, weight, bias, in + at, out + at, step);
+    for (; at < length; at += WIDTH) strips_of(1, rows, start, index, weight, bias, in + at, out + at, step);
 }
 
-/* Images `first` to `last` of x (n, channels, height, width) to y; `scratch` as below. */
-void lth_planes_forward(const Conv *c, const real *x, real *y, int64_t first, int64_t last, real *scratch) {
+/* What follows a convolution and runs with it: nothing, a ReLU, the largest of each 2 x 2 pixels, or both. */
+enum { RELU = 1, POOL = 2 };
+enum { BLOCKED = 4 }; /* where a ReLU lets nothing through; 0 to 3: which of the 2 x 2 pixels is the largest */
+
+/* Keeps of a line what a ReLU lets through where `was` is its output or its input. */
+static void relu_line(const real *was, const real *from, real *to, int64_t width) {
+    int64_t i = 0;
+    for (; i + WIDTH <= width; i += WIDTH) write(to + i, where_positive(read(was + i), read(from + i)));
+    for (; i < width; i++) to[i] = was[i] <= 0 ? 0 : from[i];
+}
+
+/* The largest of each 2 x 2 pixels of two lines, and which it is: the first of equals, and NaN above all, as in PyTorch. */
+static void pool_lines(const real *top, const real *bottom, real *to, uint8_t *which, int64_t width, int64_t relu) {
+    int64_t i = 0;
+#ifdef EVENS
+    typedef uint8_t bytes __attribute__((vector_size(NUMBERS), aligned(1), may_alias));
+    for (; i + WIDTH <= width; i += WIDTH) {
+        const vec a = read(top + 2 * i), b = read(top + 2 * i + WIDTH);
+        const vec c = read(bottom + 2 * i), d = read(bottom + 2 * i + WIDTH);
+        const vec others[3] = {ODDS(a, b), EVENS(c, d), ODDS(c, d)};
+        vec most = EVENS(a, b);
+        ints found = {0};
+        UNROLL for (int k = 0; k < 3; k++) {
+            const ints larger = (ints)(others[k] > most) | (ints)(others[k] != others[k]);
+            most = EITHER(larger, others[k], most);
+            found = (larger & (k + 1)) | (~larger & found);
+        }
+        if (relu) {
+            const ints blocked = (ints)(most <= 0);
+            most = (vec)(~blocked & (ints)most);
+            found = (blocked & BLOCKED) | (~blocked & found);
+        }
+        write(to + i, most);
+        if (which) *(bytes *)(which + i) = __builtin_convertvector(found, bytes);
+    }
+#endif
+    for (; i < width; i++) {
+        const real seen[4] = {top[2 * i], top[2 * i + 1], bottom[2 * i], bottom[2 * i + 1]};
+        uint8_t found = 0;
+        for (uint8_t k = 1; k < 4; k++)
+            if (seen[k] > seen[found] || seen[k] != seen[k]) found = k;
+        const int blocked = relu && seen[found] <= 0;
+        to[i] = blocked ? 0 : seen[found];
+        if (which) which[i] = blocked ? BLOCKED : found;
+    }
+}
+
+/* The opposite: each gradient goes to the pixel that was the largest, and 0 to the others. */
+static void unpool_lines(const real *from, const uint8_t *which, real *top, real *bottom, int64_t width) {
+    int64_t i = 0;
+#ifdef EVENS
+    typedef uint8_t bytes __attribute__((vector_size(NUMBERS), aligned(1), may_alias));
+    for (; i + WIDTH <= width; i += WIDTH) {
+        const vec g = read(from + i);
+        const ints found = __builtin_convertvector(*(const bytes *)(which + i), ints);
+        vec part[4];
+        UNROLL for (int k = 0; k < 4; k++) part[k] = (vec)((ints)(found == k) & (ints)g);
+        write(top + 2 * i, FIRST_TURNS(part[0], part[1])), write(top + 2 * i + WIDTH, LAST_TURNS(part[0], part[1]));
+        write(bottom + 2 * i, FIRST_TURNS(part[2], part[3])), write(bottom + 2 * i + WIDTH, LAST_TURNS(part[2], part[3]));
+    }
+#endif
+    for (; i < width; i++) {
+        top[2 * i] = which[i] == 0 ? from[i] : 0, top[2 * i + 1] = which[i] == 1 ? from[i] : 0;
+        bottom[2 * i] = which[i] == 2 ? from[i] : 0, bottom[2 * i + 1] = which[i] == 3 ? from[i] : 0;
+    }
+}
+
+/* Images `first` to `last` of x (n, channels, height, width) to y, through what follows; `scratch` as below.
+ * `which`: where pooled, what backward needs, in the shape of y; or NULL. */
+void lth_planes_forward(
+    const Conv *c, int64_t then, const real *x, real *y, uint8_t *which, int64_t first, int64_t last, real *scratch
+) {
     const Layer *const l = &c->layer;
-    const int64_t pixels = c->out_height * c->out_width;
+    const int64_t height = then & POOL ? c->out_height / 2 : c->out_height;
+    const int64_t width = then & POOL ? c->out_width / 2 : c->out_width;
     real *const out = scratch + c->planes + c->gplanes;
     for (int64_t image = first; image < last; image++) {
         pad(c, x + image * c->channels * c->height * c->width, scratch);
-        strips(l->rows, l->row_start, l->row_index, NULL, l->weight, l->bias, scratch, out, c->gplane, c->length);
+        strips(l->rows, l->row_start, l->row_index, l->weight, l->bias, scratch, out, c->gplane, c->length);
         for (int64_t row = 0; row < l->rows; row++) {
-            for (int64_t i = 0; i < c->out_height; i++) {
-                real *const to = y + (image * l->rows + row) * pixels + i * c->out_width;
-                const real *const from = out + row * c->gplane + i * c->pitch;
-                memcpy(to, from, (size_t)c->out_width * sizeof(real));
+            for (int64_t i = 0; i < height; i++) {
+                const int64_t at = ((image * l->rows + row) * height + i) * width;
+                const real *const from = out + row * c->gplane + (then & POOL ? 2 * i : i) * c->pitch;
+                if (then & POOL) pool_lines(from, from + c->pitch, y + at, which ? which + at : NULL, width, then & RELU);
+                else if (then & RELU) relu_line(from, from, y + at, width);
+                else copy_line(from, y + at, width);
             }
         }
     }
+}
+
+/* Writes the gradient of an output plane to its padded plane: gy, through what follows the convolution, backwards. */
+static void to_plane(const Conv *c, int64_t then, const real *y, const uint8_t *which, const real *gy, real *own) {
+    if (!(then & POOL)) {
+        for (int64_t i = 0; i < c->out_height; i++) {
+            const int64_t at = i * c->out_width;
+            if (then & RELU) relu_line(y + at, gy + at, own + i * c->pitch, c->out_width);
+            else copy_line(gy + at, own + i * c->pitch, c->out_width);
+        }
+        return;
+    }
+    const int64_t height = c->out_height / 2, width = c->out_width / 2;
+    for (int64_t i = 0; i < height; i++) {
+        real *const top = own + 2 * i * c->pitch;
+        unpool_lines(gy + i * width, which + i * width, top, top + c->pitch, width);
+        if (c->out_width % 2) top[2 * width] = top[c->pitch + 2 * width] = 0; /* pooling drops what is left over */
+    }
+    if (c->out_height % 2) memset(own + 2 * height * c->pitch, 0, (size_t)c->out_width * sizeof(real));
+}
+
+/* Dot products of one gradient with N inputs, each in C sums side by side, which hide the latency of few. */
+INLINE products_of(const int N, const int C, const real *grad, const real *const *in, int64_t length, vec *sum) {
+    vec more[4];
+    for (int i = 0; i < N; i++) sum[i] = (vec){0};
+    if (C == 2) { UNROLL for (int i = 0; i < N; i++) more[i & 3] = (vec){0}; }
+    int64_t at = 0;
+    for (; at + (C - 1) * WIDTH < length; at += C * WIDTH) {
+        const vec g = read(grad + at);
+        UNROLL for (int i = 0; i < N; i++) sum[i] += g * read(in[i] + at);
+        if (C == 2) {
+            const vec h = read(grad + at + WIDTH);
+            UNROLL for (int i = 0; i < N; i++) more[i & 3] += h * read(in[i] + at + WIDTH);
+        }
+    }
+    for (; at < length; at += WIDTH) {
+        const vec g = read(grad + at);
+        UNROLL for (int i = 0; i < N; i++) sum[i] += g * read(in[i] + at);
+    }
+    if (C == 2) { UNROLL for (int i = 0; i < N; i++) sum[i] += more[i & 3]; }
 }
 
 /* The gradients of weights that lie in one row: dot products of one gradient with many inputs. */
 static void row_weights(const Conv *c, int64_t row, const real *grad, const real *planes, real *result) {
     const Layer *const l = &c->layer;
     const int64_t end = l->row_start[row + 1];
+    const real *in[NUMBERS];
+    vec sum[NUMBERS];
     int64_t one = l->row_start[row];
-    for (; one + 4 <= end; one += 4) {
-        const real *const a = planes + l->row_index[one], *const b = planes + l->row_index[one + 1];
-        const real *const d = planes + l->row_index[one + 2], *const e = planes + l->row_index[one + 3];
-        vec sum[4] = {{0}, {0}, {0}, {0}}, more[4] = {{0}, {0}, {0}, {0}};
-        int64_t at = 0;
-        for (; at + WIDTH < c->length; at += 2 * WIDTH) {
-            const vec g = read(grad + at), h = read(grad + at + WIDTH);
-            sum[0] += g * read(a + at), more[0] += h * read(a + at + WIDTH);
-            sum[1] += g * read(b + at), more[1] += h * read(b + at + WIDTH);
-            sum[2] += g * read(d + at), more[2] += h * read(d + at + WIDTH);
-            sum[3] += g * read(e + at), more[3] += h * read(e + at + WIDTH);
-        }
-        if (at < c->length) {
-            const vec g = read(grad + at);
-            sum[0] += g * read(a + at), sum[1] += g * read(b + at), sum[2] += g * read(d + at), sum[3] += g * read(e + at);
-        }
-        for (int i = 0; i < 4; i++) result[one + i] += total(sum[i] + more[i]);
+    for (; one + WIDTH / 2 < end; one += WIDTH) {
+        const int64_t left = end - one < WIDTH ? end - one : WIDTH; /* of too few, the last one fills up */
+        UNROLL for (int i = 0; i < WIDTH; i++) in[i] = planes + l->row_index[one + (i < left ? i : left - 1)];
+        products_of(WIDTH, WIDTH <= 4 ? 2 : 1, grad, in, c->length, sum);
+        const vec found = totals(sum);
+        if (left == WIDTH) write(result + one, read(result + one) + found);
+        else for (int i = 0; i < left; i++) result[one + i] += found[i];
+    }
+    for (; one + 2 <= end; one += 2) {
+        in[0] = planes + l->row_index[one], in[1] = planes + l->row_index[one + 1];
+        products_of(2, 2, grad, in, c->length, sum);
+        result[one] += total(sum[0]), result[one + 1] += total(sum[1]);
     }
     for (; one < end; one++) {
-        vec sum = {0};
-        for (int64_t at = 0; at < c->length; at += WIDTH) sum += read(grad + at) * read(planes + l->row_index[one] + at);
-        result[one] += total(sum);
+        in[0] = planes + l->row_index[one];
+        products_of(1, 2, grad, in, c->length, sum);
+        result[one] += total(sum[0]);
     }
 }
 
 /* Adds the gradients of images `first` to `last` to weight_grad and bias_grad, and writes gx unless it is NULL.
- * `scratch`: padded planes and padded gradients, both 0 where padding is, then gradients of planes. */
+ * `y` and `which`: forward's. `by_column`: the weights in the order of the columns, for gx. `scratch`: padded planes and
+ * padded gradients, both 0 where padding is, then gradients of planes. */
 void lth_planes_backward(
-    const Conv *c, const real *x, const real *gy, real *gx, int64_t first, int64_t last, real *scratch,
-    real *weight_grad, real *bias_grad
+    const Conv *c, int64_t then, const real *x, const real *y, const uint8_t *which, const real *gy, real *gx,
+    const real *by_column, int64_t first, int64_t last, real *scratch, real *weight_grad, real *bias_grad
 ) {
     const Layer *const l = &c->layer;
-    const int64_t pixels = c->out_height * c->out_width;
+    const int64_t pixels = then & POOL ? c->out_height / 2 * (c->out_width / 2) : c->out_height * c->out_width;
     real *const grads = scratch + c->planes, *const back = grads + c->gplanes;
     for (int64_t image = first; image < last; image++) {
         pad(c, x + image * c->channels * c->height * c->width, scratch);
         for (int64_t row = 0; row < l->rows; row++) {
             real *const own = grads + row * c->gplane + c->before;
-            vec sum = {0};
-            for (int64_t i = 0; i < c->out_height; i++) {
-                const int64_t at = (image * l->rows + row) * pixels + i * c->out_width;
-                real *const to = own + i * c->pitch;
-                memcpy(to, gy + at, (size_t)c->out_width * sizeof(real));
-            }
+            const int64_t at = (image * l->rows + row) * pixels;
+            to_plane(c, then, y ? y + at : NULL, which ? which + at : NULL, gy + at, own);
             if (bias_grad) {
+                vec sum = {0};
                 for (int64_t at = 0; at < c->length; at += WIDTH) sum += read(own + at);
                 bias_grad[row] += total(sum);
             }
             row_weights(c, row, own, scratch, weight_grad);
         }
         if (gx) {
-            strips(
-                l->columns, l->column_start, l->column_index, l->column_order, l->weight, NULL, grads, back, c->plane, c->plane
-            );
+            strips(l->columns, l->column_start, l->column_index, by_column, NULL, grads, back, c->plane, c->plane);
             unpad(c, back, gx + image * c->channels * c->height * c->width);
         }
     }

@@ -21,6 +21,7 @@ from lth_lightning.errors import SettingError
 from lth_lightning.pruning.guard import owners
 from lth_lightning.pruning.state import parameters_by_name
 from lth_lightning.pruning.survivors import ATTRIBUTE, Survivors, restore, survivors_of, thin
+from lth_lightning.sparse.deferred import Deferred, Then, computed, followed
 from lth_lightning.sparse.native import library
 from lth_lightning.sparse.pattern import PAD, Conv, Layer, Pattern, conv_pattern, linear_pattern
 from lth_lightning.sparse.timing import in_turns
@@ -29,6 +30,7 @@ SOURCE = Path(__file__).with_name("training.c")
 TYPES = (torch.float32, torch.float64)
 TURNS = 5  # how often each way is timed
 KERNEL, DENSE = "sparse", "dense"
+GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")  # of torch.nn.modules.module
 
 
 @functools.cache
@@ -43,8 +45,8 @@ def training_kernels(dtype: torch.dtype) -> ctypes.CDLL:
     for name, kinds in {
         "lth_features_forward": [pointer, number, pointer, number, pointer, number, pointer],
         "lth_features_backward": [pointer, number, pointer, number, pointer, pointer, pointer, number],
-        "lth_planes_forward": [pointer, pointer, pointer, number, number, pointer],
-        "lth_planes_backward": [pointer] * 4 + [number] * 2 + [pointer] * 3,
+        "lth_planes_forward": [pointer, number, *[pointer] * 3, number, number, pointer],
+        "lth_planes_backward": [pointer, number, *[pointer] * 6, number, number, *[pointer] * 3],
     }.items():
         getattr(kernels, name).argtypes, getattr(kernels, name).restype = kinds, None
     kernels.lth_step.argtypes, kernels.lth_step.restype = [pointer, pointer, pointer, number], ctypes.c_double
@@ -91,19 +93,15 @@ class LinearKernel:
         weight_grad, bias_grad = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         self._point(weight, bias)
         self.layer.weight_grad = weight_grad.data_ptr()
-        self.layer.bias_grad = None if bias_grad is None else bias_grad.data_ptr()
+        self.layer.bias_grad = _address(bias_grad)
         self.kernels.lth_features_backward(
-            *(ctypes.addressof(self.layer), 1, gy.data_ptr(), len(gy), acts.data_ptr()),
-            *(
-                None if gx is None else gx.data_ptr(),
-                self._scratch.data_ptr(),
-                max(self.layer.rows, self.layer.columns),
-            ),
+            *(ctypes.addressof(self.layer), 1, gy.data_ptr(), len(gy), acts.data_ptr(), _address(gx)),
+            *(self._scratch.data_ptr(), max(self.layer.rows, self.layer.columns)),
         )
         return gx, weight_grad, bias_grad
 
     def _point(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.layer.weight, self.layer.bias = weight.data_ptr(), None if bias is None else bias.data_ptr()
+        self.layer.weight, self.layer.bias = weight.data_ptr(), _address(bias)
 
 
 class _LinearFunction(torch.autograd.Function):
@@ -138,14 +136,20 @@ class ConvKernel:
 
     def __init__(self, mask: Tensor, layer: nn.Conv1d | nn.Conv2d, dtype: torch.dtype) -> None:
         self.kernels, self._mask, self._layer, self._dtype = training_kernels(dtype), mask, layer, dtype
-        self._planned: dict[tuple[int, int], tuple[Pattern, Conv]] = {}
+        self._planned: dict[tuple[int, int], tuple[Pattern, Conv, Tensor]] = {}  # by size: layout, order by columns
         self._scratch: dict[tuple[int, int, int], Tensor] = {}
 
-    def _plan(self, x: Tensor) -> Conv:
+    def size_of(self, x: Tensor) -> tuple[int, ...]:
+        """Return the size of the outputs for images."""
+        _, conv, _ = self._plan(x)
+        return len(x), conv.layer.rows, conv.out_height, conv.out_width
+
+    def _plan(self, x: Tensor) -> tuple[Pattern, Conv, Tensor]:
         size = (x.shape[2], x.shape[3])
         if size not in self._planned:
-            self._planned[size] = conv_pattern(self._mask, self._layer, *size)
-        return self._planned[size][1]
+            pattern, conv = conv_pattern(self._mask, self._layer, *size)
+            self._planned[size] = pattern, conv, torch.from_numpy(pattern.column_order).long()
+        return self._planned[size]
 
     def _buffer(self, conv: Conv, thread: int) -> Tensor:
         """A thread's planes, gradients and results; what is padding there is 0 and stays so."""
@@ -155,39 +159,58 @@ class ConvKernel:
             self._scratch[key] = torch.zeros(conv.planes + conv.gplanes + results, dtype=self._dtype)
         return self._scratch[key]
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return outputs (N, outputs, height, width) for images (N, inputs, height, width)."""
-        conv = self._plan(x)
-        y = x.new_empty(len(x), conv.layer.rows, conv.out_height, conv.out_width)
-        conv.layer.weight, conv.layer.bias = weight.data_ptr(), None if bias is None else bias.data_ptr()
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return outputs (N, outputs, height, width) for images (N, inputs, height, width), and which pixels pooling
+        kept: what `backward` needs."""
+        (_, conv, _), pools = self._plan(x), Then.POOL in then
+        count, channels, *sides = self.size_of(x)
+        y = x.new_empty(count, channels, *(side // 2 if pools else side for side in sides))
+        which = torch.empty_like(y, dtype=torch.uint8) if pools and keep else None
+        conv.layer.weight, conv.layer.bias = weight.data_ptr(), _address(bias)
 
         def run(thread: int, first: int, last: int) -> None:
-            buffer = self._buffer(conv, thread).data_ptr()
-            self.kernels.lth_planes_forward(ctypes.addressof(conv), x.data_ptr(), y.data_ptr(), first, last, buffer)
+            self.kernels.lth_planes_forward(
+                *(ctypes.addressof(conv), then.value, x.data_ptr(), y.data_ptr(), _address(which)),
+                *(first, last, self._buffer(conv, thread).data_ptr()),
+            )
 
         _shared(len(x), run)
-        return y
+        return y, which
 
     def backward(
-        self, x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor | None, wants_input: bool
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        which: Tensor | None,
+        gy: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        then: Then,
+        wants_input: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Return the gradients of inputs, weights and biases."""
-        conv = self._plan(x)
-        conv.layer.weight = weight.data_ptr()
+        _, conv, column_order = self._plan(x)
         gx = torch.empty_like(x) if wants_input else None
+        by_column = weight[column_order] if wants_input else None
         count = torch.get_num_threads()
         weight_grads = torch.zeros(count, *weight.shape, dtype=weight.dtype)
         bias_grads = None if bias is None else torch.zeros(count, *bias.shape, dtype=bias.dtype)
 
         def run(thread: int, first: int, last: int) -> None:
             self.kernels.lth_planes_backward(
-                *(ctypes.addressof(conv), x.data_ptr(), gy.data_ptr(), None if gx is None else gx.data_ptr()),
-                *(first, last, self._buffer(conv, thread).data_ptr(), weight_grads[thread].data_ptr()),
-                None if bias_grads is None else bias_grads[thread].data_ptr(),
+                *(ctypes.addressof(conv), then.value, x.data_ptr(), _address(y), _address(which), gy.data_ptr()),
+                *(_address(gx), _address(by_column), first, last, self._buffer(conv, thread).data_ptr()),
+                *(weight_grads[thread].data_ptr(), None if bias_grads is None else bias_grads[thread].data_ptr()),
             )
 
         _shared(len(x), run)
         return gx, weight_grads.sum(0), None if bias_grads is None else bias_grads.sum(0)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
@@ -208,17 +231,20 @@ def _shared(images: int, run: Callable[[int, int, int], None]) -> None:
 
 class _ConvFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: ConvKernel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: ConvKernel, then: Then) -> Tensor:
         x = x.contiguous()
-        ctx.save_for_backward(x, weight, bias)
-        ctx.kernel = kernel
-        return kernel.forward(x, weight, bias)
+        y, which = kernel.forward(x, weight, bias, then, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(x, y if then == Then.RELU else None, which, weight, bias)
+        ctx.kernel, ctx.then = kernel, then
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        return (*ctx.kernel.backward(x, gy.contiguous(), weight, bias, ctx.needs_input_grad[0]), None)
+        x, y, which, weight, bias = ctx.saved_tensors
+        wants_input = ctx.needs_input_grad[0]
+        found = ctx.kernel.backward(x, y, which, gy.contiguous(), weight, bias, ctx.then, wants_input)
+        return *found, None, None
 
 
 # ------------------------------------------------------------------------ layers
@@ -322,18 +348,31 @@ class ThinSurvivors(Survivors):
 
 
 def _computed(layer: nn.Module, x: Tensor) -> Tensor:
+    x = computed(x)
     weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-    survivors: Any = survivors_of(weight)  # type: ignore[arg-type]
+    assert weight is not None
+    survivors: Any = survivors_of(weight)
     if survivors.handed_out is not None:
         _refuse_write(layer, *survivors.handed_out)
         survivors.handed_out = None
-    if x.dtype != weight.dtype:  # type: ignore[union-attr]
-        raise RuntimeError(f"{type(layer).__name__}: expected {weight.dtype}, got {x.dtype}")  # type: ignore[union-attr]
-    if survivors.way is None and torch.is_grad_enabled():
-        _choose(layer, survivors, x, weight, bias)  # type: ignore[arg-type]
-    if survivors.way == DENSE:
-        return _by_torch(layer, x, survivors.whole(weight), bias)
-    return _by_kernel(layer, survivors, x, weight, bias)  # type: ignore[arg-type]
+    if x.dtype != weight.dtype:
+        raise RuntimeError(f"{type(layer).__name__}: expected {weight.dtype}, got {x.dtype}")
+
+    def compute(then: Then) -> Tensor:
+        if survivors.way is None and torch.is_grad_enabled():
+            _choose(layer, survivors, x, weight, bias, then)
+        run = _by_torch if survivors.way == DENSE else _by_kernel
+        return run(layer, survivors, x, weight, bias, then)
+
+    if isinstance(layer, nn.Conv2d) and survivors.way != DENSE and _may_wait(layer, x, weight):
+        return Deferred(survivors.kernel.size_of(x), x, compute)
+    return compute(Then.NOTHING)
+
+
+def _may_wait(layer: nn.Module, x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution may be computed later: gradients are recorded, so that nobody may write to its input."""
+    hooks = (layer._backward_hooks, layer._backward_pre_hooks, *map(vars(torch.nn.modules.module).get, GLOBAL_HOOKS))
+    return torch.is_grad_enabled() and weight.requires_grad and x.ndim == 4 and type(x) is Tensor and not any(hooks)
 
 
 def _refuse_write(layer: nn.Module, dense: Tensor, before: Tensor) -> None:
@@ -345,36 +384,40 @@ def _refuse_write(layer: nn.Module, dense: Tensor, before: Tensor) -> None:
         )
 
 
-def _by_torch(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _by_torch(
+    layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = Then.NOTHING
+) -> Tensor:
+    weight = survivors.whole(weight)
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
-    return layer._conv_forward(x, weight, bias)  # type: ignore[operator]
+    return followed(layer._conv_forward(x, weight, bias), then)  # type: ignore[operator]
 
 
-def _by_kernel(layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _by_kernel(
+    layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = Then.NOTHING
+) -> Tensor:
     if isinstance(layer, nn.Linear):
         return _LinearFunction.apply(x, weight, bias, survivors.kernel)
-    images = x if x.ndim == layer.weight.ndim else x.unsqueeze(0)
+    images = x if x.ndim == len(survivors.shape) else x.unsqueeze(0)
     if isinstance(layer, nn.Conv1d):
-        y = _ConvFunction.apply(images.unsqueeze(2), weight, bias, survivors.kernel).squeeze(2)
+        y = _ConvFunction.apply(images.unsqueeze(2), weight, bias, survivors.kernel, then).squeeze(2)
     else:
-        y = _ConvFunction.apply(images, weight, bias, survivors.kernel)
+        y = _ConvFunction.apply(images, weight, bias, survivors.kernel, then)
     return y if x.ndim == images.ndim else y.squeeze(0)
 
 
-def _choose(layer: nn.Module, survivors: ThinSurvivors, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Time both ways on this input, forward and backward, in turns, and keep the faster."""
+def _choose(
+    layer: nn.Module, survivors: ThinSurvivors, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then
+) -> None:
+    """Time both ways on this input, forward and backward, with what follows, in turns, and keep the faster."""
     x, weight = x.detach().requires_grad_(x.requires_grad), weight.detach().requires_grad_()
     bias = None if bias is None else bias.detach().requires_grad_()
 
-    def run(way: str) -> None:
-        if way == KERNEL:
-            y = _by_kernel(layer, survivors, x, weight, bias)
-        else:
-            y = _by_torch(layer, x, survivors.whole(weight), bias)
+    def run(way: Callable[..., Tensor]) -> None:
+        y = way(layer, survivors, x, weight, bias, then)
         y.backward(y.detach())
 
-    sparse, dense = in_turns([partial(run, way) for way in (KERNEL, DENSE)], TURNS, 0)
+    sparse, dense = in_turns([partial(run, way) for way in (_by_kernel, _by_torch)], TURNS, 0)
     survivors.times = sparse, dense
     survivors.way = KERNEL if survivors.agreed(sparse <= dense) else DENSE
 

@@ -55,6 +55,28 @@ def test_a_table_in_the_runs_folder_stands_in_its_report_too(run: Path, tmp_path
     assert "Tickets that run" not in (run / "report.html").read_text()
 
 
+@needs_compiler
+def test_what_was_measured_of_other_tickets_before_stays(run: Path, tmp_path: Path) -> None:
+    for rounds, sizes in (((0, 2), "1,4"), ((1,), "4"), ((2,), "4")):
+        tickets = [str(ticket_of(run, round)) for round in rounds]
+        assert main(["export", *tickets, "--batch_size", sizes, "--out", str(tmp_path)]) == 0
+    rows = list(csv.DictReader((tmp_path / "export.csv").read_text().splitlines()))
+    keys = [(row["ticket"], row["batch_size"]) for row in rows]
+    assert keys == [("round_00", "1"), ("round_00", "4"), ("round_01", "4"), ("round_02", "1"), ("round_02", "4")]
+    assert (tmp_path / "export.md").read_text().count("\n| round_") == 3
+
+
+@needs_compiler
+def test_each_run_has_its_own_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [shutil.copytree(run, tmp_path / name) for name in ("one", "two")]
+    given = [str(ticket_of(one, 2)) for one in runs]
+    assert main(["export", *given, "--batch_size", "2"]) == 0
+    assert all((one / "export.csv").is_file() for one in runs)
+    assert main(["export", *given, "--to", "torch", "--out", str(tmp_path / "out")]) == 2
+    assert "--out: several of the tickets are called round_02" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", ["torch", "onnx", "c", "c --int8"])
 def test_the_accuracy_is_that_of_the_file(
     options: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
