@@ -181,8 +181,11 @@ PUBLISHED = {
 }
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
-LIKE_ANOTHER = ("conv2_cifar10", "conv4_cifar10", "lenet300_fashion_mnist", "lenet5_fashion_mnist", "vgg19_cifar10")
-"""Configs that run as conv6, the LeNets on MNIST and resnet20 do."""
+LIKE_ANOTHER = (
+    *("conv2_cifar10", "conv4_cifar10", "conv6_cifar10", "lenet300_fashion_mnist", "lenet5_mnist"),
+    *("lenet5_fashion_mnist", "vgg19_cifar10", "mlp_mnist", "mlp_fashion_mnist"),
+)
+"""Configs that run as lenet300 and mlp_mnist_one_shot on MNIST and resnet20 do; all are parsed and compared."""
 
 
 @pytest.fixture(autouse=True)

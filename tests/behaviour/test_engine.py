@@ -105,7 +105,10 @@ def run(folder: Path, case: str, engine: Engine | str, **given: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
-@pytest.mark.parametrize("case", CASES)
+LIKE_ANOTHER = ("adamw", "rmsprop", "groups")  # tests/sparse/test_training.py compares fused steps of each
+
+
+@pytest.mark.parametrize("case", [pytest.param(one, marks=weekly if one in LIKE_ANOTHER else ()) for one in CASES])
 def test_it_trains_the_same(case: str, tmp_path: Path) -> None:
     dense, sparse = run(tmp_path / "dense", case, "dense"), run(tmp_path / "sparse", case, ALWAYS)
     for round in {row.round for row in dense.rows}:
@@ -153,7 +156,10 @@ def test_only_survivors_exist_while_it_trains_and_checkpoints_and_later_hooks_se
 
 @pytest.mark.parametrize(
     ("case", "step"),
-    [("adam", 17), ("in parts", 17), ("resnet", 17), ("averages", 20), *[pytest.param("resnet", 20, marks=weekly)]],
+    [
+        *(("adam", 17), ("in parts", 17), ("averages", 20)),
+        *(pytest.param("resnet", step, marks=weekly) for step in (17, 20)),
+    ],
 )
 def test_a_cut_run_resumes_bit_for_bit(case: str, step: int, tmp_path: Path) -> None:
     settings = {"rounds": 2, "train_for": "10it", "checkpoint_every_n_train_steps": 1, "controls": ["random_reinit"]}

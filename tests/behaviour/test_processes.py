@@ -304,6 +304,7 @@ def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], la
     assert their_out.count("Results, tickets and figures:") == 1
 
 
+@weekly
 def test_tasks_of_slurm_are_processes_of_one_run(tmp_path: Path, launched: dict[str, tuple[Path, str]]) -> None:
     """With the variables that srun sets, on one machine; requeued, the job finds its end and goes on from there."""
     slurm = {
@@ -329,7 +330,10 @@ def test_tasks_of_slurm_are_processes_of_one_run(tmp_path: Path, launched: dict[
 
 @pytest.mark.parametrize(
     ("kind", "rewind"),
-    [pytest.param("resnet", "weights", marks=weekly), ("resnet", "learning_rate"), ("foreign", "weights")],
+    [
+        *(pytest.param("resnet", rewind, marks=weekly) for rewind in ("weights", "learning_rate")),
+        ("foreign", "weights"),
+    ],
 )
 def test_every_network_starts_and_ends_alike_on_all_processes(tmp_path: Path, kind: str, rewind: str) -> None:
     """Buffers included, whose running statistics follow each process's own batches, and figures, of which a foreign

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import Fit, fit
+from conftest import Fit, fit, weekly
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -174,7 +174,10 @@ def lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", KINDS)
+LIKE_ANOTHER = ("segmentation", "language")  # a score that is a fraction, and one to be small
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=weekly if one in LIKE_ANOTHER else ()) for one in KINDS])
 def test_rows_tables_figures_and_conclusions_follow_the_score(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

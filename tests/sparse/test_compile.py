@@ -82,13 +82,13 @@ class Mixed(nn.Module):
 NETWORKS = [
     (LeNet300, (1, 28, 28)),
     (LeNet5, (1, 28, 28)),
-    (Conv2, (3, 32, 32)),
+    pytest.param(Conv2, (3, 32, 32), marks=weekly),
     (Conv4, (3, 32, 32)),
     (lambda: ResNet(depth=20, input_shape=(3, 32, 32), num_classes=10), (3, 32, 32)),
     pytest.param(lambda: VGG(depth=11, input_shape=(3, 32, 32), num_classes=10), (3, 32, 32), marks=weekly),
     pytest.param(lambda: torchvision.models.resnet18(weights=None), (3, 64, 64), marks=weekly),
     pytest.param(lambda: torchvision.models.mobilenet_v3_small(weights=None), (3, 64, 64), marks=weekly),
-    (lambda: torchvision.models.squeezenet1_1(weights=None), (3, 64, 64)),
+    pytest.param(lambda: torchvision.models.squeezenet1_1(weights=None), (3, 64, 64), marks=weekly),
     (lambda: nn.TransformerEncoderLayer(32, 4, batch_first=True), (5, 32)),
 ]
 
