@@ -104,10 +104,10 @@ def run(folder: Path, case: str, engine: Engine | str, **given: Any) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
 LIKE_ANOTHER = ("adamw", "rmsprop", "groups")  # tests/sparse/test_training.py compares fused steps of each
 
 
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
 @pytest.mark.parametrize("case", [pytest.param(one, marks=weekly if one in LIKE_ANOTHER else ()) for one in CASES])
 def test_it_trains_the_same(case: str, tmp_path: Path) -> None:
     dense, sparse = run(tmp_path / "dense", case, "dense"), run(tmp_path / "sparse", case, ALWAYS)
