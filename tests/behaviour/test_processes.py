@@ -204,7 +204,7 @@ LAUNCHERS = {
     "trainer": [sys.executable, "train.py"],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"],
 }
-every_launcher = pytest.mark.parametrize("launcher", ["trainer", pytest.param("torchrun", marks=weekly)])
+every_launcher = pytest.mark.parametrize("launcher", ["forks", *(pytest.param(one, marks=weekly) for one in LAUNCHERS)])
 
 
 def command_line(folder: Path, flags: list[str]) -> None:
@@ -219,7 +219,8 @@ def command_line(folder: Path, flags: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """Folder and output of one process's run, and of the same run on two, by each launcher."""
+    """Folder and output of one process's run, and of the same run on two: forks set up as torchrun does it, and, once a
+    week, whole processes by each launcher."""
     root = tmp_path_factory.mktemp("launched")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     environment.pop("PL_GLOBAL_SEED", None)
@@ -233,12 +234,15 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
             text=True,
         )
         for name, command in LAUNCHERS.items()
-        if THOROUGH or name == "trainer"  # which starts the second process itself
+        if THOROUGH
     }
     found = {}
     try:
         assert end(start(command_line, root / "one", [*FLAGS, "--data.batch_size=40"], world_size=1)) == [0]
-        found["one"] = root / "one", (root / "one.0.log").read_text()
+        assert end(start(command_line, root / "forks", [*FLAGS, *TWO])) == [0, 0]
+        for name in ("one", "forks"):
+            found[name] = root / name, (root / f"{name}.0.log").read_text()
+        assert "round" not in (root / "forks.1.log").read_text()
         for name, process in launches.items():
             out, err = process.communicate(timeout=HANGS)
             assert process.returncode == 0, err
@@ -297,7 +301,8 @@ def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], la
     assert said.startswith("Prunable: ") and first.startswith("    0  100.00 %")
     assert header == "round   density  variant         val acc  test acc  early stop  seconds"
     assert files(folder) == files(one)
-    assert set(folder.parent.iterdir()) == {folder.parent / name for name in (*launched, "one.0.log")}
+    logs = ("one.0.log", "forks.0.log", "forks.1.log")
+    assert set(folder.parent.iterdir()) == {folder.parent / name for name in (*launched, *logs)}
     shown = lines(their_out)
     assert len(shown) == 4 and shown == lines(out)
     assert their_out.count("early stop  seconds") == 1
