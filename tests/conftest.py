@@ -2,6 +2,8 @@
 
 import base64
 import csv
+import functools
+import gc
 import itertools
 import logging
 import os
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from lightning.fabric.utilities import registry
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -35,9 +38,16 @@ for _name in ("lightning.pytorch", "lightning.fabric"):
 # One thread here (below) and in every process that a test starts: the threads decide in which order sums are added.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
+# Every Trainer asks for plugins, which reads the metadata of all packages: 20 ms.
+registry.entry_points = functools.cache(registry.entry_points)
+
 # The same examples in every run, however slow the machine.
 hypothesis_settings.register_profile(
-    "calm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "calm",
+    max_examples=100 if "LTH_THOROUGH" in os.environ else 50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 hypothesis_settings.load_profile("calm")
 
@@ -51,6 +61,16 @@ weekly = pytest.mark.skipif(not THOROUGH, reason="weekly run: LTH_THOROUGH=1")
 """Marks what only tests more combinations of something that the usual run tests too."""
 
 DIGITS = {"input_shape": (1, 8, 8), "num_classes": 10}
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports have made, half a million objects, out of every later search for garbage."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let extension modules find all that is theirs as the process ends, or they tell of leaks."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +164,7 @@ class ForeignData(L.LightningDataModule):
         return DataLoader(self.splits["val"], batch_size=60, shuffle=True)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.splits["test"], batch_size=60)
+        return DataLoader(self.splits["test"], batch_size=200)
 
 
 def _as_dataset(loader: Any) -> TensorDataset:
@@ -188,17 +208,37 @@ ARCHITECTURES: dict[
 }
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., "Fit"]:
-    """`experiment(rounds=2, …)` runs the lottery on one of ARCHITECTURES and returns what was seen."""
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, "Fit"]]:
+    """A folder, and the runs of the module whose tests only read them."""
+    return tmp_path_factory.mktemp("shared"), {}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=weekly if name == "resnet" else ()) for name in ARCHITECTURES])
+def experiment(
+    request: pytest.FixtureRequest, tmp_path: Path, shared_runs: tuple[Path, dict[str, "Fit"]]
+) -> Callable[..., "Fit"]:
+    """`experiment(rounds=2, …)` runs the lottery on one of ARCHITECTURES and returns what was seen.
+
+    The residual network, whose steps take three times as long, has nothing that one of the others lacks.
+    `experiment.shared(rounds=2, …)` does it once a module, for tests that only read.
+    """
     module, data, settings = ARCHITECTURES[request.param]
 
-    def run(folder: str = "run", **given: Any) -> "Fit":
+    def run(folder: str | Path = "run", **given: Any) -> "Fit":
         torch.manual_seed(0)
         done = fit(module(), data(), tmp_path / folder, **{**settings, **given})
         done.make_module, done.make_data = module, data
         return done
 
+    def shared(**given: Any) -> "Fit":
+        folder, known = shared_runs
+        key = f"{request.param}, {given}"
+        if key not in known:
+            known[key] = run(folder / str(len(known)), **given)
+        return known[key]
+
+    run.shared = shared  # type: ignore[attr-defined]
     run.val_loss = settings.get("metrics", {}).get("val_loss", "val_loss")  # type: ignore[attr-defined]
     return run
 

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import lth_lightning
@@ -64,17 +65,18 @@ def _closeness(given: str, setting: str) -> float:
     return likeness(given, setting) + likeness(given.rpartition(".")[2], setting.rpartition(".")[2])
 
 
-def known_settings() -> set[str]:
+@cache
+def known_settings() -> frozenset[str]:
     """The dotted names of all settings of a command for our module and data; none if Lightning is not installed."""
     lightning = importlib.util.find_spec("lightning")
     if lightning is None or lightning.origin is None:
-        return set()
+        return frozenset()
     package, trainer = Path(lth_lightning.__file__).parent, Path(lightning.origin).parent / "pytorch/trainer/trainer.py"
     files = {prefix: (package / file, name) for prefix, (file, name) in OURS.items()} | {
         "trainer": (trainer, "Trainer")
     }
     found = {f"{prefix}.{argument}" for prefix, where in files.items() for argument in _arguments(*where)}
-    return {*COMMON, *found} - GROUPS
+    return frozenset({*COMMON, *found} - GROUPS)
 
 
 def _arguments(file: Path, name: str) -> list[str]:

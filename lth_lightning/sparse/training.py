@@ -30,7 +30,7 @@ SOURCE = Path(__file__).with_name("training.c")
 TYPES = (torch.float32, torch.float64)
 TURNS = 5  # how often each way is timed
 KERNEL, DENSE = "sparse", "dense"
-GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")  # of torch.nn.modules.module
+HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @functools.cache
@@ -370,9 +370,14 @@ def _computed(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _may_wait(layer: nn.Module, x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution may be computed later: gradients are recorded, so that nobody may write to its input."""
-    hooks = (layer._backward_hooks, layer._backward_pre_hooks, *map(vars(torch.nn.modules.module).get, GLOBAL_HOOKS))
-    return torch.is_grad_enabled() and weight.requires_grad and x.ndim == 4 and type(x) is Tensor and not any(hooks)
+    """Whether a convolution may be computed later.
+
+    Gradients must be recorded, so that nobody may write to its input. The layer must have no hook, which may keep its
+    output and ask for the gradient.
+    """
+    everywhere = vars(torch.nn.modules.module)
+    hooked = any(getattr(layer, kind) or everywhere[f"_global{kind}"] for kind in HOOKS)
+    return torch.is_grad_enabled() and weight.requires_grad and x.ndim == 4 and type(x) is Tensor and not hooked
 
 
 def _refuse_write(layer: nn.Module, dense: Tensor, before: Tensor) -> None:

@@ -17,7 +17,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from conftest import assert_same, draw_plainly, weekly
+from conftest import assert_same, weekly
 from dataset_files import accept_cifar10, write_cifar10, write_mnist
 
 from lth_lightning import DiabetesData, LotteryTicket, Regressor, Ticket, prunable_weights
@@ -26,6 +26,8 @@ from lth_lightning.cli.main import main
 from lth_lightning.pruning.criteria import Magnitude
 from lth_lightning.pruning.pruning import Pruning
 from lth_lightning.runs.rows import read_layers, read_rows
+
+pytestmark = pytest.mark.usefixtures("plain_figures")
 
 FOLDER = Path(__file__).parents[2] / "configs"
 REGRESSION = FOLDER / "diabetes.yaml"
@@ -179,8 +181,11 @@ PUBLISHED = {
 }
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
-LIKE_ANOTHER = ("conv2_cifar10", "conv4_cifar10", "lenet300_fashion_mnist", "lenet5_fashion_mnist", "vgg19_cifar10")
-"""Configs that run as conv6, the LeNets on MNIST and resnet20 do."""
+LIKE_ANOTHER = (
+    *("conv2_cifar10", "conv4_cifar10", "conv6_cifar10", "lenet300_fashion_mnist", "lenet5_mnist"),
+    *("lenet5_fashion_mnist", "vgg19_cifar10", "mlp_mnist", "mlp_fashion_mnist"),
+)
+"""Configs that run as lenet300 and mlp_mnist_one_shot on MNIST and resnet20 do; all are parsed and compared."""
 
 
 @pytest.fixture(autouse=True)
@@ -410,12 +415,8 @@ def test_the_readme_translates_every_option() -> None:
     [pytest.param(one, marks=weekly if one.stem in LIKE_ANOTHER else ()) for one in CONFIGS],
     ids=lambda config: config.stem,
 )
-def test_rounds_run_and_leave_what_a_run_leaves(
-    config: Path, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rounds_run_and_leave_what_a_run_leaves(config: Path, data_dir: Path, run_dir: Path) -> None:
     expected, last = PUBLISHED[config.stem], last_round(config)
-    if config.stem != "quickstart":
-        draw_plainly(monkeypatch)
     assert fit(config, run_dir, *shortened(config, data_dir)) == 0
 
     rows = read_rows(run_dir / "results.csv")
@@ -472,11 +473,8 @@ def test_the_tutorials_counts_of_pruned_weights() -> None:
 
 
 @pytest.mark.parametrize("stem", [pytest.param("quickstart", marks=weekly), "resnet20_cifar10"])
-def test_a_run_is_repeated_from_its_config_yaml(
-    stem: str, data_dir: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_repeated_from_its_config_yaml(stem: str, data_dir: Path, run_dir: Path) -> None:
     """ResNet-20 draws all that can be drawn: order, crops, mirrors; and has batch norm, momentum and a schedule."""
-    draw_plainly(monkeypatch)
     config = next(config for config in CONFIGS if config.stem == stem)
     first, again = run_dir / "first", run_dir / "again"
     assert fit(config, first, *shortened(config, data_dir)) == 0

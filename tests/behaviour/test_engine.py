@@ -63,6 +63,7 @@ class Groups(ForeignModule):
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-3)
 
 
+LENGTH = "50it" if THOROUGH else "20it"
 ONE_ROUND = {} if THOROUGH else {"rounds": 1}
 SHORT = {} if THOROUGH else {"train_for": "12it", "controls": []}
 FOREIGN = {"data": ForeignData, "metrics": FOREIGN_METRICS}
@@ -89,7 +90,7 @@ CASES: dict[str, tuple[Callable[[], L.LightningModule], dict[str, Any]]] = {
 
 def run(folder: Path, case: str, engine: Engine | str, **given: Any) -> Any:
     make, settings = CASES[case]
-    settings = {"train_for": "50it", "controls": [], **settings, **given}
+    settings = {"train_for": LENGTH, "controls": [], **settings, **given}
     make_data, callbacks = settings.pop("data", digits), settings.pop("callbacks", tuple)
     if engine != "dense":
         engine = settings.pop("engine", engine)
@@ -103,8 +104,11 @@ def run(folder: Path, case: str, engine: Engine | str, **given: Any) -> Any:
     )  # fmt: skip
 
 
+LIKE_ANOTHER = ("adamw", "rmsprop", "groups")  # tests/sparse/test_training.py compares fused steps of each
+
+
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(one, marks=weekly if one in LIKE_ANOTHER else ()) for one in CASES])
 def test_it_trains_the_same(case: str, tmp_path: Path) -> None:
     dense, sparse = run(tmp_path / "dense", case, "dense"), run(tmp_path / "sparse", case, ALWAYS)
     for round in {row.round for row in dense.rows}:
@@ -152,7 +156,10 @@ def test_only_survivors_exist_while_it_trains_and_checkpoints_and_later_hooks_se
 
 @pytest.mark.parametrize(
     ("case", "step"),
-    [("adam", 17), ("in parts", 17), ("resnet", 17), ("averages", 20), *[pytest.param("resnet", 20, marks=weekly)]],
+    [
+        *(("adam", 17), ("in parts", 17), ("averages", 20)),
+        *(pytest.param("resnet", step, marks=weekly) for step in (17, 20)),
+    ],
 )
 def test_a_cut_run_resumes_bit_for_bit(case: str, step: int, tmp_path: Path) -> None:
     settings = {"rounds": 2, "train_for": "10it", "checkpoint_every_n_train_steps": 1, "controls": ["random_reinit"]}

@@ -60,7 +60,7 @@ def averaging(kind: str) -> WeightAveraging:
     return EMAWeightAveraging(decay=0.8, update_starting_at_step=3)
 
 
-@pytest.mark.parametrize("kind", ["equal", "exponential"])
+@pytest.mark.parametrize("kind", [pytest.param("equal", marks=weekly), "exponential"])
 def test_averaged_weights_begin_anew_each_round(tmp_path: Path, kind: str) -> None:
     """A round ends as a fit of Lightning's own with the same callback ends, from the same start."""
     run = fit(resnet(), digits(), tmp_path, train_for="14it", controls=["random_reinit"], callbacks=(averaging(kind),))

@@ -409,6 +409,7 @@ Of = Callable[[list[str]], Reference]
 Count = Callable[[str, list[Experiment]], None]
 
 
+@weekly
 @pytest.mark.parametrize("seed", range(SEEDS))
 @every_experiment
 def test_kills_at_random_moments_change_nothing(

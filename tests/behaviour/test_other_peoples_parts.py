@@ -31,7 +31,18 @@ import pytest
 import pytorch_lightning
 import torch
 import torchmetrics
-from conftest import FOREIGN_METRICS, Cut, ForeignData, ForeignModule, assert_same, digits, fit, make_trainer, mlp
+from conftest import (
+    FOREIGN_METRICS,
+    Cut,
+    ForeignData,
+    ForeignModule,
+    assert_same,
+    digits,
+    fit,
+    make_trainer,
+    mlp,
+    weekly,
+)
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
@@ -386,6 +397,7 @@ def test_a_logger_that_writes_to_the_working_directory_has_no_folder_for_a_run(
     assert two_runs(tmp_path, TensorBoardLogger(".", name="", version=""), False) == ["root/runs/0", "root/runs/1"]
 
 
+@weekly  # importing them takes ten times as long as the rest
 @pytest.mark.filterwarnings("ignore")
 def test_no_run_goes_to_the_store_of_mlflow_or_weights_and_biases(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)

@@ -204,7 +204,7 @@ LAUNCHERS = {
     "trainer": [sys.executable, "train.py"],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"],
 }
-every_launcher = pytest.mark.parametrize("launcher", ["trainer", pytest.param("torchrun", marks=weekly)])
+every_launcher = pytest.mark.parametrize("launcher", ["forks", *(pytest.param(one, marks=weekly) for one in LAUNCHERS)])
 
 
 def command_line(folder: Path, flags: list[str]) -> None:
@@ -219,7 +219,8 @@ def command_line(folder: Path, flags: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """Folder and output of one process's run, and of the same run on two, by each launcher."""
+    """Folder and output of one process's run, and of the same run on two: forks set up as torchrun does it, and, once a
+    week, whole processes by each launcher."""
     root = tmp_path_factory.mktemp("launched")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     environment.pop("PL_GLOBAL_SEED", None)
@@ -233,12 +234,15 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
             text=True,
         )
         for name, command in LAUNCHERS.items()
-        if THOROUGH or name == "trainer"  # which starts the second process itself
+        if THOROUGH
     }
     found = {}
     try:
         assert end(start(command_line, root / "one", [*FLAGS, "--data.batch_size=40"], world_size=1)) == [0]
-        found["one"] = root / "one", (root / "one.0.log").read_text()
+        assert end(start(command_line, root / "forks", [*FLAGS, *TWO])) == [0, 0]
+        for name in ("one", "forks"):
+            found[name] = root / name, (root / f"{name}.0.log").read_text()
+        assert "round" not in (root / "forks.1.log").read_text()
         for name, process in launches.items():
             out, err = process.communicate(timeout=HANGS)
             assert process.returncode == 0, err
@@ -293,14 +297,19 @@ def test_one_process_writes_and_speaks(launched: dict[str, tuple[Path, str]], la
         return [" ".join(row) for row in rows]
 
     (one, out), (folder, their_out) = launched["one"], launched[launcher]
+    said, header, first, *_ = out.splitlines()  # errors and warnings too
+    assert said.startswith("Prunable: ") and first.startswith("    0  100.00 %")
+    assert header == "round   density  variant         val acc  test acc  early stop  seconds"
     assert files(folder) == files(one)
-    assert set(folder.parent.iterdir()) == {folder.parent / name for name in (*launched, "one.0.log")}
+    logs = ("one.0.log", "forks.0.log", "forks.1.log")
+    assert set(folder.parent.iterdir()) == {folder.parent / name for name in (*launched, *logs)}
     shown = lines(their_out)
     assert len(shown) == 4 and shown == lines(out)
     assert their_out.count("early stop  seconds") == 1
     assert their_out.count("Results, tickets and figures:") == 1
 
 
+@weekly
 def test_tasks_of_slurm_are_processes_of_one_run(tmp_path: Path, launched: dict[str, tuple[Path, str]]) -> None:
     """With the variables that srun sets, on one machine; requeued, the job finds its end and goes on from there."""
     slurm = {
@@ -326,7 +335,10 @@ def test_tasks_of_slurm_are_processes_of_one_run(tmp_path: Path, launched: dict[
 
 @pytest.mark.parametrize(
     ("kind", "rewind"),
-    [pytest.param("resnet", "weights", marks=weekly), ("resnet", "learning_rate"), ("foreign", "weights")],
+    [
+        *(pytest.param("resnet", rewind, marks=weekly) for rewind in ("weights", "learning_rate")),
+        ("foreign", "weights"),
+    ],
 )
 def test_every_network_starts_and_ends_alike_on_all_processes(tmp_path: Path, kind: str, rewind: str) -> None:
     """Buffers included, whose running statistics follow each process's own batches, and figures, of which a foreign
@@ -425,7 +437,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param("static_graph", marks=weekly), *sorted({*WAYS} - {"static_graph"})])
 def test_pruned_weights_their_gradients_and_momentum_stay_0_on_all_processes(tmp_path: Path, way: str) -> None:
     """Before the processes' gradients are averaged, and after."""
     for seen in run(tmp_path, kind="resnet", rounds=1, controls=["random_mask"], evaluate_test=False, **WAYS[way]):
@@ -541,7 +553,7 @@ class WaitAt(L.Callback):
                 time.sleep(HANGS)
 
 
-@pytest.mark.parametrize("ranks", [(0, 1), (0,)], ids=["both", "0"])
+@pytest.mark.parametrize("ranks", [pytest.param((0, 1), marks=weekly), (0,)], ids=["both", "0"])
 def test_sigterm_ends_all_processes_and_the_run_goes_on_from_there(tmp_path: Path, ranks: tuple[int, ...]) -> None:
     """Lightning's own handler broadcasts in the midst of other collectives, and both processes may hang for ever."""
     settings: dict[str, Any] = {"train_for": "20it", "rounds": 2}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import weekly
 
 from lth_lightning.cli.main import main
 from lth_lightning.cli.run_dir import Reservation
@@ -240,7 +241,11 @@ OTHER: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("other", OTHER)
+USUAL = ("two at once", "network", "order of the globs, the first of which counts", "optimizer", "precision")
+USUAL += ("callback that stops",)
+
+
+@pytest.mark.parametrize("other", [pytest.param(one, marks=() if one in USUAL else weekly) for one in OTHER])
 def test_a_run_does_not_go_on_by_other_settings(other: str, run: Path, refused: Refused) -> None:
     given, expected = OTHER[other]
     error = refused([*LAST, *given])
@@ -296,7 +301,10 @@ SAME: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("same", SAME)
+LIKE_ANOTHER = ("its own config, and what is in it", "another order")
+
+
+@pytest.mark.parametrize("same", [pytest.param(one, marks=weekly if one in LIKE_ANOTHER else ()) for one in SAME])
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_run_goes_on_by_the_same_settings_however_they_are_given(same: str, run: Path, capsys: Any) -> None:
     before = _rows(run)

@@ -294,7 +294,7 @@ SETUPS = {
 LIKE_ANOTHER = (
     *("16-mixed, overflow, fused", "accumulate 3", "clip norm, accumulate 3", "clip value, accumulate 2"),
     *("adam, fused", "adam, foreach", "sgd", "sgd, momentum, nesterov", "adamw", "step", "step, every second"),
-    *("one cycle", "plateau", "warm-up", "compiled, aot autograd", "64-true"),
+    *("one cycle", "plateau", "warm-up", "compiled", "compiled, aot autograd", "64-true", "bf16-true"),
 )
 """Setups that differ from another in a number, or in an implementation that torch promises to be equal."""
 
@@ -470,10 +470,14 @@ def test_every_network_equals_its_training_alone_and_what_is_pruned_stays_0(tmp_
             assert (trained[key] != start[key])[mask].float().mean() > 0.5, "survivors learn"
 
 
+@pytest.fixture(scope="module")
+def clipped(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    return run_lottery(SETUPS["clip norm"], tmp_path_factory.mktemp("clipped"))[0]
+
+
 @pytest.mark.parametrize("fault", ["dense", "another mask", "another order", "other draws", "a step less"])
-def test_a_training_with_one_fault_is_found_to_differ(tmp_path: Path, fault: str) -> None:
-    setup = SETUPS["clip norm"]
-    run, _ = run_lottery(setup, tmp_path)
+def test_a_training_with_one_fault_is_found_to_differ(fault: str, clipped: Fit) -> None:
+    setup, run = SETUPS["clip norm"], clipped
     ticket, order, settings = run.ticket(2), 2, {}
     masks = {name: mask.clone() for name, mask in ticket.masks.items()}
     match fault:

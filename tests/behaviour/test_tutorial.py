@@ -3,12 +3,13 @@
 import base64
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import HANGS
+from tests.conftest import HANGS, weekly
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "configs" / "tutorial.ipynb"
@@ -50,6 +51,24 @@ def test_it_is_stored_without_outputs() -> None:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
+@pytest.mark.filterwarnings("ignore")  # as a notebook would show them
+def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a few steps a network, and here: a kernel would load everything anew."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    sources = [cell.source for cell in nbformat.read(TUTORIAL, as_version=4).cells if cell.cell_type == "code"]
+    assert "".join(sources).count('train_for="4ep"') == 1
+    for source in sources:
+        exec(compile(source.replace('"4ep"', '"4it"'), str(TUTORIAL), "exec"), names)
+    for lottery in (names["one_shot"], names["iterative"]):
+        assert [row.round for row in lottery.results if row.variant == "ticket"] == [0, 1, 2, 3, 4]
+        assert lottery.folder.path.resolve().parent == (tmp_path / "runs").resolve()
+    assert len(names["accuracy"]) == 5 and len(names["says"]) == 8
+
+
+@weekly
 def test_each_experiment_prints_a_line_a_network(cells: list[nbformat.NotebookNode]) -> None:
     fits = [cell for cell in cells if "= experiment(" in cell.source]
     assert len(fits) == 2
@@ -60,6 +79,7 @@ def test_each_experiment_prints_a_line_a_network(cells: list[nbformat.NotebookNo
         assert not any("Epoch" in line for line in lines)
 
 
+@weekly
 def test_results_are_a_table(cells: list[nbformat.NotebookNode]) -> None:
     (table,) = [
         page for cell in cells for page in outputs_of(cell, "text/html") if "<table" in page and "density" in page
@@ -67,6 +87,7 @@ def test_results_are_a_table(cells: list[nbformat.NotebookNode]) -> None:
     assert "one-shot" in table and "iterative" in table and "random_reinit" in table
 
 
+@weekly
 def test_both_pictures_are_shown_inline(cells: list[nbformat.NotebookNode]) -> None:
     pictures = {cell.source: outputs_of(cell, "image/png") for cell in cells if ".figure(" in cell.source}
     assert len(pictures) == 3
@@ -76,6 +97,7 @@ def test_both_pictures_are_shown_inline(cells: list[nbformat.NotebookNode]) -> N
     assert one_shot != iterative
 
 
+@weekly
 def test_the_ticket_shows_its_layers_and_classifies(cells: list[nbformat.NotebookNode]) -> None:
     (card,) = [page for cell in cells for page in outputs_of(cell, "text/html") if "Ticket of MLP on Digits" in page]
     assert "net.fc1.weight" in card and "weights kept: <b>16 %" in card

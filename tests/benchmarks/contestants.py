@@ -33,6 +33,7 @@ class Task:
         turn: steps a turn.
         turns: how many, the first half dense and the second half with masks that keep half of the weights.
         stock_turn: steps a turn of stock Lightning.
+        steps: a round, where the whole config is run.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     turn: int
     turns: int
     stock_turn: int
+    steps: int = 6000
 
     @property
     def dense_steps(self) -> int:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,7 @@ def tasks(given: argparse.Namespace) -> dict[str, Task]:
     cifar10 = given.cifar10 if given.data_dir else "contestants.RandomCIFAR10"
     folder = given.data_dir or "."
     return {
-        "lenet": Task("lenet", mnist, folder, 60, augment=False, turn=917, turns=20, stock_turn=100),
+        "lenet": Task("lenet", mnist, folder, 60, augment=False, turn=917, turns=20, stock_turn=100, steps=given.steps),
         "conv2": Task("conv2", cifar10, folder, 60, augment=True, turn=15, turns=16, stock_turn=10),
         "conv4": Task("conv4", cifar10, folder, 60, augment=False, turn=3, turns=16, stock_turn=3),
         "resnet20": Task("resnet20", cifar10, folder, 128, augment=True, turn=8, turns=16, stock_turn=5),
@@ -164,6 +165,40 @@ def engines_evenly(task: Task) -> None:
     engines(task, **{"lottery.pruning.rates": "{}", "lottery.pruning.rate": 0.2})
 
 
+def engines_whole(task: Task) -> None:
+    """The whole of a config, at `steps` a round, by each engine as a process of its own; then two at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        dense, dense_memory = _whole(task, folder, "dense")
+        sparse, sparse_memory = _whole(task, folder, "sparse")
+        say(task.name, "the whole config", f"{dense:.0f} s dense, {sparse:.0f} s sparse: {dense / sparse:.2f}")
+        say(task.name, "memory at most", f"{(sparse_memory - dense_memory) / 1e6:+.0f} MB, sparse against dense")
+        step = median(turn["stock"]["step"] for turn in give_turns({"stock": (Stock(task), task.stock_turn)}, 6))
+        networks = len(Path(folder, "sparse", "results.csv").read_text().splitlines()) - 1
+        stock = step * networks * task.steps
+        say(task.name, "against stock Lightning's steps", f"{stock / sparse:.1f} ({1e3 * step:.3g} ms a step)")
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda core: _whole(task, folder, "sparse", core)[0], range(2)))
+        say(task.name, "two processes side by side", f"{max(both) / sparse:.2f} of the time of one")
+
+
+def _whole(task: Task, folder: str, engine: str, core: int | None = None) -> tuple[float, float]:
+    """Seconds of a process, and bytes that it took at most; on a core of its own, if one is given."""
+    settings = {
+        "run_dir": f"{folder}/{engine}{'' if core is None else core}",
+        "lottery.engine": engine,
+        "lottery.rounds": 20,
+        "lottery.train_for": f"{task.steps}it",
+        "lottery.pruning.rate": 0.2,
+        "lottery.controls": "[random_reinit, random_mask]",
+        "trainer.val_check_interval": 100,
+        "trainer.check_val_every_n_epoch": "null",
+        "trainer.callbacks": "[speed.Peak]",
+    }
+    since = time.perf_counter()
+    most = _of_child(["train.py", *fit_command(task, folder, **settings)], core)
+    return time.perf_counter() - since, most
+
+
 def round_end(task: Task) -> None:
     """Prune, rewind and save the ticket of a large network."""
     turns = give_turns({"fit": (Ours(task, {"lottery.train_for": "2it", "data.val_size": 100}), 1)}, 2)
@@ -214,11 +249,13 @@ def _of_fit(task: Task, callback: str) -> float:
         return _of_child(["train.py", *fit_command(task, folder, **settings)])
 
 
-def _of_child(command: Sequence[str]) -> float:
+def _of_child(command: Sequence[str], core: int | None = None) -> float:
     """The number that a Python process writes last to standard error."""
     paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths, "STARTED": str(time.time())}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=True)
+    pin = [] if core is None else ["taskset", "-c", str(core)]
+    words = [*pin, sys.executable, *command]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     return float(done.stderr.split()[-1])
 
 
@@ -234,6 +271,7 @@ MEASURES: dict[str, tuple[Callable[[Task], None], str]] = {
     "often": (often, "lenet"),
     "rounds": (rounds, "lenet"),
     "engines": (engines, "lenet"),
+    "engines_whole": (engines_whole, "lenet"),
     "engines_conv4": (engines, "conv4"),
     "engines_conv4_evenly": (engines_evenly, "conv4"),
     "engines_resnet20": (engines, "resnet20"),
@@ -264,6 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=f"of {', '.join(MEASURES)}; by default all")
     parser.add_argument("--data_dir", help="real data sets, as torchvision lays them out; by default noise")
+    parser.add_argument("--steps", type=int, default=6000, help="a round of engines_whole; default 6000, for an hour")
     parser.add_argument("--cifar10", default="CIFAR10", help="the class that reads CIFAR-10 there")
     given = parser.parse_args()
     if odd := set(given.measures) - MEASURES.keys():

@@ -16,6 +16,7 @@ import lth_lightning
 from lth_lightning import ImageClassifier, ImageDataModule, LotteryTicket, Pruning
 from lth_lightning.cli.arguments import Named, completed, named_parts, program, shipped_configs
 from lth_lightning.cli.known_settings import check_names, known_settings
+from lth_lightning.cli.main import ready_to_import
 from lth_lightning.errors import SettingError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -175,7 +176,10 @@ with ready_to_import():
 """
     ended = python("-c", program)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "Interrupted while loading.\n")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual = signal.getsignal(signal.SIGINT)
+    with ready_to_import():
+        assert signal.getsignal(signal.SIGINT) is not usual
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_the_packages_names_are_listed() -> None:

@@ -18,6 +18,7 @@ from lth_lightning.tickets.ticket import Ticket
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.usefixtures("plain_figures"),
 ]
 
 OWN_PROJECT = '''

@@ -93,7 +93,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("density", [pytest.param(0.6, marks=weekly), 0.1, pytest.param(0.005, marks=weekly)])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [pytest.param(one, marks=weekly if one == "resnet14" else ()) for one in NETWORKS])
 def test_the_papers_networks(network: str, density: float, tmp_path: Path) -> None:
     make, shape = NETWORKS[network]
     images = torch.randn(5, *shape)
@@ -224,7 +224,7 @@ def test_selected_channels(tmp_path: Path) -> None:
     check(tmp_path, graph, torch.randn(3, 4, 2, 2))
 
 
-@pytest.mark.parametrize("network", ["lenet300", "lenet5", "resnet8"])
+@pytest.mark.parametrize("network", ["lenet300", pytest.param("lenet5", marks=weekly), "resnet8"])
 def test_signed_bytes_give_nearly_the_same_scores(network: str, tmp_path: Path) -> None:
     make, shape = NETWORKS[network]
     images = torch.randn(64, *shape)

@@ -82,13 +82,13 @@ class Mixed(nn.Module):
 NETWORKS = [
     (LeNet300, (1, 28, 28)),
     (LeNet5, (1, 28, 28)),
-    (Conv2, (3, 32, 32)),
+    pytest.param(Conv2, (3, 32, 32), marks=weekly),
     (Conv4, (3, 32, 32)),
     (lambda: ResNet(depth=20, input_shape=(3, 32, 32), num_classes=10), (3, 32, 32)),
-    (lambda: VGG(depth=11, input_shape=(3, 32, 32), num_classes=10), (3, 32, 32)),
+    pytest.param(lambda: VGG(depth=11, input_shape=(3, 32, 32), num_classes=10), (3, 32, 32), marks=weekly),
     pytest.param(lambda: torchvision.models.resnet18(weights=None), (3, 64, 64), marks=weekly),
     pytest.param(lambda: torchvision.models.mobilenet_v3_small(weights=None), (3, 64, 64), marks=weekly),
-    (lambda: torchvision.models.squeezenet1_1(weights=None), (3, 64, 64)),
+    pytest.param(lambda: torchvision.models.squeezenet1_1(weights=None), (3, 64, 64), marks=weekly),
     (lambda: nn.TransformerEncoderLayer(32, 4, batch_first=True), (5, 32)),
 ]
 
@@ -110,7 +110,7 @@ def test_whole_networks(build, shape) -> None:  # type: ignore[no-untyped-def]
 
 
 @needs_compiler
-@pytest.mark.parametrize("batch", [1, 15, 16, 17, 64, 65, 300])
+@pytest.mark.parametrize("batch", [1, 16, 17, 65, *(pytest.param(size, marks=weekly) for size in (15, 64, 300))])
 @pytest.mark.parametrize(("build", "shape"), NETWORKS[:5])
 def test_batch_sizes_in_single_precision(build, shape, batch: int) -> None:  # type: ignore[no-untyped-def]
     module, graph = pruned_and_its_graph(build, shape)

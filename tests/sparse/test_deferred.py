@@ -136,6 +136,15 @@ def test_relu_and_pooling_run_within_the_convolution(monkeypatch: pytest.MonkeyP
     assert ran == [relu, relu, relu, pool, pool | relu, pool | relu, pool | relu]
 
 
+def test_a_hook_may_keep_the_output_and_ask_for_its_gradient() -> None:
+    for layer in pair(whole(nn.Conv2d(2, 4, 3)), 0.3):
+        kept: list[Tensor] = []
+        layer.register_forward_hook(lambda _, __, y, kept=kept: kept.append(y))
+        y = F.relu(layer(torch.ones(1, 2, 9, 9)))
+        (gradient,) = torch.autograd.grad(y.sum(), kept)
+        assert torch.equal(gradient, (kept[0] > 0).float())
+
+
 def test_hooks_of_a_convolution_see_its_output() -> None:
     sparse, dense = pair(whole(nn.Conv2d(2, 4, 3)), 0.3)
     for layer in (sparse, dense):

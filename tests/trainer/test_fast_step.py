@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_same, copies, digits, fit, make_trainer, mlp
+from conftest import assert_same, copies, digits, fit, make_trainer, mlp, weekly
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -225,8 +225,14 @@ def _diary_of(name: str, folder: Path) -> tuple[list[Any], dict[str, Tensor]]:
     return diary.entries, copies(module)
 
 
+LIKE_ANOTHER = (
+    *("logged every step", "evaluated twice an epoch", "evaluated every second epoch", "double"),
+    *("schedule by epochs", "plateau by steps"),
+)
+
+
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of skipped steps and of hooks that a module has
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=weekly if one in LIKE_ANOTHER else ()) for one in SETUPS])
 def test_hooks_counters_logs_and_weights_are_those_of_lightnings_own_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Cut, Fit, digits, fit, mlp
+from conftest import Cut, Fit, digits, fit, mlp, weekly
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 
 from lth_lightning.runs.rows import CurveRow, read_curves
@@ -85,7 +85,7 @@ def logged(name: str, folder: Path, *callbacks: Cut) -> Fit:
 
 
 @pytest.mark.filterwarnings("ignore")  # what these packages say of themselves
-@pytest.mark.parametrize("name", LOGGERS)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=() if one == "csv" else weekly) for one in LOGGERS])
 def test_every_networks_curve_can_be_told_apart_and_no_step_goes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
