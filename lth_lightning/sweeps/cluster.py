@@ -20,6 +20,7 @@ CALM = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would copy the working directory to each worker
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers hide GPUs by themselves; Ray would warn
+    "RAY_worker_niceness": "0",  # at Ray's 15, whatever else runs would come before the trainings
 }
 
 
