@@ -93,6 +93,12 @@ class RandomCIFAR10(RandomMNIST):
     sizes = (50_000, 10_000)
 
 
+class FewRandomCIFAR10(RandomCIFAR10):
+    """A few images of that kind, where many networks would be evaluated for the sake of a few steps."""
+
+    sizes = (1_000, 100)
+
+
 # ------------------------------------------------------------------------------------- the bare loop
 
 

@@ -147,6 +147,8 @@ def engines(task: Task, **more: Any) -> None:
     steps = max(2, task.turn // 12)
     settings = {"lottery.rounds": wanted[-1], "lottery.train_for": f"{of_round * steps}it", **more}
     settings |= {"trainer.val_check_interval": 10**6, "trainer.check_val_every_n_epoch": "null"}
+    if task.dataset == "contestants.RandomCIFAR10":
+        settings |= {"data.dataset": "contestants.FewRandomCIFAR10", "data.val_size": 100}
     contestants = {name: (Ours(task, {**settings, "lottery.engine": name}), steps) for name in ("dense", "sparse")}
     turns = give_turns(contestants, of_round * (wanted[-1] + 1) - 1)
     for number in wanted:
