@@ -16,27 +16,19 @@ from lth_lightning.files import make_folder, replace_file
 from lth_lightning.lottery.plan import TrainedNetwork
 from lth_lightning.runs.environment import Stretch, read_environment, write_environment
 from lth_lightning.runs.folder import RunFolder
-from lth_lightning.runs.rows import LayerRow, Row, read_layers, read_rows
+from lth_lightning.runs.rows import LayerRow, Row, network_key, read_layers, read_rows
 from lth_lightning.trainer.sub_runs import copy_points, loggers_of
-
-VARIANTS = ("random_reinit", "random_mask")
-"""The controls that may be trained apart; `pruned_only` is not trained at all."""
-
-
-def key(network: TrainedNetwork | Row | LayerRow) -> tuple[int, str, int]:
-    """What names a network of a run."""
-    return network.round, network.variant, network.replicate
 
 
 def missing(plan: Sequence[TrainedNetwork], rows: Sequence[Row]) -> list[TrainedNetwork]:
     """Return the networks without a row."""
-    there = {key(row) for row in rows}
-    return [network for network in plan if key(network) not in there]
+    there = {network_key(row) for row in rows}
+    return [network for network in plan if network_key(network) not in there]
 
 
 def folder_of(run: RunFolder, network: TrainedNetwork) -> RunFolder:
     """Return the folder of a control that is trained apart."""
-    return run.control(*key(network))
+    return run.control(*network_key(network))
 
 
 def check_trained(run: RunFolder, controls: Sequence[TrainedNetwork]) -> None:
@@ -59,8 +51,8 @@ def results(run: RunFolder, controls: Sequence[TrainedNetwork]) -> tuple[list[Ro
     rows, layers = list[Row](), list[LayerRow]()
     for network in controls:
         folder = folder_of(run, network)
-        rows += [row for row in read_rows(folder.results) if key(row) == key(network)]
-        layers += [row for row in read_layers(folder.layers) if key(row) == key(network)]
+        rows += [row for row in read_rows(folder.results) if network_key(row) == network_key(network)]
+        layers += [row for row in read_layers(folder.layers) if network_key(row) == network_key(network)]
     return rows, layers
 
 
@@ -69,10 +61,10 @@ def take_files(run: RunFolder, controls: Sequence[TrainedNetwork]) -> None:
     stretches = read_environment(run.environment)
     for network in controls:
         folder = folder_of(run, network)
-        replace_file(run.curve(*key(network)), folder.curve(*key(network)).read_bytes())
-        if (best := folder.best(*key(network))).is_file():
-            make_folder(run.best(*key(network)).parent)
-            replace_file(run.best(*key(network)), best.read_bytes())
+        replace_file(run.curve(*network_key(network)), folder.curve(*network_key(network)).read_bytes())
+        if (best := folder.best(*network_key(network))).is_file():
+            make_folder(run.best(*network_key(network)).parent)
+            replace_file(run.best(*network_key(network)), best.read_bytes())
         for there in read_environment(folder.environment)[-1:]:
             stretches = [*stretches[:-1], _joined(stretches[-1], there)] if stretches else []
     if stretches != read_environment(run.environment):

@@ -30,7 +30,7 @@ from lth_lightning.pruning.masks import Masks, dense_masks, density, share_of_ze
 from lth_lightning.pruning.prunable import check_norms, chosen, copies_of, left_out, prunable_weights
 from lth_lightning.pruning.state import copied, fingerprint, full_state, load_state
 from lth_lightning.runs.lock import FolderLock
-from lth_lightning.runs.rows import Row, write_curve, write_layers, write_rows
+from lth_lightning.runs.rows import RANDOM_CONTROLS, Row, network_key, write_curve, write_layers, write_rows
 from lth_lightning.runs.score import write_score
 from lth_lightning.tickets.packed_file import prunable_share
 from lth_lightning.tickets.ticket import Ticket, check_storable
@@ -467,7 +467,7 @@ class Experiment:
         """Whether a control is trained apart. If that is decided only now, leave a checkpoint for it, in which it is
         the next network and the last."""
         progress, asked = self.progress, self.lottery.leaves_apart
-        if network.variant not in apart.VARIANTS or progress.until is not None:
+        if network.variant not in RANDOM_CONTROLS or progress.until is not None:
             return False
         control = apart.folder_of(self.folder, network)
         if control.taken or asked is None or not asked():
@@ -489,9 +489,9 @@ class Experiment:
             return
         apart.check_trained(self.folder, left)
         rows, layers = apart.results(self.folder, left)
-        place = {apart.key(network): i for i, network in enumerate(plan)}
-        progress.results = sorted([*progress.results, *rows], key=lambda row: place[apart.key(row)])
-        progress.layers = sorted([*progress.layers, *layers], key=lambda row: place[apart.key(row)])
+        place = {network_key(network): i for i, network in enumerate(plan)}
+        progress.results = sorted([*progress.results, *rows], key=lambda row: place[network_key(row)])
+        progress.layers = sorted([*progress.layers, *layers], key=lambda row: place[network_key(row)])
         if trainer.is_global_zero:
             apart.take_files(self.folder, left)
             self._write_results()

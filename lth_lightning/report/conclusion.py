@@ -6,10 +6,8 @@ from lth_lightning.report.aggregate import Curve, PooledRuns, Spread
 from lth_lightning.report.reported import Reported
 from lth_lightning.report.statistics import Difference, paired_differences, smallest_match
 from lth_lightning.report.wording import counted, named, weights
+from lth_lightning.runs.rows import RANDOM_CONTROLS
 from lth_lightning.runs.score import MATCH_SHARE, Score
-
-CONTROLS = ("random_reinit", "random_mask")
-"""`pruned_only` is no control, because it is not trained."""
 
 
 def answer(experiment: PooledRuns) -> str:
@@ -54,7 +52,7 @@ def _sparse(experiment: PooledRuns) -> tuple[Curve, dict[str, Curve]]:
         for variant, whole in experiment.scores.items()
         if (curve := {number: value for number, value in whole.items() if experiment.density[number] < 1})
     }
-    return sparse.get("ticket", {}), {variant: sparse[variant] for variant in CONTROLS if variant in sparse}
+    return sparse.get("ticket", {}), {variant: sparse[variant] for variant in RANDOM_CONTROLS if variant in sparse}
 
 
 def _sparsest_match(experiment: PooledRuns, tickets: Curve) -> str:

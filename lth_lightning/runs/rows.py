@@ -7,13 +7,40 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 from lth_lightning.errors import SettingError, unknown_name
 from lth_lightning.files import replace_file
 
 VARIANTS = ("ticket", "random_reinit", "random_mask", "pruned_only")
 """The variants of a network, in the order in which tables and figures show them."""
+RANDOM_CONTROLS = ("random_reinit", "random_mask")
+"""The variants that are trained to compare the ticket with; `pruned_only` is not trained."""
+
+NetworkKey = tuple[int, str, int]
+"""Round, variant and replicate: what names a network of a run."""
+
+
+class OfNetwork(Protocol):
+    """Anything that belongs to one network of a run."""
+
+    @property
+    def round(self) -> int:
+        """0 is the dense network."""
+
+    @property
+    def variant(self) -> str:
+        """One of `VARIANTS`."""
+
+    @property
+    def replicate(self) -> int:
+        """Counts from 0."""
+
+
+def network_key(one: OfNetwork) -> NetworkKey:
+    """Return what names the network that a row, say, belongs to."""
+    return one.round, one.variant, one.replicate
+
 
 ENGINE = "engine"
 """The field whose column a file has only if the lottery chose between engines."""

@@ -389,18 +389,14 @@ def _refuse_write(layer: nn.Module, dense: Tensor, before: Tensor) -> None:
         )
 
 
-def _by_torch(
-    layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = Then.NOTHING
-) -> Tensor:
+def _by_torch(layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then) -> Tensor:
     weight = survivors.whole(weight)
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
     return followed(layer._conv_forward(x, weight, bias), then)  # type: ignore[operator]
 
 
-def _by_kernel(
-    layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = Then.NOTHING
-) -> Tensor:
+def _by_kernel(layer: nn.Module, survivors: Any, x: Tensor, weight: Tensor, bias: Tensor | None, then: Then) -> Tensor:
     if isinstance(layer, nn.Linear):
         return _LinearFunction.apply(x, weight, bias, survivors.kernel)
     images = x if x.ndim == len(survivors.shape) else x.unsqueeze(0)

@@ -14,17 +14,13 @@ from rich.text import Text
 from lth_lightning.consoles import can_redraw, duration
 from lth_lightning.errors import SettingError
 from lth_lightning.runs.folder import RESULTS
-from lth_lightning.runs.rows import Row, read_rows
+from lth_lightning.runs.rows import RANDOM_CONTROLS, NetworkKey, Row, network_key, read_rows
 from lth_lightning.runs.score import known_score
 
 REFRESH_SECONDS = 1.0
 
 
-Network = tuple[int, str, int]
-"""Round, variant and replicate of a network."""
-
-
-def name_of(network: Network) -> str:
+def name_of(network: NetworkKey) -> str:
     """A network's name within its round: `random_mask #2`."""
     _, variant, replicate = network
     return variant + (f" #{replicate + 1}" if replicate else "")
@@ -48,16 +44,16 @@ class Standing:
     name: str
     folder: Path
     state: str = "waiting"
-    networks: Sequence[Network] = ()
+    networks: Sequence[NetworkKey] = ()
     message: str = ""
     rows: list[Row] = field(default_factory=list)
     splits: bool = True
-    apart: dict[Network, str] = field(default_factory=dict)
+    apart: dict[NetworkKey, str] = field(default_factory=dict)
     own_is_in_training: bool = False
     _seen: int = 0
     _since: float = field(default_factory=time.monotonic)
 
-    def begin(self, network: Network | None = None) -> None:
+    def begin(self, network: NetworkKey | None = None) -> None:
         """Note that a training starts or resumes: the run's own, or that of a control apart."""
         self.state = "training"
         if network is not None:
@@ -65,7 +61,7 @@ class Standing:
         else:
             self.own_is_in_training, self._since = True, time.monotonic()
 
-    def wait(self, network: Network | None = None) -> None:
+    def wait(self, network: NetworkKey | None = None) -> None:
         """Note that a training has ended before its end."""
         if network is not None:
             self.apart[network] = "waiting"
@@ -85,28 +81,28 @@ class Standing:
             return
 
     @property
-    def trained(self) -> set[Network]:
+    def trained(self) -> set[NetworkKey]:
         """The networks that are trained."""
-        return {_key(row) for row in self.rows} | {one for one, state in self.apart.items() if state == "done"}
+        return {network_key(row) for row in self.rows} | {one for one, state in self.apart.items() if state == "done"}
 
     @property
-    def own_networks(self) -> list[Network]:
+    def own_networks(self) -> list[NetworkKey]:
         """The networks that the run's own fit has still to train or to leave apart."""
         there = self.trained
         return [one for one in self.networks if one not in there and one not in self.apart]
 
     @property
-    def chain(self) -> list[Network]:
+    def chain(self) -> list[NetworkKey]:
         """The networks to go that can only follow each other: all, or if it splits those that are not controls."""
-        return [one for one in self.own_networks if not self.splits or one[1] in ("ticket", "pruned_only")]
+        return [one for one in self.own_networks if not self.splits or one[1] not in RANDOM_CONTROLS]
 
     @property
     def has_controls(self) -> bool:
         """Whether it has controls to train."""
-        return any(variant not in ("ticket", "pruned_only") for _, variant, _ in self.own_networks)
+        return any(variant in RANDOM_CONTROLS for _, variant, _ in self.own_networks)
 
     @property
-    def in_training(self) -> list[Network]:
+    def in_training(self) -> list[NetworkKey]:
         """The networks in training: its own first."""
         own = self.own_networks[:1] if self.own_is_in_training else []
         return own + [one for one, state in self.apart.items() if state == "training"]
@@ -155,7 +151,7 @@ class Standing:
             return None
         return max(self._seconds(self.chain, otherwise) or 0.0, whole / max(1, len(self.in_training)))
 
-    def _seconds(self, networks: Sequence[Network], otherwise: float | None) -> float | None:
+    def _seconds(self, networks: Sequence[NetworkKey], otherwise: float | None) -> float | None:
         if self.state in ("done", "failed"):
             return 0.0
         each = self.seconds_a_network or otherwise
@@ -163,10 +159,6 @@ class Standing:
             return None
         to_go = sum(variant != "pruned_only" for _, variant, _ in networks)
         return max(0.0, to_go * each - (time.monotonic() - self._since if self.state == "training" else 0.0))
-
-
-def _key(row: Row) -> Network:
-    return row.round, row.variant, row.replicate
 
 
 def seconds_left(standings: Sequence[Standing], workers: int) -> float | None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lth_lightning.runs.folder import RunFolder
+from lth_lightning.runs.rows import NetworkKey
 from lth_lightning.sweeps.combinations import Training, fit_flags
-from lth_lightning.sweeps.display import Network, Standing, name_of
+from lth_lightning.sweeps.display import Standing, name_of
 from lth_lightning.sweeps.folder import LOG
 
 
@@ -25,7 +26,7 @@ class Run:
     training: Training
     standing: Standing
     own: "Job" = field(init=False)
-    apart: dict[Network, "Job"] = field(default_factory=dict)
+    apart: dict[NetworkKey, "Job"] = field(default_factory=dict)
     failed: "Job | None" = None
     has_left: bool = False
 
@@ -61,7 +62,7 @@ class Job:
 
     run: Run
     folder: RunFolder
-    network: Network | None = None
+    network: NetworkKey | None = None
     lost: int = 0
     last_checkpoint: int = 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_lightning.errors import SettingError
+from lth_lightning.runs.rows import NetworkKey, network_key
 
 PATIENCE = 60
 """Seconds to wait for a process that still writes to a run: one that is about to die with its node."""
@@ -26,7 +27,7 @@ class Checked:
     its controls cannot be trained apart, if they cannot."""
 
     refused: str | None
-    networks: tuple[tuple[int, str, int], ...] = ()
+    networks: tuple[NetworkKey, ...] = ()
     in_line: str | None = None
 
 
@@ -133,7 +134,7 @@ class _Stop(Exception):  # noqa: N818 (not an error)
 def _checked(flags: list[str], fetched: set[str]) -> Checked:
     from lth_lightning.cli.lightning_cli import LotteryCLI
 
-    networks: list[tuple[int, str, int]] = []
+    networks: list[NetworkKey] = []
     in_line: list[str | None] = []
 
     class Check(LotteryCLI):
@@ -145,7 +146,7 @@ def _checked(flags: list[str], fetched: set[str]) -> Checked:
                     f"trainer.devices: a training of a sweep uses one device, got {self.trainer.num_devices} on "
                     f"{self.trainer.num_nodes} machines. Use fit for one run on several devices."
                 )
-            networks.extend((one.round, one.variant, one.replicate) for one in self.lottery.plan)
+            networks.extend(map(network_key, self.lottery.plan))
             in_line.append(_why_in_line(self))
             data = json.dumps(self.settings.get("data"), default=str)
             if data not in fetched:
